@@ -1,0 +1,190 @@
+"""The nouns: what a request is, what it costs, what comes back, how it ends.
+
+All are frozen `msgspec.Struct`s, so they can cross a process as they are. Times called `at`, `arrival`
+or `deadline` are seconds on the event loop's clock (`loop.time()`); durations are seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+from foreserve.errors import BY_CODE, EngineFailed, RequestError, UpstreamRefused
+
+Role = Literal["any", "writer"]
+
+Cost = Mapping[str, float]
+"""Amounts by resource name (`slots`, `kv_tokens`, `seconds`, `bytes`). Only compared, never interpreted."""
+
+
+def fits(cost: Cost, room: Cost) -> bool:
+    """Whether every amount that `room` limits covers what `cost` asks of it.
+
+    A resource that `room` does not name is not limited there.
+    """
+    return all(cost.get(name, 0.0) <= free for name, free in room.items())
+
+
+def add(a: Cost, b: Cost) -> dict[str, float]:
+    """Sum by resource name."""
+    return {**a, **{name: a.get(name, 0.0) + amount for name, amount in b.items()}}
+
+
+def subtract(a: Cost, b: Cost) -> dict[str, float]:
+    """What is left of `a` once `b` is taken; resources that `a` does not name stay unlimited."""
+    return {name: amount - b.get(name, 0.0) for name, amount in a.items()}
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client asks of one service, with its terms. `payload` belongs to the service's kind."""
+
+    id: str
+    service: str
+    payload: Any
+    arrival: float
+    deadline: float | None = None
+    utility: float = 1.0
+    tenant: str = "default"
+    parent: str | None = None
+    root_arrival: float | None = None
+    affinity: str | None = None
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """A priced request: what policies order, replicas carry and engines run.
+
+    `payload` is opaque to everything but the kind that made it and the engine that runs it.
+    `affinity` is the key of sticky or prefix placement. `role="writer"` work goes to the writer replica in
+    order of `sequence`. Only `idempotent` work is run again, under the next `attempt`, when its replica is lost.
+    `credits` bounds how many chunks may be asked of the engine before more credit is given; `None` is no bound.
+    """
+
+    id: str
+    payload: Any
+    cost: dict[str, float]
+    arrival: float
+    deadline: float | None = None
+    utility: float = 1.0
+    tenant: str = "default"
+    parent: str | None = None
+    root_arrival: float | None = None
+    affinity: str | None = None
+    role: Role = "any"
+    sequence: int | None = None
+    idempotent: bool = True
+    attempt: int = 0
+    credits: int | None = None
+
+
+FinishReason = Literal["stop", "length", "cancelled", "rejected", "error"]
+
+
+class Finish(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an engine ended a request. `usage` is what it measured (for a language model `prompt_tokens`, …).
+
+    `error` says in words what went wrong (`rejected`: the request, `error`: the engine); `detail` is the kind's own.
+    """
+
+    reason: FinishReason
+    error: str | None = None
+    usage: dict[str, float] = {}
+    detail: Any = None
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of an answer, in order of `index` within one `attempt`. The last one carries `finish`."""
+
+    id: str
+    index: int
+    data: Any = None
+    attempt: int = 0
+    finish: Finish | None = None
+
+
+class OutcomeKind(StrEnum):
+    """The five ways a request ends. Every request ends in exactly one."""
+
+    DONE = "done"
+    SHED = "shed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How one request ended, with the figures that predictors and people learn from.
+
+    `code` is a `RequestError.code` (empty when done) and `reason` its words. `started` is when it was given to a
+    replica and `first` when its first chunk arrived; both are `None` where that never happened.
+    """
+
+    id: str
+    service: str
+    kind: OutcomeKind
+    arrival: float
+    ended: float
+    started: float | None = None
+    first: float | None = None
+    finish: FinishReason | None = None
+    code: str = ""
+    reason: str = ""
+    retry_after: float | None = None
+    detail: Any = None
+    tenant: str = "default"
+    parent: str | None = None
+    replica: str | None = None
+    attempt: int = 0
+    why: str = ""
+    cost: dict[str, float] = {}
+    usage: dict[str, float] = {}
+
+    def error(self) -> RequestError | None:
+        """The exception a caller should see, or `None` when the request was done."""
+        if self.kind is OutcomeKind.DONE:
+            return None
+        if self.code == UpstreamRefused.code:
+            return UpstreamRefused(self.reason, detail=self.detail)
+        return BY_CODE.get(self.code, EngineFailed)(self.reason, retry_after=self.retry_after)
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine is, told once when it is ready.
+
+    `capacity` is the most it may hold at once by resource name and always names `slots`. A `static` engine runs one
+    batch at a time to its end; a `continuous` one takes work whenever it has room. `facts` are the kind's own
+    (`context_tokens`, `weights`, …).
+    """
+
+    batching: Literal["continuous", "static"]
+    capacity: dict[str, float]
+    features: tuple[str, ...] = ()
+    facts: dict[str, Any] = {}
+
+
+class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of an engine's load. `None` is not known; it is never taken for idle."""
+
+    running: int | None = None
+    waiting: int | None = None
+    kv_fraction: float | None = None
+    cached_tokens: int | None = None
+    last_step_s: float | None = None
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How to make an engine, in this process or another: `factory` is `"module:attribute"` or `"file.py:attribute"`.
+
+    `options` are its keyword arguments (plain values). `python` is the interpreter of its worker process (`None`:
+    ours), `env` is added to that process's environment. `start_limit_s` bounds the time until it is ready and
+    `liveness_s` the silence that is taken for a hang; it must exceed the longest engine step.
+    """
+
+    factory: str
+    options: dict[str, Any] = {}
+    python: str | None = None
+    env: dict[str, str] = {}
+    start_limit_s: float = 300.0
+    liveness_s: float = 60.0

@@ -1,0 +1,31 @@
+"""What an upstream service and the remote engine say to each other: another server's requests and answers."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Forward(msgspec.Struct, frozen=True, kw_only=True):
+    """Send this to the server as it is. `path` begins with `/v1/`; `headers` are those worth passing on."""
+
+    method: str
+    path: str
+    body: bytes
+    headers: dict[str, str] = {}
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The server has begun to answer. Always the first chunk's data."""
+
+    status: int
+    content_type: str
+    headers: dict[str, str] = {}
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Bytes of the answer, as they came: whole server-sent events when it is an event stream."""
+
+    data: bytes
+
+
+Answer = Head | Body

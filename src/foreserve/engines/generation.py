@@ -1,0 +1,48 @@
+"""What a language-model service and its engines say to each other, inside `Work.payload` and `Chunk.data`.
+
+To everything between them these are opaque.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True):
+    """Continue `prompt` (token ids) by at most `max_tokens` tokens.
+
+    Greedy when `temperature` is 0. `logprobs` asks for the log-probability of each chosen token and that many of its
+    rivals (0: of the chosen alone). Generation ends at any of `stop_tokens`, which is not part of the answer's text but
+    is counted as an output token; with `ignore_eos` at none. `stop` holds stop strings, which the service matches
+    itself. `predicted_tokens` is a hint, never a limit; the true length is not knowable here.
+    """
+
+    prompt: list[int]
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    logprobs: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    stop_tokens: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    json_schema: str | None = None
+    priority: int | None = None
+    predicted_tokens: int | None = None
+
+
+class Tokens(msgspec.Struct, frozen=True, kw_only=True):
+    """New token ids, oldest first, with their log-probabilities where they were asked for."""
+
+    ids: list[int]
+    logprobs: list[float] | None = None
+
+
+FEATURES = ("logprobs", "top_logprobs", "json_schema", "penalties", "seed", "ignore_eos")
+"""What an LLM engine may name in `EngineInfo.features`; a request for what it does not name is a 400."""
+
+# Usage keys of a language model's `Finish.usage`: "prompt_tokens", "output_tokens", "cached_tokens".
+# Facts of its `EngineInfo.facts`: "context_tokens" (int), "weights" (str), "max_batched_tokens" (int).
+# Its capacity names "slots" (sequences at once) and "kv_tokens".

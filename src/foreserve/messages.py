@@ -1,0 +1,120 @@
+"""The messages between gateway and worker: typed, frozen, one tagged union each way.
+
+The worker side needs nothing but msgspec, pyzmq and its engine, so this module imports nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from foreserve.core import Chunk, EngineInfo, EngineLoad, Work
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
+    """Base of all messages; the class name in lower case is the tag on the wire."""
+
+
+# --- to the worker -----------------------------------------------------------------------------------
+
+
+class Start(Message, frozen=True):
+    """Make this engine and become ready. A worker takes exactly one."""
+
+    factory: str
+    options: dict[str, Any]
+    heartbeat_s: float = 1.0
+
+
+class Run(Message, frozen=True):
+    """Run this work: one batch for a static engine, each by itself for a continuous one."""
+
+    works: tuple[Work, ...]
+    plan: Any = None
+
+
+class Feed(Message, frozen=True):
+    """More of a prompt that is still growing; `last` closes it."""
+
+    id: str
+    data: Any
+    last: bool = False
+
+
+class Credit(Message, frozen=True):
+    """`n` more chunks may be asked of the engine for this request."""
+
+    id: str
+    n: int
+
+
+class Abort(Message, frozen=True):
+    """Stop these requests within one step. Each still ends with a finish, unless it had ended already."""
+
+    ids: tuple[str, ...]
+
+
+class Drain(Message, frozen=True):
+    """Finish what runs, refuse what comes, then say `Drained`."""
+
+
+class Exit(Message, frozen=True):
+    """Close the engine and end."""
+
+
+ToWorker = Start | Run | Feed | Credit | Abort | Drain | Exit
+
+
+# --- from the worker ---------------------------------------------------------------------------------
+
+
+class Ready(Message, frozen=True):
+    """The engine can take work."""
+
+    info: EngineInfo
+    pid: int
+
+
+class StartFailed(Message, frozen=True):
+    """The engine cannot become ready, and why, in words."""
+
+    reason: str
+
+
+class Chunks(Message, frozen=True):
+    """Everything that one engine step produced, for all its requests."""
+
+    chunks: tuple[Chunk, ...]
+
+
+class Heartbeat(Message, frozen=True):
+    """The worker's loop turns, and this is its load."""
+
+    load: EngineLoad
+
+
+class Drained(Message, frozen=True):
+    """Nothing runs here any more."""
+
+
+FromWorker = Ready | StartFailed | Chunks | Heartbeat | Drained
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+
+
+def encode(message: ToWorker | FromWorker) -> bytes:
+    """One message as msgpack."""
+    return _encoder.encode(message)
+
+
+def decode_to_worker(data: bytes) -> ToWorker:
+    """Raises msgspec.DecodeError when `data` is no such message."""
+    return _to_worker.decode(data)
+
+
+def decode_from_worker(data: bytes) -> FromWorker:
+    """Raises msgspec.DecodeError when `data` is no such message."""
+    return _from_worker.decode(data)

@@ -1,0 +1,185 @@
+"""The protocols: what a policy, an engine, a kind of service and a launcher must be able to do.
+
+Whatever fits one of these can be registered by name (see `registry`) and chosen in the settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from foreserve.core import Chunk, Cost, EngineInfo, EngineLoad, EngineSpec, Outcome, Work
+from foreserve.messages import FromWorker, ToWorker
+
+# --- what a policy is told and what it answers -------------------------------------------------------
+
+
+class Room(msgspec.Struct, frozen=True, kw_only=True):
+    """What one replica can take now. Only replicas with a free slot are shown to a policy."""
+
+    replica: str
+    free: dict[str, float]
+    capacity: dict[str, float]
+    running: int
+    load: EngineLoad | None = None
+
+
+class Pick(msgspec.Struct, frozen=True, kw_only=True):
+    """Run these together on one replica. `plan` reaches the engine as it is; `why` is for people."""
+
+    ids: tuple[str, ...]
+    plan: Any = None
+    why: str = ""
+
+
+class Wait(msgspec.Struct, frozen=True, kw_only=True):
+    """Nothing now; ask again at `until` (loop seconds) or when something changes, whichever is first."""
+
+    until: float
+
+
+class BatchPolicy(Protocol):
+    """Who runs next, and together. Deterministic in these calls: no clock, no I/O, no global random state.
+
+    It owns its ready structure, so that a pick stays cheap as the queue grows. What it picks must fit one of the
+    rooms; what it picks has left its structure.
+    """
+
+    def add(self, work: Work, now: float) -> None: ...
+    def remove(self, request_id: str) -> None:
+        """Forget a waiting request. Unknown ids are ignored."""
+        ...
+
+    def pick(self, rooms: Sequence[Room], now: float) -> Pick | Wait | None: ...
+    def settled(self, outcome: Outcome) -> None:
+        """Learn how a request that was added has ended."""
+        ...
+
+
+class Placement(Protocol):
+    """Where picked work runs. Returns the `replica` of one of `rooms`; all of them have room for it. Pure."""
+
+    def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str: ...
+
+
+class QueueView(msgspec.Struct, frozen=True, kw_only=True):
+    """What admission knows of a service: counts, and its recent pace (`None` until something has ended)."""
+
+    waiting: int
+    running: int
+    ready_replicas: int
+    completions_per_s: float | None
+    seconds_per_request: float | None
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a request is refused at once, in words, and in how many seconds it may be tried again."""
+
+    reason: str
+    retry_after: float
+
+
+class Admission(Protocol):
+    """Whether to take a request in. Pure."""
+
+    def admit(self, work: Work, view: QueueView, now: float) -> Refusal | None: ...
+
+
+# --- what executes -----------------------------------------------------------------------------------
+
+
+class Engine(Protocol):
+    """What executes a model. Runs in a worker process or, `inline`, in the event loop.
+
+    `run` yields chunks numbered from 0, the last one with `finish`; leaving the iterator early cancels.
+    A `static` engine is called through `run_batch` alone, which yields the chunks of one step together.
+    An engine may have `feed(request_id, data, last)` for prompts that are still growing.
+    """
+
+    async def start(self) -> EngineInfo:
+        """Become ready. Raises EngineStartError with the reason in words."""
+        ...
+
+    def run(self, work: Work, plan: Any = None) -> AsyncIterator[Chunk]: ...
+    def run_batch(self, works: Sequence[Work], plan: Any = None) -> AsyncIterator[Sequence[Chunk]]: ...
+    async def cancel(self, request_id: str) -> None:
+        """Stop a request within one step. Idempotent; unknown ids are ignored."""
+        ...
+
+    async def load(self) -> EngineLoad: ...
+    async def close(self) -> None: ...
+
+
+class Listener(Protocol):
+    """Who hears a replica's connection."""
+
+    def heard(self, message: FromWorker) -> None: ...
+    def exited(self, reason: str) -> None:
+        """Called once, when the other side is gone, however that came about."""
+        ...
+
+
+class Connection(Protocol):
+    """One live replica process (or actor, or in-process host), as its launcher hands it out."""
+
+    pid: int | None
+
+    def send(self, message: ToWorker) -> None:
+        """Never blocks. A message to a replica that has exited is dropped: `exited` has told of it."""
+        ...
+
+    async def stop(self, grace_s: float) -> None:
+        """Ask it to exit, and end it by force after `grace_s`. Returns when it is gone."""
+        ...
+
+    def kill(self) -> None: ...
+
+
+class Launcher(Protocol):
+    """Starts replicas. `inline`, `local`, later `ray`: one conformance suite, all pass it."""
+
+    async def launch(self, name: str, spec: EngineSpec, listener: Listener) -> Connection:
+        """Start a replica and send it `Start`; `Ready` or `StartFailed` reaches `listener`."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+# --- what a kind of service brings -------------------------------------------------------------------
+
+
+class Decoded(msgspec.Struct, frozen=True, kw_only=True):
+    """What a chunk means to the caller. `enough` ends the request as done: nothing more is wanted."""
+
+    events: Sequence[Any] = ()
+    enough: bool = False
+
+
+class Decoder(Protocol):
+    """Turns one request's chunks into the events its caller reads. One per attempt; keeps its own state."""
+
+    def feed(self, chunk: Chunk) -> Decoded: ...
+
+
+class Kind(Protocol):
+    """What makes a service an LLM, a function, …: its price, its engine, its policy and how answers are read.
+
+    `payload` is already checked; `price` must be cheap and must not raise.
+    """
+
+    name: str
+    policy: str
+    """The batch policy used when the settings say `auto`, by name."""
+
+    def engine(self) -> EngineSpec: ...
+    def price(self, payload: Any) -> Cost: ...
+    def ready(self, info: EngineInfo) -> None:
+        """A replica of this kind is ready and this is what it can do."""
+        ...
+
+    def decoder(self, work: Work) -> Decoder: ...
+    def events_bound(self, payload: Any) -> int:
+        """The most undelivered events one request may hold."""
+        ...

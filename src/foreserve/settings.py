@@ -1,0 +1,254 @@
+"""Typed settings: one place for every word an app file may use, the same in Python and in YAML.
+
+`parse` turns plain values into one of the structs below. What does not fit is a ConfigError that names the place
+(`app.yaml: services.chat.queue.max_request`), what is wrong and the valid choices. Environment variables are read in
+`Environment` and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import msgspec
+
+from foreserve.errors import ConfigError
+from foreserve.registry import choices
+
+T = TypeVar("T")
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise ValueError(f"`{name}` is {value}; it must be at least {least}")
+
+
+def _above(name: str, value: float, bound: float) -> None:
+    if not value > bound:
+        raise ValueError(f"`{name}` is {value}; it must be above {bound}")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all settings: frozen, keyword only, unknown keys refused."""
+
+
+class QueueSettings(Settings, frozen=True, kw_only=True):
+    """How much may wait for one service, and how long.
+
+    A request is shed when `max_waiting` others wait, or when its predicted wait exceeds `max_wait_s` (or its own
+    deadline, if that is sooner).
+    """
+
+    max_waiting: int = 256
+    max_wait_s: float = 30.0
+    admission: str = "bounded"
+
+    def __post_init__(self) -> None:
+        _at_least("max_waiting", self.max_waiting, 1)
+        _above("max_wait_s", self.max_wait_s, 0)
+
+
+class ServiceSettings(Settings, frozen=True, kw_only=True):
+    """What every kind of service can be told.
+
+    `policy` is a batch policy by name (`auto`: what suits the engine), `policy_options` its keyword arguments.
+    `deadline_s` and `utility` are the terms of a request that brings none of its own. `python` is the interpreter of
+    the worker processes, for models whose packages disagree with ours. `stall_s` is how long a client may leave its
+    answer unread before it is cancelled.
+    """
+
+    replicas: int = 1
+    launcher: Literal["local", "inline"] = "local"
+    policy: str = "auto"
+    policy_options: dict[str, Any] = {}
+    placement: str = "least_requests"
+    queue: QueueSettings = QueueSettings()
+    deadline_s: float | None = None
+    utility: float = 1.0
+    python: str | None = None
+    env: dict[str, str] = {}
+    start_limit_s: float = 300.0
+    liveness_s: float = 60.0
+    stall_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        _at_least("replicas", self.replicas, 0)
+        for name in ("start_limit_s", "liveness_s", "stall_s"):
+            _above(name, getattr(self, name), 0)
+        if self.deadline_s is not None:
+            _above("deadline_s", self.deadline_s, 0)
+
+
+class LLMSettings(ServiceSettings, frozen=True, kw_only=True):
+    """A language model on this machine.
+
+    `model` is a packaged model's name, a GGUF file or a Hugging Face folder. `engine` is chosen from the model when
+    `auto`. `weights` is the precision kept in memory; `exact` makes answers independent of who else is in the
+    batch, at about half the speed. `max_running` bounds the sequences that run at once, `kv_cache_gb` (GiB) their
+    memory, `max_batched_tokens` one engine step. `default_max_tokens` holds for requests that name none (`None`: up
+    to the context).
+    """
+
+    model: str
+    engine: str = "auto"
+    weights: Literal["f16", "q8_0", "bf16", "f32"] | None = None
+    exact: bool = False
+    threads: int | None = None
+    context_tokens: int | None = None
+    max_running: int = 16
+    max_batched_tokens: int = 512
+    kv_cache_gb: float = 1.0
+    prefix_caching: bool = True
+    default_max_tokens: int | None = None
+    engine_options: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_running", "max_batched_tokens"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("threads", "context_tokens", "default_max_tokens"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        _above("kv_cache_gb", self.kv_cache_gb, 0)
+
+
+class UpstreamSettings(ServiceSettings, frozen=True, kw_only=True):
+    """A model on servers that already run and speak OpenAI's API: each address in `urls` is a replica.
+
+    `model` is its name there (`None`: every model they list). `max_running` bounds the requests in flight at each.
+    `observe` forwards everything at once, unchanged, and only reports what would have been done. `api_key_env` names
+    the environment variable that holds their key. `timeout_s` bounds the silence of a server within an answer.
+    """
+
+    urls: list[str]
+    model: str | None = None
+    max_running: int = 64
+    observe: bool = False
+    api_key_env: str | None = None
+    connect_s: float = 5.0
+    timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.urls:
+            raise ValueError("`urls` names no server")
+        for url in self.urls:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"`urls`: {url!r} is not an http:// or https:// address")
+        _at_least("max_running", self.max_running, 1)
+
+
+class FunctionSettings(ServiceSettings, frozen=True, kw_only=True):
+    """A Python function, generator or async function: `target` is `"module:name"` or `"file.py:name"`.
+
+    `max_running` calls run side by side in one worker, each in a thread of its own.
+    """
+
+    target: str
+    max_running: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("max_running", self.max_running, 1)
+        if ":" not in self.target:
+            raise ValueError(f'`target` is {self.target!r}; valid: "module:name" or "file.py:name"')
+
+
+class ApiKey(Settings, frozen=True, kw_only=True):
+    """A key that clients must show, whose they are, and the highest utility they may claim."""
+
+    key: str
+    tenant: str = "default"
+    max_utility: float = 1.0
+    deadline_s: float | None = None
+
+
+class ServerSettings(Settings, frozen=True, kw_only=True):
+    """The HTTP server. With `api_keys`, every request but `/health/*` needs one. Sizes are in bytes."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: list[ApiKey] = []
+    max_body_bytes: int = 32 * 2**20
+    max_connections: int = 2048
+    drain_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"`port` is {self.port}; valid: 0 to 65535")
+        _at_least("max_body_bytes", self.max_body_bytes, 1024)
+
+
+class StateSettings(Settings, frozen=True, kw_only=True):
+    """What survives a restart, how long. Without a `folder` it is `FORESERVE_STATE`; `history` off keeps nothing."""
+
+    folder: str | None = None
+    history: bool = True
+    history_days: float = 14.0
+    history_rows: int = 1_000_000
+
+
+class AppSettings(Settings, frozen=True, kw_only=True):
+    """What an app has beside its services."""
+
+    server: ServerSettings = ServerSettings()
+    state: StateSettings = StateSettings()
+
+
+class Environment(Settings, frozen=True, kw_only=True):
+    """The environment variables that Foreserve reads, all of them."""
+
+    cache: Path
+    state: Path
+    log_level: str
+
+    @classmethod
+    def read(cls) -> Environment:
+        """`FORESERVE_CACHE`, `FORESERVE_STATE` (folders), `FORESERVE_LOG` (a logging level)."""
+        home = Path.home()
+        return cls(
+            cache=Path(os.environ.get("FORESERVE_CACHE", home / ".cache" / "foreserve")),
+            state=Path(os.environ.get("FORESERVE_STATE", home / ".local" / "state" / "foreserve")),
+            log_level=os.environ.get("FORESERVE_LOG", "INFO").upper(),
+        )
+
+
+def parse(data: Any, into: type[T], where: str) -> T:
+    """`data` (plain mappings, lists, values) as `into`. Raises ConfigError that names `where` and the valid choices."""
+    _check_keys(data, into, where)
+    try:
+        return msgspec.convert(data, into, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {_in_words(error)}") from None
+
+
+def _check_keys(data: Any, into: Any, where: str) -> None:
+    """Unknown and missing keys, found before types: msgspec names the key, this also names the valid ones."""
+    struct = next((t for t in (into, *get_args(into)) if isinstance(t, type) and issubclass(t, msgspec.Struct)), None)
+    if struct is None:
+        return
+    if isinstance(data, list):
+        for index, item in enumerate(data):
+            _check_keys(item, struct, f"{where}[{index}]")
+        return
+    if not isinstance(data, Mapping):
+        return
+    fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
+    for key, value in data.items():
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key {key!r}{choices(str(key), fields)}")
+        _check_keys(value, fields[key].type, f"{where}.{key}")
+    missing = [name for name, field in fields.items() if field.required and name not in data]
+    if missing:
+        raise ConfigError(f"{where}: missing key {missing[0]!r}; {struct.__name__} needs it")
+
+
+def _in_words(error: msgspec.ValidationError) -> str:
+    """`Expected `int`, got `str` - at `$.queue.max_waiting`` as `queue.max_waiting: expected int, got str`."""
+    message, _, path = str(error).partition(" - at `$")
+    place = path.rstrip("`").lstrip(".")
+    message = message.replace("`", "")
+    message = message[:1].lower() + message[1:]
+    return f"{place}: {message}" if place else message
