@@ -123,6 +123,7 @@ class UpstreamSettings(ServiceSettings, frozen=True, kw_only=True):
     """
 
     urls: list[str]
+    launcher: Literal["inline"] = "inline"
     model: str | None = None
     max_running: int = 64
     observe: bool = False
