@@ -59,6 +59,7 @@ class Replicas:
         self._on_info = on_info
         self._seats: list[Seat] = []
         self._restarts: set[asyncio.Task[None]] = set()
+        self._started = False
         self._stopping = False
 
     @property
@@ -80,6 +81,10 @@ class Replicas:
             reason = next((replica.reason for replica in self.all if replica.reason), "it ended before it was ready")
             await self.stop(0.0)
             raise EngineStartError(f"service {self.service!r}: no replica could be started: {reason}")
+        self._started = True
+        for seat in self._seats:
+            if seat.replica is not None and seat.replica.state is State.GONE:
+                self._replace(seat, seat.replica)
 
     async def stop(self, drain_s: float) -> None:
         """Drain and end all of them; nothing is restarted after this."""
@@ -115,15 +120,17 @@ class Replicas:
     def _gone(self, seat: Seat, replica: Replica) -> None:
         """End or retry what it held and start its successor: at once after a first loss, ever later after more."""
         self._dispatcher.detach(replica, replica.reason)
-        if self._stopping:
-            return
+        if self._started and not self._stopping:
+            self._replace(seat, replica)
+
+    def _replace(self, seat: Seat, lost: Replica) -> None:
         loop = asyncio.get_running_loop()
-        proven = replica.ready_at is not None and loop.time() - replica.ready_at >= PROVEN_S
+        proven = lost.ready_at is not None and loop.time() - lost.ready_at >= PROVEN_S
         seat.losses = 1 if proven else seat.losses + 1
         wait = backoff(seat.losses)
-        log.warning("replica %s is gone (%s); restart in %g s", replica.name, replica.reason, wait)
+        log.warning("replica %s is gone (%s); restart in %g s", lost.name, lost.reason, wait)
         if wait and not self.ready:
-            self._dispatcher.give_up(f"no replica of {self.service!r} is up; the last was lost: {replica.reason}")
+            self._dispatcher.give_up(f"no replica of {self.service!r} is up; the last was lost: {lost.reason}")
         task = loop.create_task(self._restart(seat, wait))
         self._restarts.add(task)
         task.add_done_callback(self._restarts.discard)

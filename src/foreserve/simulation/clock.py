@@ -6,6 +6,8 @@ Hours pass in milliseconds, and two runs with one seed are the same to the byte:
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 from asyncio import base_events
 from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
@@ -15,6 +17,16 @@ T = TypeVar("T")
 
 class Deadlock(RuntimeError):
     """Nothing is ready, no timer is set, and the main coroutine has not ended."""
+
+
+class _Timer(asyncio.TimerHandle):
+    """Equal times fire in the order they were set; asyncio leaves that order to its heap."""
+
+    _order: int = 0
+
+    def __lt__(self, other: object) -> bool:
+        assert isinstance(other, _Timer)
+        return (self.when(), self._order) < (other.when(), other._order)
 
 
 class _Jump:
@@ -46,10 +58,19 @@ class VirtualLoop(base_events.BaseEventLoop):
         self._now = 0.0
         self._selector = _Jump(self)
         self._clock_resolution = 1e-9
+        self._order = itertools.count()
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
         return self._now
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:  # type: ignore[override]
+        """As any loop's; equal times keep their order."""
+        timer = _Timer(when, callback, args, self, context)
+        timer._order = next(self._order)
+        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        timer._scheduled = True  # type: ignore[attr-defined]
+        return timer
 
     def advance(self) -> None:
         """Jump to the next timer that has not been cancelled, exactly: a sum of waits would drift."""
