@@ -142,11 +142,17 @@ class Running:
     async def stop(self, drain_s: float | None = None) -> None:
         """Let what runs finish, for at most `drain_s` (the server's setting when `None`), then end every replica."""
         drain_s = self.settings.server.drain_s if drain_s is None else drain_s
+        self._refuse_all()
         await asyncio.gather(*(service.replicas.stop(drain_s) for service in self.services.values()))
+        self._refuse_all()  # what was still running may have been queued again
         for launcher in self._launchers.values():
             await launcher.close()
         if self.history is not None:
             self.history.close()
+
+    def _refuse_all(self) -> None:
+        for service in self.services.values():
+            service.dispatcher.give_up("the server is stopping")
 
 
 def _settings(given: Mapping[str, Any] | S | None, into: type[S], where: str) -> S:
