@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 import typer
@@ -35,29 +36,32 @@ EXIT_FAILED = 1
 
 
 def serve(
-    app_file: str | None = typer.Argument(
-        None, metavar="[APP]", help="An app file: app.py, app.py:name or app.yaml. Not with --upstream."
-    ),
-    upstream: list[str] = typer.Option(
-        [],
-        "--upstream",
-        metavar="URL",
-        help="A running OpenAI-compatible server to stand in front of. May be repeated.",
-    ),
-    observe: bool = typer.Option(
-        False, "--observe", help="With --upstream: forward everything unchanged and report what would have been done."
-    ),
-    host: str | None = typer.Option(None, help="Address to listen on. [default: the app's, or 127.0.0.1]"),
-    port: int | None = typer.Option(None, min=0, max=65535, help="Port to listen on. [default: the app's, or 8000]"),
-    api_key: list[str] = typer.Option(
-        [], "--api-key", envvar="FORESERVE_API_KEY", help="A key that clients must show. May be repeated."
-    ),
-    max_running: int | None = typer.Option(
-        None, min=1, help="With --upstream: requests in flight at each server. [default: 64]"
-    ),
-    dry_run: bool = typer.Option(
-        False, "--dry-run", help="Check the app (models, memory, port, interpreters) and start nothing."
-    ),
+    app_file: Annotated[
+        str | None,
+        typer.Argument(metavar="[APP]", help="An app file: app.py, app.py:name or app.yaml. Not with --upstream."),
+    ] = None,
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="A running OpenAI-compatible server to stand in front of. May be repeated."),
+    ] = None,
+    observe: Annotated[
+        bool,
+        typer.Option("--observe", help="With --upstream: forward all unchanged, report what would have been done."),
+    ] = False,
+    max_running: Annotated[
+        int | None, typer.Option(min=1, help="With --upstream: requests in flight at each server. [default: 64]")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: the app's, or 127.0.0.1]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on. [default: the app's, or 8000]")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="FORESERVE_API_KEY", help="A key that clients must show. May be repeated."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check models, memory, port and interpreters, and start nothing.")
+    ] = False,
 ) -> None:
     """Serve an app file, or stand in front of running servers.
 
@@ -66,8 +70,8 @@ def serve(
     environment = Environment.read()
     _log_to_console(environment.log_level)
     try:
-        app = _app(app_file, upstream, observe, max_running)
-        app.settings = msgspec.structs.replace(app.settings, server=_server(app, host, port, api_key))
+        app = _app(app_file, upstream or [], observe, max_running)
+        app.settings = msgspec.structs.replace(app.settings, server=_server(app, host, port, api_key or []))
         if dry_run:
             _report(app)
         _run(app)
@@ -114,7 +118,15 @@ def _report(app: App) -> NoReturn:
 class _Server(uvicorn.Server):
     """Says where it listens once the services are ready, and ends when they cannot be."""
 
-    failed: BaseException | None = None
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.failed: BaseException | None = None
+        self.listens = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, and tells when it listens."""
+        await super().startup(sockets)
+        self.listens.set()
 
     def port(self) -> int:
         """The port in use, also where 0 was asked for."""
@@ -181,8 +193,7 @@ async def _start(running: Running, server: _Server) -> None:
             server.failed = error
             server.should_exit = True
             return
-    while not server.started:
-        await asyncio.sleep(0.01)
+    await server.listens.wait()
     settings = running.settings.server
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     _greet(running, f"http://{host}:{server.port()}")
