@@ -65,7 +65,7 @@ class Cache:
                 _sync(partial)
                 partial.rename(final)
             except OSError as error:
-                raise ConfigError(f"cannot write the model cache {self.root}: {error}") from error
+                raise ConfigError(f"preparing a model in the cache {self.root} failed: {error}") from error
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return final

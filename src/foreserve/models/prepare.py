@@ -129,7 +129,8 @@ class _Plan:
         from foreserve.models import huggingface
 
         self._room_for(2 * gguf.converted_size(header, "f16"))
-        huggingface.checkpoint(self.source.path, folder / self.file, self.weights, self.progress)
+        tokenizer = folder / "tokenizer.json"
+        huggingface.checkpoint(self.source.path, known, tokenizer, folder / self.file, self.weights, self.progress)
         size = sum(path.stat().st_size for path in (folder / self.file).glob("*.safetensors"))
         return msgspec.structs.replace(known, weights_bytes=size)
 
