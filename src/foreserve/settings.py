@@ -145,11 +145,13 @@ class UpstreamSettings(ServiceSettings, frozen=True, kw_only=True):
 class FunctionSettings(ServiceSettings, frozen=True, kw_only=True):
     """A Python function, generator or async function: `target` is `"module:name"` or `"file.py:name"`.
 
-    `max_running` calls run side by side in one worker, each in a thread of its own.
+    `max_running` calls run side by side in one worker, each in a thread of its own. A call whose worker is lost before
+    anything was delivered runs again if the function is `idempotent`: running it twice does no harm.
     """
 
     target: str
     max_running: int = 8
+    idempotent: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
