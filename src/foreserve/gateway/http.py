@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
 from fastapi import FastAPI
 
 from foreserve import __version__
@@ -11,11 +14,13 @@ from foreserve.gateway import admin, errors, functions, metrics, openai, schemas
 from foreserve.gateway.edge import Edge
 from foreserve.gateway.terms import Keys
 
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-def create_app(running: Running) -> FastAPI:
+
+def create_app(running: Running, lifespan: Lifespan | None = None) -> FastAPI:
     """Everything that is served of `running`, as an ASGI application. Call it on the event loop that will serve.
 
-    Starting and stopping `running` is the caller's.
+    Starting and stopping `running` is the caller's, in its `lifespan` or outside.
     """
     app = FastAPI(
         title="Foreserve",
@@ -23,6 +28,7 @@ def create_app(running: Running) -> FastAPI:
         description="Models and functions behind one queue. Language models speak OpenAI's API.",
         docs_url=None,
         redoc_url=None,
+        lifespan=lifespan,
     )
     app.state.running = running
     app.state.created = wall()
