@@ -7,7 +7,6 @@ from email.utils import parsedate_to_datetime
 
 from foreserve.clock import wall
 from foreserve.core import Finish
-from foreserve.errors import UpstreamRefused
 
 BACK_PRESSURE = (429, 503)
 """Statuses that say `not now` rather than `not this`: the same request may be served later or elsewhere."""
@@ -18,13 +17,13 @@ _LONGEST_RETRY_S = 3600.0
 def refusal(url: str, status: int, headers: Mapping[str, str], body: bytes) -> Finish:
     """The finish of a request that the server at `url` answered with `status` (400 or above).
 
-    `rejected` when the request was at fault or the server has no room, `error` when the server failed.
+    `rejected` when the request was at fault or the server has no room, `error` when the server failed. `detail` holds
+    the answer: `status`, `body`, `content_type`, `headers`, and `retry_after` (seconds) where the server gave one.
     """
     return Finish(
         reason="rejected" if status < 500 or status in BACK_PRESSURE else "error",
         error=f"the server {url} answered {status}",
         detail={
-            "code": UpstreamRefused.code,
             "status": status,
             "body": body,
             "content_type": headers.get("Content-Type", "application/json"),

@@ -10,30 +10,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import aiohttp
+import msgspec
 from yarl import URL
 
-from foreserve.clock import now
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
 from foreserve.engines.events import EventSplitter, EventTooLong, told, told_by_json
 from foreserve.engines.forwarding import Body, Forward, Head
 from foreserve.engines.json_fields import asking_for_usage
-from foreserve.engines.refusals import refusal
+from foreserve.engines.refusals import BACK_PRESSURE, refusal
 from foreserve.engines.remote_call import Call, Cancelled, Lost, Numbered, Silent
 from foreserve.engines.remote_server import Locked, RemoteServer, Served, Unreachable, read_bounded
+from foreserve.engines.remote_watch import Watch
 from foreserve.errors import EngineStartError
 
 log = logging.getLogger(__name__)
 
 _KEEPALIVE_S = 3.0
 """Below the 5 s after which uvicorn and llama.cpp close an idle connection, so that we never race with that."""
-_START_PROBE_S = 2.0
-_WATCH_S = 1.0
-_UNSURE = 5
-"""So many probes in a row must time out, with not one byte of any answer between, before a server counts as hung."""
+_MOST_HELD_S = 2.0
+_LEAST_HELD_S = 0.1
+_HOST_S = 1.0
 _GATHER_BYTES = 16 * 2**20
 _REFUSAL_BYTES = 2**20
 
@@ -43,12 +44,12 @@ class RemoteEngine:
 
     `api_key_env` names the environment variable with the server's key (`None`: the client's own header is passed).
     `model` must be among those the server lists. `timeout_s` bounds the server's silence before and within an answer,
-    `connect_s` making a connection and each probe, `start_s` how long `start` waits for a server that is not up.
+    `connect_s` making a connection and each probe.
 
-    An answer of 4xx, 429 and 503 included, is a finish `rejected` whose `detail` holds it (`status`, `body`,
-    `content_type`, `headers`, `retry_after`); other 5xx are a finish `error` with the same detail. A server that goes
-    away ends `failed()`: its host then treats this engine as a process that has exited, and a new one waits in `start`
-    until the server is back.
+    An answer of 400 or above is a finish whose `detail` holds it (see `refusals`). 429 and 503 are back-pressure: they
+    keep their place here for as long as the server asked for (at most 2 s), and work that may run twice is then to be
+    tried once more. A server that goes away ends `failed()`: its host then treats this engine as a process that has
+    exited, and the fleet starts new ones until the server is back.
     """
 
     def __init__(
@@ -60,7 +61,6 @@ class RemoteEngine:
         max_running: int = 64,
         connect_s: float = 5.0,
         timeout_s: float = 300.0,
-        start_s: float = 300.0,
     ) -> None:
         self._url = url
         self._model = model
@@ -68,32 +68,28 @@ class RemoteEngine:
         self._max_running = max_running
         self._connect_s = connect_s
         self._timeout_s = timeout_s
-        self._start_s = start_s
         self._calls: dict[str, Call] = {}
         self._counts_tokens: bool | None = None
-        self._load: EngineLoad | None = None
-        self._bytes = 0
 
     async def start(self) -> EngineInfo:
-        """Waits until the server answers. Raises EngineStartError when it does not, or lacks the model."""
-        headers = self._key()
+        """Asks the server for its models. Raises EngineStartError when it does not answer, or lacks the model."""
+        self._key = self._authorization()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._max_running + 4, keepalive_timeout=_KEEPALIVE_S),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
-        self._server = RemoteServer(self._url, self._session, headers, self._connect_s)
-        self._failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._server = RemoteServer(self._url, self._session, self._key, self._connect_s)
         try:
-            served = await self._wait_for_server()
+            served = await self._served()
         except BaseException:
             await self._session.close()
             raise
         if served.make == "llamacpp":
             # It closes every answer with its timings, which tell the counts unasked.
             self._counts_tokens = False
-        self._watcher = asyncio.create_task(self._watch(), name=f"watch {self._server.url}")
+        self._watch = Watch(self._server)
         facts: dict[str, Any] = {"url": self._server.url, "models": list(served.models), "make": served.make}
         context = served.context_tokens.get(self._model or "", max(served.context_tokens.values(), default=None))
         if context is not None:
@@ -102,26 +98,31 @@ class RemoteEngine:
 
     async def run(self, work: Work, plan: object = None) -> AsyncIterator[Chunk]:
         """Yields a `Head`, `Body`s and the finish, whose usage is what the server told."""
+        order = msgspec.convert(work.payload, Forward)
         call = self._calls[work.id] = Call()
         chunks = Numbered(work)
         usage: dict[str, float] = {}
         response = None
         try:
-            response, counting = await self._open(call, work)
+            response, counting = await self._open(call, order, work.idempotent)
             if response.status >= 400:
                 body = await call.within(lambda: read_bounded(response.content, _REFUSAL_BYTES), self._timeout_s)
                 finish = refusal(self._server.url, response.status, response.headers, body)
+                if response.status in BACK_PRESSURE and work.idempotent and work.attempt == 0:
+                    response.close()
+                    finish = await self._held_back(call, finish)
             else:
                 head: Head | None = Head(
                     status=response.status,
                     content_type=response.headers.get("Content-Type", ""),
                     headers=dict(response.headers),
                 )
-                async for part in self._parts(call, response, counting, usage):
-                    if head is not None:
-                        yield chunks.data(head)
-                        head = None
-                    yield chunks.data(Body(data=part))
+                async with aclosing(self._parts(call, response, counting, usage)) as parts:
+                    async for part in parts:
+                        if head is not None:
+                            yield chunks.data(head)
+                            head = None
+                        yield chunks.data(Body(data=part))
                 if head is not None:
                     yield chunks.data(head)
                 finish = Finish(reason="stop", usage=usage)
@@ -129,12 +130,14 @@ class RemoteEngine:
             finish = Finish(reason="cancelled", usage=usage)
         except Silent:
             finish = self._error(f"said nothing for {self._timeout_s:g} s", usage)
-        except Lost as lost:
-            finish = Finish(reason="error", error=str(lost), detail={"retry": True})
         except EventTooLong as error:
             finish = self._error(f"sent {error}", usage)
         except (aiohttp.ClientError, OSError) as error:
             finish = self._error(f"broke off its answer: {error or type(error).__name__}", usage)
+            if not chunks.any:
+                finish = await self._lost(finish)
+        except Lost as lost:
+            finish = await self._lost(Finish(reason="error", error=str(lost)))
         finally:
             self._calls.pop(work.id, None)
             if response is not None:
@@ -152,31 +155,29 @@ class RemoteEngine:
 
     async def load(self) -> EngineLoad:
         """What `/metrics` said within the last second or two, else nothing known."""
-        return self._load or EngineLoad()
+        return self._watch.load or EngineLoad()
 
     async def failed(self) -> str:
         """Returns, with the reason in words, once the server is gone. This engine is of no use from then on."""
-        return await asyncio.shield(self._failed)
+        return await self._watch.failed()
 
     async def close(self) -> None:
         """Cancels what runs and closes all connections."""
-        self._watcher.cancel()
         for call in self._calls.values():
             call.cancel()
-        await asyncio.gather(self._watcher, return_exceptions=True)
+        await self._watch.close()
         await self._session.close()
 
     # --- one answer
 
-    async def _open(self, call: Call, work: Work) -> tuple[aiohttp.ClientResponse, bool]:
+    async def _open(self, call: Call, order: Forward, again: bool) -> tuple[aiohttp.ClientResponse, bool]:
         """The answer, its head received, and whether we asked it for token counts on our own account.
 
         Whether a server takes `stream_options` is learned from the first answer: a 400 or 422 is asked once more
         without it, and what comes then is the client's answer.
         """
-        order: Forward = work.payload
         asking = order.count_tokens and self._counts_tokens is not False
-        response = await self._send(call, work, asking_for_usage(order.body) if asking else order.body)
+        response = await self._send(call, order, asking_for_usage(order.body) if asking else order.body, again)
         if not asking or self._counts_tokens is not None:
             return response, asking
         if response.status not in (400, 422):
@@ -184,18 +185,17 @@ class RemoteEngine:
                 self._counts_tokens = True
             return response, asking
         response.close()
-        response = await self._send(call, work, order.body)
+        response = await self._send(call, order, order.body, again)
         if response.status < 400:
             self._counts_tokens = False
             log.info("%s refuses stream_options: tokens of its streams are not counted", self._server.url)
         return response, False
 
-    async def _send(self, call: Call, work: Work, body: bytes) -> aiohttp.ClientResponse:
-        """The answer's head. A lost connection is tried once more when the server is well; else raises Lost."""
-        order: Forward = work.payload
-        headers = {**order.headers, "Accept-Encoding": "identity", **self._key()}
+    async def _send(self, call: Call, order: Forward, body: bytes, again: bool) -> aiohttp.ClientResponse:
+        """The answer's head. A lost connection is tried `again` while the server is well. Raises Lost if it is gone."""
+        headers = {**order.headers, "accept-encoding": "identity", **self._key}
         url = URL(self._server.url + order.path, encoded=True)
-        for last in (not work.idempotent, True):
+        for last in (not again, True):
             try:
                 return await call.within(
                     lambda: self._session.request(
@@ -204,17 +204,32 @@ class RemoteEngine:
                     self._timeout_s,
                 )
             except aiohttp.ClientConnectionError as error:
-                if (reason := await self._gone()) is not None:
-                    self._fail(reason)
+                if (reason := await self._watch.lost()) is not None:
                     raise Lost(reason) from None
                 if last:
                     raise
                 log.info("%s closed a connection before it answered (%s): asking once more", self._server.url, error)
         raise AssertionError("unreachable")
 
+    async def _held_back(self, call: Call, finish: Finish) -> Finish:
+        """The server has no room: keep ours taken for a moment, so that the queue, not the server, is tried again."""
+        wait = finish.detail["retry_after"]
+        wait = min(max(_LEAST_HELD_S, 0.5 if wait is None else wait), _MOST_HELD_S)
+        await call.within(lambda: asyncio.sleep(wait), wait + 1.0)
+        return msgspec.structs.replace(finish, detail={**finish.detail, "retry": True})
+
+    async def _lost(self, finish: Finish) -> Finish:
+        """Nothing of the answer has been given out, so it can be had elsewhere, or here once more.
+
+        When the server is gone the host ends this engine during the wait, which is what sends its work elsewhere.
+        """
+        if await self._watch.lost() is not None:
+            await asyncio.sleep(_HOST_S)
+        return msgspec.structs.replace(finish, detail={"retry": True})
+
     async def _parts(
         self, call: Call, response: aiohttp.ClientResponse, counting: bool, usage: dict[str, float]
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """The body: whole events of an event stream; JSON in one piece (within reason); anything else as it comes."""
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if response.headers.get("Content-Encoding", "identity") != "identity":
@@ -222,7 +237,7 @@ class RemoteEngine:
         events = EventSplitter()
         held = bytearray()
         while data := await call.within(response.content.readany, self._timeout_s):
-            self._bytes += len(data)
+            self._watch.heard()
             if kind == "text/event-stream":
                 kept = [event for event in events.feed(data) if not _counted(event, usage, counting)]
                 if kept:
@@ -240,71 +255,27 @@ class RemoteEngine:
     def _error(self, what: str, usage: dict[str, float]) -> Finish:
         return Finish(reason="error", error=f"the server {self._server.url} {what}", usage=usage)
 
-    def _key(self) -> dict[str, str]:
+    def _authorization(self) -> dict[str, str]:
         if self._api_key_env is None:
             return {}
         key = os.environ.get(self._api_key_env)
         if not key:
             raise EngineStartError(f"the environment variable {self._api_key_env} (`api_key_env`) is not set")
-        return {"Authorization": f"Bearer {key}"}
+        return {"authorization": f"Bearer {key}"}
 
-    # --- the server's health
-
-    async def _wait_for_server(self) -> Served:
-        until = now() + self._start_s
-        told_of_it = False
-        while True:
-            try:
-                served = await self._server.served()
-            except Locked as error:
-                if self._model is None or self._api_key_env is not None:
-                    raise EngineStartError(str(error)) from None
-                return Served(models=(self._model,))
-            except Unreachable as error:
-                if now() + _START_PROBE_S > until:
-                    raise EngineStartError(f"{error} (tried for {self._start_s:g} s)") from None
-                if not told_of_it:
-                    log.warning("%s; trying every %g s", error, _START_PROBE_S)
-                told_of_it = True
-                await asyncio.sleep(_START_PROBE_S)
-            else:
-                break
-        # llama.cpp serves its one model whatever the request calls it.
-        known = served.make == "llamacpp" or not served.models or self._model in (None, *served.models)
-        if not known:
-            raise EngineStartError(
-                f"{self._server.url} has no model {self._model!r}; it serves: {', '.join(served.models)}"
-            )
-        return served
-
-    async def _watch(self) -> None:
-        """Takes the load, or where there is none the health, every second, and notices when the server goes away."""
-        unsure, seen = 0, self._bytes
-        while not self._failed.done():
-            await asyncio.sleep(_WATCH_S if unsure == 0 else _WATCH_S / 2)
-            try:
-                self._load = await self._server.load()
-                if self._load is None:
-                    await self._server.well()
-                unsure = 0
-            except Unreachable as error:
-                self._load = None
-                unsure = unsure + 1 if seen == self._bytes else 1
-                seen = self._bytes
-                if (error.gone and unsure >= 2) or unsure >= _UNSURE:
-                    self._fail(str(error))
-
-    async def _gone(self) -> str | None:
-        """Why the server is gone, or `None` when it is there (or only slow to answer)."""
+    async def _served(self) -> Served:
         try:
-            await self._server.well()
+            served = await self._server.served()
+        except Locked as error:
+            if self._model is None or self._api_key_env is not None:
+                raise EngineStartError(str(error)) from None
+            return Served(models=(self._model,))
         except Unreachable as error:
-            return str(error) if error.gone else None
-        return None
-
-    def _fail(self, reason: str) -> None:
-        if not self._failed.done():
-            self._failed.set_result(reason)
+            raise EngineStartError(str(error)) from None
+        # llama.cpp serves its one model whatever the request calls it.
+        if served.make == "llamacpp" or not served.models or self._model in (None, *served.models):
+            return served
+        raise EngineStartError(f"{self._server.url} has no model {self._model!r}; valid: {', '.join(served.models)}")
 
 
 def _counted(event: bytes, usage: dict[str, float], ours: bool) -> bool:

@@ -62,6 +62,11 @@ class Numbered:
         self._work = work
         self._index = -1
 
+    @property
+    def any(self) -> bool:
+        """Whether there has been one."""
+        return self._index >= 0
+
     def data(self, data: Answer) -> Chunk:
         return self._next(data, None)
 
