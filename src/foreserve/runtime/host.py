@@ -1,0 +1,374 @@
+"""Drives one engine by messages: the same code in a worker process and in the event loop of the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, cast
+
+import msgspec
+
+from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
+from foreserve.messages import (
+    Abort,
+    Chunks,
+    Credit,
+    Drain,
+    Drained,
+    Exit,
+    Feed,
+    FromWorker,
+    Heartbeat,
+    Ready,
+    Run,
+    Start,
+    StartFailed,
+    ToWorker,
+)  # fmt: skip
+from foreserve.ports import Engine
+from foreserve.runtime.factory import EngineFactory, in_words, make
+from foreserve.runtime.flight import Flight, Running
+
+log = logging.getLogger(__name__)
+
+ABORT_LIMIT_S = 5.0
+"""How long an engine may take to end a request it was told to cancel before it is taken from it by force."""
+
+CLOSE_LIMIT_S = 10.0
+"""How long an engine may take to close."""
+
+
+class MessageTooLong(Exception):
+    """What `send` raises for a message of `size` bytes where at most `limit` are carried."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"the message has {size} bytes; at most {limit} are carried")
+        self.size = size
+        self.limit = limit
+
+
+class EngineHost:
+    """One engine, from `Start` to `Exit`. `closed` is set when nothing more will be sent.
+
+    Every `Work` of a `Run` ends with exactly one finish, whatever the engine does: raise, end early, go on after its
+    finish, ignore a cancel. Chunks are numbered here. All chunks of one turn of the loop go out as one message. `send`
+    must not block; when it raises (MessageTooLong, or TypeError for what cannot be encoded) the chunks go one by one,
+    and a request whose chunk cannot be sent ends with an error.
+    """
+
+    def __init__(self, factory_loader: Callable[[str], EngineFactory], send: Callable[[FromWorker], None]) -> None:
+        self.closed = asyncio.Event()
+        self.start_failed: str | None = None
+        self._send = send
+        self._load_factory = factory_loader
+        self._loop = asyncio.get_running_loop()
+        self._engine: Engine | None = None
+        self._info: EngineInfo | None = None
+        self._started = self._draining = self._exiting = self._paused = False
+        self._running: dict[str, Running] = {}
+        self._flights: dict[Flight, None] = {}
+        self._batch: Flight | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._out: list[Chunk] = []
+
+    # --- commands
+
+    def handle(self, message: ToWorker) -> None:
+        """Take one message. Returns at once; what an engine does wrong is told in messages, never raised."""
+        if self._exiting:
+            return
+        match message:
+            case Start():
+                self._start(message)
+            case Run():
+                self._run(message)
+            case Feed():
+                self._feed(message)
+            case Credit():
+                if (running := self._running.get(message.id)) and running.credits is not None:
+                    running.credits += message.n
+                    running.flight.wake()
+            case Abort():
+                for request_id in message.ids:
+                    if running := self._running.get(request_id):
+                        self._abort(running)
+            case Drain():
+                self._draining = True
+                self._drained()
+            case Exit():
+                self._exiting = True
+                self._spawn(self._exit())
+
+    def pause(self) -> None:
+        """Ask engines for nothing more until `resume`: what is sent is not read."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Undo `pause`."""
+        self._paused = False
+        for flight in self._flights:
+            flight.wake()
+
+    def abandon(self) -> None:
+        """End as a killed process does: nothing more is sent, the engine's tasks are cancelled."""
+        self._exiting = True
+        self._out.clear()
+        self._send = lambda _: None
+        for running in self._running.values():
+            running.ended()
+        for task in self._tasks:
+            task.cancel()
+        self.closed.set()
+
+    # --- life
+
+    def _start(self, message: Start) -> None:
+        if self._started:
+            log.warning("a second start is ignored: this host has its engine")
+            return
+        self._started = True
+        self._spawn(self._starting(message))
+
+    async def _starting(self, message: Start) -> None:
+        try:
+            self._engine = cast(Engine, make(self._load_factory, message.factory, message.options))
+            self._info = await self._engine.start()
+            self._tell(Ready(self._info, os.getpid()))
+        except (Exception, SystemExit) as error:
+            log.exception("the engine %s did not start", message.factory)
+            self.start_failed = in_words(message.factory, error)
+            self._tell(StartFailed(self.start_failed))
+            self._exiting = True
+            self.closed.set()
+            return
+        self._spawn(self._beat(self._engine, message.heartbeat_s))
+
+    async def _beat(self, engine: Engine, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                self._tell(Heartbeat(await engine.load()))
+            except Exception:
+                log.exception("the engine could not tell its load")
+                self._tell(Heartbeat(EngineLoad()))
+
+    async def _exit(self) -> None:
+        others = self._tasks - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        for running in self._running.values():
+            running.ended()
+        try:
+            if others:
+                await asyncio.wait(others, timeout=CLOSE_LIMIT_S)
+            if self._engine is not None:
+                await asyncio.wait_for(self._engine.close(), CLOSE_LIMIT_S)
+        except (Exception, SystemExit):
+            log.exception("the engine did not close")
+        finally:
+            self._flush()
+            self.closed.set()
+
+    # --- requests
+
+    def _run(self, message: Run) -> None:
+        taken: list[Work] = []
+        for work in message.works:
+            if (there := self._running.get(work.id)) and there.attempt == work.attempt:
+                log.warning("request %s already runs here; the second run is ignored", work.id)
+            elif refusal := self._refusal(work):
+                self._put(Chunk(id=work.id, index=0, attempt=work.attempt, finish=_finish("rejected", refusal)))
+            else:
+                taken.append(work)
+        if not taken or self._info is None:
+            return
+        static = self._info.batching == "static"
+        for works in [taken] if static else [[work] for work in taken]:
+            flight = Flight(works)
+            self._running |= flight.live
+            self._flights[flight] = None
+            before = self._batch
+            if static:
+                self._batch = flight
+            flight.task = self._spawn(self._fly(flight, works, message.plan, static, before))
+
+    def _refusal(self, work: Work) -> str | None:
+        if self._info is None:
+            return "the engine is not ready"
+        if self._draining:
+            return "this replica is draining and takes no new work"
+        if work.id in self._running:
+            return f"attempt {self._running[work.id].attempt} of this request still runs here"
+        return None
+
+    async def _fly(self, flight: Flight, works: Sequence[Work], plan: Any, static: bool, before: Flight | None) -> None:
+        engine = self._engine
+        assert engine is not None
+        iterator: Any = None
+        try:
+            if static and before is not None and before.task is not None and not before.task.done():
+                await asyncio.wait({before.task})  # one batch at a time: the last one may still be tidying up
+            while self._blocked(flight):
+                await flight.asleep()
+            works = [work for work in works if work.id in flight.live]
+            if not works:
+                return
+            flight.begun = True
+            iterator = engine.run_batch(works, plan) if static else engine.run(works[0], plan)
+            async for item in iterator:
+                if not flight.live:
+                    log.warning("the engine goes on after the finish of %s", ", ".join(work.id for work in works))
+                    break
+                for chunk in item if static else (item,):
+                    self._deliver(flight, chunk)
+                while self._blocked(flight):
+                    await flight.asleep()
+            self._fail(flight, "the engine ended this request without a finish")
+        except asyncio.CancelledError:
+            if not self._exiting:
+                self._fail(flight, "CancelledError: the engine gave this request up")
+        except (Exception, SystemExit) as error:
+            log.exception("the engine failed while it ran %s", ", ".join(flight.live))
+            self._fail(flight, f"{type(error).__name__}: {error}")
+        finally:
+            if hasattr(iterator, "aclose"):
+                with contextlib.suppress(Exception, asyncio.CancelledError):
+                    await iterator.aclose()
+            del self._flights[flight]
+            self._drained()
+
+    def _blocked(self, flight: Flight) -> bool:
+        return bool(flight.live) and (self._paused or flight.out_of_credit())
+
+    def _deliver(self, flight: Flight, chunk: Chunk) -> None:
+        running = flight.live.get(chunk.id)
+        if running is None:
+            return  # it has ended: what comes after a finish is dropped
+        if chunk.finish is None and running.aborted:
+            return
+        if running.credits is not None:
+            running.credits -= 1
+        if chunk.index != running.index or chunk.attempt != running.attempt:
+            chunk = msgspec.structs.replace(chunk, index=running.index, attempt=running.attempt)
+        running.index += 1
+        self._put(chunk)
+        if chunk.finish is not None:
+            self._forget(running)
+
+    def _fail(self, flight: Flight, error: str) -> None:
+        for running in list(flight.live.values()):
+            self._end(running, _finish("cancelled") if running.aborted else _finish("error", error))
+
+    def _end(self, running: Running, finish: Finish) -> None:
+        self._put(Chunk(id=running.id, index=running.index, attempt=running.attempt, finish=finish))
+        self._forget(running)
+
+    def _forget(self, running: Running) -> None:
+        running.ended()
+        del self._running[running.id]
+
+    def _abort(self, running: Running) -> None:
+        if running.aborted:
+            return
+        if not running.flight.begun:
+            self._end(running, _finish("cancelled"))  # the engine has not heard of it
+            return
+        running.aborted = True
+        running.flight.wake()
+        self._spawn(self._cancel(running.id))
+        running.timer = self._loop.call_later(ABORT_LIMIT_S, self._take_away, running)
+
+    async def _cancel(self, request_id: str) -> None:
+        assert self._engine is not None
+        try:
+            await self._engine.cancel(request_id)
+        except (Exception, SystemExit):
+            log.exception("the engine could not cancel %s", request_id)
+
+    def _take_away(self, running: Running) -> None:
+        log.warning("the engine did not end %s within %g s of its cancel", running.id, ABORT_LIMIT_S)
+        flight = running.flight
+        if flight.task is not None and all(other.aborted for other in flight.live.values()):
+            flight.task.cancel()
+        else:
+            self._end(running, _finish("cancelled"))
+
+    def _feed(self, message: Feed) -> None:
+        running = self._running.get(message.id)
+        if running is None or running.aborted:
+            return
+        feed = getattr(self._engine, "feed", None)
+        if feed is None:
+            self._end(running, _finish("rejected", "this engine takes no prompt that is still growing"))
+            self._spawn(self._cancel(message.id))
+        else:
+            running.feeding = self._spawn(self._feeding(running, feed, message, running.feeding))
+
+    async def _feeding(self, running: Running, feed: Any, message: Feed, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait({before})
+        try:
+            result = feed(message.id, message.data, message.last)
+            if inspect.isawaitable(result):
+                await result
+        except Exception as error:
+            log.exception("the engine failed while it was fed %s", message.id)
+            if self._running.get(message.id) is running:
+                self._end(running, _finish("error", f"{type(error).__name__}: {error}"))
+                await self._cancel(message.id)
+
+    # --- answers
+
+    def _put(self, chunk: Chunk) -> None:
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(chunk)
+
+    def _flush(self) -> None:
+        if self._out:
+            chunks, self._out = tuple(self._out), []
+            try:
+                self._send(Chunks(chunks))
+            except Exception:
+                self._flush_singly(chunks)
+
+    def _flush_singly(self, chunks: tuple[Chunk, ...]) -> None:
+        ended: set[tuple[str, int]] = set()
+        for chunk in chunks:
+            if (chunk.id, chunk.attempt) not in ended:
+                try:
+                    self._send(Chunks((chunk,)))
+                except Exception as error:
+                    log.exception("a part of the answer to %s cannot be sent", chunk.id)
+                    ended.add((chunk.id, chunk.attempt))
+                    self._end_at(chunk, f"a part of the answer cannot be sent: {type(error).__name__}: {error}")
+
+    def _end_at(self, chunk: Chunk, error: str) -> None:
+        """End a request with an error where `chunk`, which cannot be carried, would have been."""
+        finish = _finish("error", error)
+        self._send(Chunks((Chunk(id=chunk.id, index=chunk.index, attempt=chunk.attempt, finish=finish),)))
+        if (running := self._running.get(chunk.id)) and running.attempt == chunk.attempt:
+            self._forget(running)
+            self._spawn(self._cancel(chunk.id))
+
+    def _tell(self, message: FromWorker) -> None:
+        self._flush()
+        self._send(message)
+
+    def _drained(self) -> None:
+        if self._draining and not self._exiting and not self._flights:
+            self._tell(Drained())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _finish(reason: Any, error: str | None = None) -> Finish:
+    return Finish(reason=reason, error=error)
