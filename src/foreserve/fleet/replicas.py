@@ -16,13 +16,18 @@ from foreserve.ports import Launcher
 log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S = 0.5
+MOST_BACKOFF_S = 30.0
 PROVEN_S = 60.0
 """A replica that was ready this long has proven itself: its next loss counts as the first again."""
 
 
-def backoff(losses: int, most_s: float) -> float:
+def backoff(losses: int, most_s: float | None = None) -> float:
     """Seconds before the restart that follows the `losses`-th loss in a row: none after the first."""
-    return 0.0 if losses <= 1 else min(FIRST_BACKOFF_S * 2.0 ** min(losses - 2, 32), most_s)
+    return (
+        0.0
+        if losses <= 1
+        else min(FIRST_BACKOFF_S * 2.0 ** min(losses - 2, 32), MOST_BACKOFF_S if most_s is None else most_s)
+    )
 
 
 class Seat:

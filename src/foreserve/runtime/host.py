@@ -13,6 +13,7 @@ from typing import Any, cast
 import msgspec
 
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
+from foreserve.errors import EngineStartError
 from foreserve.messages import (
     Abort,
     Chunks,
@@ -63,6 +64,8 @@ class EngineHost:
     def __init__(self, factory_loader: Callable[[str], EngineFactory], send: Callable[[FromWorker], None]) -> None:
         self.closed = asyncio.Event()
         self.start_failed: str | None = None
+        self.failed: str | None = None
+        """What the engine said when it found itself of no use."""
         self._send = send
         self._load_factory = factory_loader
         self._loop = asyncio.get_running_loop()
@@ -139,13 +142,16 @@ class EngineHost:
             self._info = await self._engine.start()
             self._tell(Ready(self._info, os.getpid()))
         except (Exception, SystemExit) as error:
-            log.exception("the engine %s did not start", message.factory)
+            expected = isinstance(error, EngineStartError)
+            log.warning("the engine %s did not start: %s", message.factory, error, exc_info=not expected)
             self.start_failed = in_words(message.factory, error)
             self._tell(StartFailed(self.start_failed))
             self._exiting = True
             self.closed.set()
             return
         self._spawn(self._beat(self._engine, message.heartbeat_s))
+        if hasattr(self._engine, "failed"):
+            self._spawn(self._fate(self._engine))
 
     async def _beat(self, engine: Engine, every_s: float) -> None:
         while True:
@@ -155,6 +161,14 @@ class EngineHost:
             except Exception:
                 log.exception("the engine could not tell its load")
                 self._tell(Heartbeat(EngineLoad()))
+
+    async def _fate(self, engine: Any) -> None:
+        """An engine in our own process cannot exit; one that says that it has failed is ended as if it had."""
+        self.failed = await engine.failed()
+        log.warning("the engine has failed: %s", self.failed)
+        if not self._exiting:
+            self._exiting = True
+            await self._exit()
 
     async def _exit(self) -> None:
         others = self._tasks - {asyncio.current_task()}
