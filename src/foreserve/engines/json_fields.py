@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -14,15 +15,23 @@ def fields(body: bytes) -> dict[str, msgspec.Raw] | None:
     """The top-level fields, their values still bytes; `None` when `body` is no JSON object."""
     try:
         return _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    # Half of a surrogate pair, as of an emoji cut in two, is read by most servers and not by msgspec.
+    try:
+        read = json.loads(body)
+    except (ValueError, RecursionError):
         return None
+    return (
+        {name: msgspec.Raw(json.dumps(one).encode()) for name, one in read.items()} if isinstance(read, dict) else None
+    )
 
 
 def value(raw: msgspec.Raw | None) -> Any:
     """A field's value, `None` when it is missing or not readable."""
     try:
         return None if raw is None else msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
