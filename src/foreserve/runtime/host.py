@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, cast
 
 from foreserve.core import Chunk, EngineLoad, Work
+from foreserve.errors import EngineStartError
 from foreserve.messages import (
     Abort,
     Credit,
@@ -45,6 +46,8 @@ class EngineHost:
     def __init__(self, factory_loader: Callable[[str], EngineFactory], send: Callable[[FromWorker], None]) -> None:
         self.closed = asyncio.Event()
         self.start_failed: str | None = None
+        self.failed: str | None = None
+        """What the engine said when it found itself of no use."""
         self._load_factory = factory_loader
         self._loop = asyncio.get_running_loop()
         self._engine: Engine | None = None
@@ -108,7 +111,8 @@ class EngineHost:
             info = await self._engine.start()
             self._outbox.tell(Ready(info, os.getpid()))
         except (Exception, SystemExit) as error:
-            log.exception("the engine %s did not start", message.factory)
+            expected = isinstance(error, EngineStartError)
+            log.warning("the engine %s did not start: %s", message.factory, error, exc_info=not expected)
             self.start_failed = in_words(message.factory, error)
             self._outbox.tell(StartFailed(self.start_failed))
             self._exiting = True
@@ -117,6 +121,8 @@ class EngineHost:
         static = info.batching == "static"
         self._requests = Requests(self._engine, static, self._outbox, self._spawn, self._drained)
         self._spawn(self._beat(self._engine, message.heartbeat_s))
+        if hasattr(self._engine, "failed"):
+            self._spawn(self._fate(self._engine))
 
     async def _beat(self, engine: Engine, every_s: float) -> None:
         while True:
@@ -126,6 +132,14 @@ class EngineHost:
             except Exception:
                 log.exception("the engine could not tell its load")
                 self._outbox.tell(Heartbeat(EngineLoad()))
+
+    async def _fate(self, engine: Any) -> None:
+        """An engine in our own process cannot exit; one that says that it has failed is ended as if it had."""
+        self.failed = await engine.failed()
+        log.warning("the engine has failed: %s", self.failed)
+        if not self._exiting:
+            self._exiting = True
+            await self._exit()
 
     async def _exit(self) -> None:
         self._outbox.flush()
