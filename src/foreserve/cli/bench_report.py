@@ -158,6 +158,10 @@ class Report:
         }
         return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
+    def records(self) -> bytes:
+        """One JSON line for each request that was sent, warm-up included; times are seconds since the start."""
+        return b"".join(msgspec.json.encode(result, enc_hook=list) + b"\n" for result in self.outcome.results)
+
 
 def _milliseconds(row: Distribution) -> list[str]:
     return [f"{1000 * value:.1f}" for value in (row.mean, row.p50, row.p90, row.p99, row.max)]

@@ -24,7 +24,7 @@ from foreserve.appfile import load_app_file
 from foreserve.errors import ForeserveError
 from foreserve.gateway.http import create_app
 from foreserve.preflight import check
-from foreserve.services.upstream import upstream_services
+from foreserve.services.discovery import upstream_services
 from foreserve.settings import ApiKey, Environment, ServerSettings
 
 console = Console(stderr=True)

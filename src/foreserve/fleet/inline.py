@@ -70,7 +70,8 @@ class InlineConnection:
     async def _wait(self) -> None:
         await self._host.closed.wait()
         failed = self._host.start_failed
-        self._watch.exited(self._why or (f"the engine did not start: {failed}" if failed else "exited"))
+        why = self._why or self._host.failed
+        self._watch.exited(why or (f"the engine did not start: {failed}" if failed else "exited"))
         self._gone.set()
 
 
