@@ -92,7 +92,8 @@ def _app(app_file: str | None, upstream: list[str], observe: bool, max_running: 
     words: dict[str, Any] = {"observe": observe}
     if max_running:
         words["max_running"] = max_running
-    return App(**asyncio.run(upstream_services(upstream, **words)))
+    services: dict[str, Any] = dict(asyncio.run(upstream_services(upstream, **words)))
+    return App(**services)
 
 
 def _server(app: App, host: str | None, port: int | None, keys: list[str]) -> ServerSettings:
