@@ -10,12 +10,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from foreserve.state import History, HistoryReader, Past
 
 from foreserve import state
 from foreserve.core import Outcome, OutcomeKind
 from foreserve.errors import ConfigError
 from foreserve.settings import StateSettings
+from foreserve.state import History, HistoryReader, Past
 
 WALL = 1_700_000_000.0
 DAY = 86_400.0
@@ -276,5 +276,5 @@ def test_two_servers_may_share_a_folder(history: Open) -> None:
 
 
 def test_nothing_to_read_yet_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no request history at .*begins with the first request"):
+    with pytest.raises(ConfigError, match=r"no request history at .*begins with the first request"):
         HistoryReader(tmp_path / "history.sqlite3")

@@ -65,12 +65,15 @@ class Placement(Protocol):
 
 
 class QueueView(msgspec.Struct, frozen=True, kw_only=True):
-    """What admission knows of a service: counts, and its recent pace (`None` until something has ended)."""
+    """What admission knows of a service.
+
+    `slots` is the sum over its ready replicas; `seconds_per_request` the recent mean time on a replica (`None` until
+    something has ended).
+    """
 
     waiting: int
     running: int
-    ready_replicas: int
-    completions_per_s: float | None
+    slots: float
     seconds_per_request: float | None
 
 
@@ -95,7 +98,9 @@ class Engine(Protocol):
 
     `run` yields chunks numbered from 0, the last one with `finish`; leaving the iterator early cancels.
     A `static` engine is called through `run_batch` alone, which yields the chunks of one step together.
-    An engine may have `feed(request_id, data, last)` for prompts that are still growing.
+    An engine may have `feed(request_id, data, last)` for prompts that are still growing, and `failed()`, which returns
+    why (words) once the engine is of no use any more: what it runs for has gone away. It is then ended like a process
+    that exits, and started anew.
     """
 
     async def start(self) -> EngineInfo:
@@ -161,6 +166,9 @@ class Decoder(Protocol):
     """Turns one request's chunks into the events its caller reads. One per attempt; keeps its own state."""
 
     def feed(self, chunk: Chunk) -> Decoded: ...
+    def usage(self) -> dict[str, float]:
+        """What has been used so far, as far as the chunks tell; an engine's own figures at the finish replace it."""
+        ...
 
 
 class Kind(Protocol):
@@ -172,8 +180,13 @@ class Kind(Protocol):
     name: str
     policy: str
     """The batch policy used when the settings say `auto`, by name."""
+    idempotent: bool
+    """Whether running a request twice does no harm, so that one whose replica is lost may run again."""
 
-    def engine(self) -> EngineSpec: ...
+    def engines(self) -> Sequence[EngineSpec]:
+        """One for each replica, in order."""
+        ...
+
     def price(self, payload: Any) -> Cost: ...
     def ready(self, info: EngineInfo) -> None:
         """A replica of this kind is ready and this is what it can do."""

@@ -37,6 +37,7 @@ class Stream:
         self._events: list[Any] = []
         self._news = asyncio.Event()
         self._stall: asyncio.TimerHandle | None = None
+        self._listeners: list[Callable[[Outcome], None]] = []
 
     # --- the dispatcher's side
 
@@ -58,10 +59,16 @@ class Stream:
                 self._stall = loop.call_later(self._stall_s, self._stalled)
         return decoded.enough
 
+    def usage(self) -> dict[str, float]:
+        """What has been used so far (see `Decoder.usage`)."""
+        return self._decoder.usage()
+
     def end(self, outcome: Outcome) -> None:
         """Called once, by the dispatcher."""
         self.outcome = outcome
         self._news.set()
+        for tell in self._listeners:
+            tell(outcome)
 
     def _stalled(self) -> None:
         self._stall = None
@@ -96,6 +103,13 @@ class Stream:
             pass
         assert self.outcome is not None
         return self.outcome
+
+    def when_ended(self, tell: Callable[[Outcome], None]) -> None:
+        """Call `tell` with the outcome, at once if it has ended already."""
+        if self.outcome is not None:
+            tell(self.outcome)
+        else:
+            self._listeners.append(tell)
 
     def __aiter__(self) -> AsyncIterator[Sequence[Any]]:
         return self._turns()

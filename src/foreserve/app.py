@@ -1,0 +1,161 @@
+"""What is served, and the one place where its parts are wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+from foreserve import registry
+from foreserve.clock import offload, wall
+from foreserve.core import EngineInfo, Outcome
+from foreserve.dispatch.dispatcher import Dispatcher
+from foreserve.dispatch.ledger import Ledger
+from foreserve.errors import ConfigError
+from foreserve.fleet.inline import InlineLauncher
+from foreserve.fleet.local import LocalLauncher
+from foreserve.fleet.replicas import Replicas
+from foreserve.ports import Kind, Launcher
+from foreserve.services.base import Service
+from foreserve.settings import AppSettings, ServerSettings, ServiceSettings, Settings, StateSettings, parse
+from foreserve.state import History
+
+log = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=Settings)
+Progress = Callable[[float, str], None]
+"""`progress(done, what)`: the share done (0 to 1) of one slow step of a preparation, and its name."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+
+
+class Served(Kind, Protocol):
+    """A kind as an app file makes it: with settings, and a slow first step that is done once."""
+
+    settings: ServiceSettings
+
+    def prepare(self, progress: Progress | None) -> None:
+        """Do what must be done once on a machine, such as turning weights into an engine's form. May take minutes."""
+        ...
+
+
+class App:
+    """The services of one house, by name, and how they are reached.
+
+    `App(chat=LLM("smollm2"), server={"port": 9000})`. A name that is no Python word goes in as `**{"my-model": …}`.
+    Raises ConfigError for what is not a service, a bad name and wrong settings.
+    """
+
+    def __init__(
+        self,
+        *,
+        server: Mapping[str, Any] | ServerSettings | None = None,
+        state: Mapping[str, Any] | StateSettings | None = None,
+        **services: Served,
+    ) -> None:
+        self.settings = AppSettings(
+            server=_settings(server, ServerSettings, "server"), state=_settings(state, StateSettings, "state")
+        )
+        if not services:
+            raise ConfigError("App(): nothing to serve; name at least one service, as in App(chat=LLM('smollm2'))")
+        for name, kind in services.items():
+            if not NAME.fullmatch(name):
+                raise ConfigError(f"App(): {name!r} cannot name a service; valid: letters, digits and . _ / -")
+            if not hasattr(kind, "settings") or not hasattr(kind, "engines"):
+                raise ConfigError(
+                    f"App(): {name!r} is {type(kind).__name__}, not a service; "
+                    f"valid: {', '.join(registry.names('kind'))}, as in App({name}=LLM('smollm2'))"
+                )
+        self.services: dict[str, Served] = services
+
+    def run(self) -> Running:
+        """Its parts, wired and not yet started. Call it on the event loop that will serve."""
+        return Running(self)
+
+
+class Running:
+    """A started app. `observers` hear every outcome, in order, on the event loop."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.settings = app.settings
+        self.ledger = Ledger()
+        self.observers: list[Callable[[Outcome], None]] = []
+        self.history: History | None = None
+        self._launchers: dict[str, Launcher] = {}
+        self.services = {name: self._wire(name, kind) for name, kind in app.services.items()}
+
+    def _wire(self, name: str, kind: Served) -> Service:
+        """Everything that one service consists of, and who tells whom."""
+        settings = kind.settings
+        where = f"service {name!r}"
+        policy = kind.policy if settings.policy == "auto" else settings.policy
+        try:
+            dispatcher = Dispatcher(
+                name,
+                registry.load("batch policy", policy, f"{where}: policy")(**settings.policy_options),
+                registry.load("placement", settings.placement, f"{where}: placement")(),
+                registry.load("admission", settings.queue.admission, f"{where}: queue.admission")(
+                    max_waiting=settings.queue.max_waiting, max_wait_s=settings.queue.max_wait_s
+                ),
+                self.ledger,
+                max_wait_s=settings.queue.max_wait_s,
+                settled=self._settled,
+            )
+        except TypeError as error:
+            raise ConfigError(f"{where}: policy_options do not fit policy {policy!r}: {error}") from None
+        replicas = Replicas(name, kind.engines, self._launcher(settings.launcher), dispatcher, self._told(name))
+        return Service(name, kind, settings, dispatcher, replicas, self.ledger)
+
+    def _launcher(self, name: str) -> Launcher:
+        if name not in self._launchers:
+            self._launchers[name] = InlineLauncher() if name == "inline" else LocalLauncher()
+        return self._launchers[name]
+
+    def _told(self, name: str) -> Callable[[EngineInfo], None]:
+        def told(info: EngineInfo) -> None:
+            self.services[name].info = info
+            self.services[name].kind.ready(info)
+
+        return told
+
+    def _settled(self, outcome: Outcome) -> None:
+        if self.history is not None:
+            self.history.record(outcome, wall())
+        for tell in self.observers:
+            tell(outcome)
+
+    async def start(self, progress: Progress | None = None) -> None:
+        """Prepare every service, then start all replicas. Raises ConfigError or EngineStartError; nothing is left."""
+        if self.settings.state.history:
+            self.history = History.open(self.settings.state)
+        try:
+            for kind in self.app.services.values():
+                await offload(lambda kind=kind: kind.prepare(progress))  # type: ignore[misc]
+            await asyncio.gather(*(service.replicas.start() for service in self.services.values()))
+        except BaseException:
+            await self.stop(0.0)
+            raise
+
+    async def stop(self, drain_s: float | None = None) -> None:
+        """Let what runs finish, for at most `drain_s` (the server's setting when `None`), then end every replica."""
+        drain_s = self.settings.server.drain_s if drain_s is None else drain_s
+        self._refuse_all()
+        await asyncio.gather(*(service.replicas.stop(drain_s) for service in self.services.values()))
+        self._refuse_all()  # what was still running may have been queued again
+        for launcher in self._launchers.values():
+            await launcher.close()
+        if self.history is not None:
+            self.history.close()
+
+    def _refuse_all(self) -> None:
+        for service in self.services.values():
+            service.dispatcher.give_up("the server is stopping")
+
+
+def _settings(given: Mapping[str, Any] | S | None, into: type[S], where: str) -> S:
+    if isinstance(given, into):
+        return given
+    return parse(dict(given) if isinstance(given, Mapping) else {} if given is None else given, into, f"App(): {where}")

@@ -1,0 +1,41 @@
+"""The `foreserve` command: one subcommand a module."""
+
+from __future__ import annotations
+
+import typer
+
+from foreserve import __version__
+from foreserve.cli.bench import bench
+from foreserve.cli.serve import serve
+
+app = typer.Typer(
+    name="foreserve",
+    help="Serve models with foresight.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(serve)
+app.command()(bench)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"foreserve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Serve models with foresight."""
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

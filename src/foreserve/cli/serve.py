@@ -1,0 +1,222 @@
+"""`foreserve serve`: an app file, or running servers, behind one API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, NoReturn
+
+import msgspec
+import typer
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import Progress, TaskID
+
+from foreserve import __version__
+from foreserve.app import App, Running
+from foreserve.appfile import load_app_file
+from foreserve.errors import ForeserveError
+from foreserve.gateway.http import create_app
+from foreserve.preflight import check
+from foreserve.services.discovery import upstream_services
+from foreserve.settings import ApiKey, Environment, ServerSettings
+
+console = Console(stderr=True)
+log = logging.getLogger("foreserve")
+
+EXIT_WRONG = 2
+"""The app, a setting or an argument is wrong."""
+EXIT_FAILED = 1
+"""Something could not be started."""
+
+
+def serve(
+    app_file: Annotated[
+        str | None,
+        typer.Argument(metavar="[APP]", help="An app file: app.py, app.py:name or app.yaml. Not with --upstream."),
+    ] = None,
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="A running OpenAI-compatible server to stand in front of. May be repeated."),
+    ] = None,
+    observe: Annotated[
+        bool,
+        typer.Option("--observe", help="With --upstream: forward all unchanged, report what would have been done."),
+    ] = False,
+    max_running: Annotated[
+        int | None, typer.Option(min=1, help="With --upstream: requests in flight at each server. [default: 64]")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: the app's, or 127.0.0.1]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on. [default: the app's, or 8000]")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="FORESERVE_API_KEY", help="A key that clients must show. May be repeated."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check models, memory, port and interpreters, and start nothing.")
+    ] = False,
+) -> None:
+    """Serve an app file, or stand in front of running servers.
+
+    Examples: `foreserve serve app.py`, `foreserve serve --upstream http://127.0.0.1:8001`.
+    """
+    environment = Environment.read()
+    _log_to_console(environment.log_level)
+    try:
+        app = _app(app_file, upstream or [], observe, max_running)
+        app.settings = msgspec.structs.replace(app.settings, server=_server(app, host, port, api_key or []))
+        if dry_run:
+            _report(app)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(app))
+    except ForeserveError as error:
+        _wrong(str(error), EXIT_WRONG)
+
+
+def _app(app_file: str | None, upstream: list[str], observe: bool, max_running: int | None) -> App:
+    """What is to be served. Raises ConfigError."""
+    if bool(app_file) == bool(upstream):
+        _wrong("give an app file, or --upstream URL; see foreserve serve --help", EXIT_WRONG)
+    if app_file:
+        if observe or max_running:
+            _wrong("--observe and --max-running go with --upstream; in an app file they are Upstream(…)'s", EXIT_WRONG)
+        return load_app_file(app_file)
+    words: dict[str, Any] = {"observe": observe}
+    if max_running:
+        words["max_running"] = max_running
+    return App(**asyncio.run(upstream_services(upstream, **words)))
+
+
+def _server(app: App, host: str | None, port: int | None, keys: list[str]) -> ServerSettings:
+    """The app's server settings with what the command line overrides."""
+    server = app.settings.server
+    return msgspec.structs.replace(
+        server,
+        host=server.host if host is None else host,
+        port=server.port if port is None else port,
+        api_keys=[*server.api_keys, *(ApiKey(key=key) for key in keys)],
+    )
+
+
+def _report(app: App) -> NoReturn:
+    """Print every finding of the dry run and exit: 0 when all is well."""
+    findings = check(app)
+    for finding in findings:
+        mark = "[green]ok[/]   " if finding.ok else "[red]wrong[/]"
+        console.print(f"{mark} {finding.what}: {finding.detail}", highlight=False)
+    wrong = sum(not finding.ok for finding in findings)
+    console.print("all is well; nothing was started" if not wrong else f"{wrong} to mend; nothing was started")
+    raise typer.Exit(EXIT_FAILED if wrong else 0)
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once the services are ready, and ends when they cannot be."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.failed: BaseException | None = None
+        self.listens = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, and tells when it listens."""
+        await super().startup(sockets)
+        self.listens.set()
+
+    def port(self) -> int:
+        """The port in use, also where 0 was asked for."""
+        return int(self.servers[0].sockets[0].getsockname()[1])
+
+
+async def _serve(app: App) -> None:
+    """Serve until a signal. The HTTP server is up at once, so that probes see what is being waited for."""
+    settings = app.settings.server
+    running = app.run()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(http: FastAPI) -> AsyncIterator[None]:
+        starting = asyncio.create_task(_start(running, server))
+        try:
+            yield
+        finally:
+            starting.cancel()
+            await asyncio.wait([starting])
+            await running.stop()
+
+    server = _Server(
+        uvicorn.Config(
+            create_app(running, lifespan),
+            host=settings.host,
+            port=settings.port,
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=settings.max_connections,
+            timeout_graceful_shutdown=int(settings.drain_s),
+        )
+    )
+    await server.serve()
+    if server.failed is not None:
+        _wrong(str(server.failed), EXIT_FAILED)
+
+
+async def _start(running: Running, server: _Server) -> None:
+    """Start the services with a progress bar for what is slow, then say how to reach them."""
+    with Progress(console=console, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(done: float, what: str) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=1.0)
+            bars.update(tasks[what], completed=done)
+
+        try:
+            await running.start(progress)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            if not isinstance(error, ForeserveError):
+                log.exception("the services could not be started")
+            server.failed = error
+            server.should_exit = True
+            return
+    await server.listens.wait()
+    settings = running.settings.server
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    _greet(running, f"http://{host}:{server.port()}")
+
+
+def _greet(running: Running, url: str) -> None:
+    key = " -H 'authorization: Bearer YOUR_KEY'" if running.settings.server.api_keys else ""
+    console.print(f"[bold]Foreserve {__version__}[/] serves {', '.join(running.services)} at [bold]{url}[/]")
+    chat = next((name for name, s in running.services.items() if s.kind.name in ("llm", "upstream")), None)
+    if chat is not None:
+        body = f'{{"model": "{chat}", "messages": [{{"role": "user", "content": "Say hello."}}]}}'
+        line = f"curl {url}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'"
+        console.print("Try it:")
+        console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"Status {url}/ · OpenAPI {url}/docs · metrics {url}/metrics", highlight=False)
+
+
+def _log_to_console(level: str) -> None:
+    if level not in logging.getLevelNamesMapping():
+        valid = ", ".join(logging.getLevelNamesMapping())
+        _wrong(f"FORESERVE_LOG is {level!r}; valid: {valid}", EXIT_WRONG)
+    handler = RichHandler(console=console, show_path=False, rich_tracebacks=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("foreserve").setLevel(level)
+
+
+def _wrong(words: str, code: int) -> NoReturn:
+    console.print(f"[red]foreserve:[/] {words}", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)

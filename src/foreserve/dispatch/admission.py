@@ -1,0 +1,66 @@
+"""Whether to take a request in: a bounded queue, and no wait that is known to be in vain."""
+
+from __future__ import annotations
+
+from foreserve.core import Work
+from foreserve.ports import QueueView, Refusal
+
+LEAST_RETRY_S = 1.0
+"""`Retry-After` is at least this, so that refused clients do not return in the same instant."""
+MOST_RETRY_S = 60.0
+
+
+def predicted_wait(view: QueueView) -> float:
+    """Seconds until a request that joins the queue now would start: those ahead of it, by Little's law.
+
+    While requests wait, as many run as can; otherwise the slots say how many could. 0 while nothing has ended yet: a
+    new service refuses nobody on a guess.
+    """
+    if not view.waiting or view.seconds_per_request is None:
+        return 0.0
+    side_by_side = view.running or view.slots or 1.0
+    return view.waiting * view.seconds_per_request / side_by_side
+
+
+class Bounded:
+    """`bounded`: refuse when `max_waiting` wait, or when the wait would outlast `max_wait_s` or the deadline.
+
+    A deadline must leave room for the recent time of a request as well, once it is known.
+    """
+
+    def __init__(self, max_waiting: int, max_wait_s: float) -> None:
+        self._max_waiting = max_waiting
+        self._max_wait_s = max_wait_s
+
+    def admit(self, work: Work, view: QueueView, now: float) -> Refusal | None:
+        wait = predicted_wait(view)
+        if view.waiting >= self._max_waiting:
+            return _refuse(f"the queue is full: {view.waiting} requests wait (limit {self._max_waiting})", wait)
+        if wait > self._max_wait_s:
+            return _refuse(
+                f"the predicted wait of {wait:.1f} s exceeds the limit of {self._max_wait_s:g} s",
+                wait - self._max_wait_s,
+            )
+        if work.deadline is not None and view.waiting:
+            needed = wait + (view.seconds_per_request or 0.0)
+            left = work.deadline - now
+            if needed > left:
+                words = (
+                    f"{wait:.1f} s predicted wait and {needed - wait:.1f} s of work exceed its deadline in {left:.1f} s"
+                )
+                return _refuse(words, needed - left)
+        return None
+
+
+class Always:
+    """`always`: take everything; only for servers in front of which nothing may be refused (`--observe`)."""
+
+    def __init__(self, max_waiting: int, max_wait_s: float) -> None:
+        """The queue's settings are taken and not used."""
+
+    def admit(self, work: Work, view: QueueView, now: float) -> Refusal | None:
+        return None
+
+
+def _refuse(reason: str, retry_after: float) -> Refusal:
+    return Refusal(reason=reason, retry_after=min(max(retry_after, LEAST_RETRY_S), MOST_RETRY_S))

@@ -1,0 +1,257 @@
+"""The waiting queue of one service and its loop: schedule, run, settle.
+
+The queue is ours: a replica is given only what it can start. Nothing here knows what a request is about; costs are
+compared, payloads and chunks are passed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from foreserve.core import Chunk, Cost, Finish, Outcome, OutcomeKind, Work, add, fits
+from foreserve.dispatch.flight import Flight, ended, verdict
+from foreserve.dispatch.ledger import Ledger
+from foreserve.dispatch.stream import Stream
+from foreserve.errors import ClientGone, Expired, ReplicaLost, RequestError, Shed, Unavailable
+from foreserve.ports import Admission, BatchPolicy, Pick, Placement, QueueView, Room, Wait
+
+log = logging.getLogger(__name__)
+
+MOST_ATTEMPTS = 2
+"""A request is given to at most this many replicas."""
+
+
+class Runner(Protocol):
+    """A replica, as far as its dispatcher is concerned."""
+
+    name: str
+
+    def capacity(self) -> Cost:
+        """What it can hold at once."""
+        ...
+
+    def room(self) -> Room | None:
+        """What it can take now, `None` when nothing."""
+        ...
+
+    def run(self, works: Sequence[Work], plan: Any) -> None: ...
+    def abort(self, ids: Sequence[str]) -> None: ...
+
+
+class Dispatcher:
+    """Orders, places and ends the requests of one service. All its methods are called on the event loop.
+
+    `max_wait_s` bounds the time in the queue, whatever was predicted. `settled` hears every outcome, once.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        policy: BatchPolicy,
+        placement: Placement,
+        admission: Admission,
+        ledger: Ledger,
+        *,
+        max_wait_s: float,
+        settled: Callable[[Outcome], None],
+    ) -> None:
+        self.service = service
+        self.unavailable: str | None = None
+        """Why nothing can be served now, in words; set by the fleet when it has given up for the time being."""
+        self._policy = policy
+        self._placement = placement
+        self._admission = admission
+        self._ledger = ledger
+        self._max_wait_s = max_wait_s
+        self._settled = settled
+        self._runners: dict[str, Runner] = {}
+        self._waiting: dict[str, Flight] = {}
+        self._running: dict[str, Flight] = {}
+        self._seconds_per_request: float | None = None
+        self._turn: asyncio.Handle | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+
+    # --- the loop
+
+    def _schedule(self) -> None:
+        """Give the replicas what they have room for, then sleep until something changes."""
+        self._turn = None
+        now = self._loop.time()
+        while self._waiting and (rooms := self._rooms()):
+            match self._policy.pick(rooms, now):
+                case Pick() as pick:
+                    self._run(pick, rooms, now)
+                case Wait(until=until):
+                    return self._wake_at(until)
+                case None:
+                    return None
+        return None
+
+    def _run(self, pick: Pick, rooms: Sequence[Room], now: float) -> None:
+        """Start what was picked on the replica that the placement names."""
+        flights = [self._waiting[request_id] for request_id in pick.ids]
+        works = [flight.work for flight in flights]
+        total: Cost = functools.reduce(add, (work.cost for work in works))
+        fitting = [room for room in rooms if fits(total, room.free)]
+        runner = self._runners[self._placement.place(works, fitting, now)]
+        for flight in flights:
+            del self._waiting[flight.work.id]
+            self._running[flight.work.id] = flight
+            flight.start(runner.name, pick.why, now)
+        runner.run(works, pick.plan)
+
+    def chunks(self, runner: Runner, chunks: Sequence[Chunk]) -> None:
+        """What one step of a replica produced. Late and repeated chunks are dropped: each is known by its numbers."""
+        now = self._loop.time()
+        for chunk in chunks:
+            flight = self._running.get(chunk.id)
+            if flight is None or not flight.expects(runner.name, chunk):
+                continue
+            if flight.accept(chunk, now):
+                self._end(flight, ended(flight, Finish(reason="stop"), now))
+                runner.abort([chunk.id])
+            elif chunk.finish is not None:
+                self._finish(flight, chunk.finish, now)
+        self.wake()
+
+    def _finish(self, flight: Flight, finish: Finish, now: float) -> None:
+        """The engine is done with a request, one way or the other."""
+        if isinstance(finish.detail, dict) and finish.detail.get("retry") and self._again(flight, now):
+            return
+        self._end(flight, ended(flight, finish, now))
+
+    def _end(self, flight: Flight, outcome: Outcome) -> None:
+        """Settle: the only place where a request ends."""
+        self._waiting.pop(outcome.id, None)
+        self._running.pop(outcome.id, None)
+        flight.disarm()
+        if outcome.kind is OutcomeKind.DONE and outcome.started is not None:
+            taken = outcome.ended - outcome.started
+            known = self._seconds_per_request
+            self._seconds_per_request = taken if known is None else known + 0.1 * (taken - known)
+        self._policy.settled(outcome)
+        self._ledger.end(outcome)
+        flight.stream.end(outcome)
+        self._settled(outcome)
+
+    # --- requests come and go
+
+    def submit(self, work: Work, stream: Stream) -> None:
+        """Take a request in, or end it at once as shed. Its stream tells which."""
+        now = self._loop.time()
+        self._ledger.enter(work.id, child=work.parent is not None)
+        flight = Flight(self.service, work, stream)
+        if self.unavailable is not None:
+            return self._end(flight, verdict(flight, OutcomeKind.FAILED, Unavailable, self.unavailable, now, retry=1.0))
+        if work.deadline is not None and work.deadline <= now:
+            return self._end(flight, verdict(flight, OutcomeKind.EXPIRED, Expired, "its deadline had passed", now))
+        refusal = self._admission.admit(work, self.view(), now)
+        if refusal is not None:
+            shed = verdict(flight, OutcomeKind.SHED, Shed, refusal.reason, now, retry=refusal.retry_after)
+            return self._end(flight, shed)
+        self._wait(flight, now)
+        flight.expire(self._loop, self._expired)
+        return None
+
+    def leave(self, request_id: str, reason: str) -> None:
+        """The caller wants no more of it. Unknown and ended requests are ignored."""
+        flight = self._waiting.get(request_id) or self._running.get(request_id)
+        if flight is not None:
+            self._stop(flight, OutcomeKind.CANCELLED, ClientGone, reason)
+
+    def _wait(self, flight: Flight, now: float) -> None:
+        self._waiting[flight.work.id] = flight
+        flight.wait(self._loop, self._max_wait_s, self._overdue)
+        self._policy.add(flight.work, now)
+        self.wake()
+
+    def _again(self, flight: Flight, now: float) -> bool:
+        """Queue a lost request once more, when that is safe: it is idempotent and nobody has seen any of its answer."""
+        work = flight.work
+        if not work.idempotent or flight.first is not None or work.attempt + 1 >= MOST_ATTEMPTS:
+            return False
+        self._running.pop(work.id, None)
+        flight.again()
+        self._wait(flight, now)
+        return True
+
+    def _overdue(self, flight: Flight) -> None:
+        if self._runners:
+            words = f"it waited {self._max_wait_s:g} s, the most that the queue allows"
+            self._stop(flight, OutcomeKind.SHED, Shed, words)
+        else:
+            self._stop(flight, OutcomeKind.FAILED, Unavailable, f"no replica was ready for {self._max_wait_s:g} s")
+
+    def _expired(self, flight: Flight) -> None:
+        where = "in the queue" if flight.work.id in self._waiting else "while it ran"
+        self._stop(flight, OutcomeKind.EXPIRED, Expired, f"its deadline passed {where}")
+
+    def _stop(self, flight: Flight, kind: OutcomeKind, error: type[RequestError], reason: str) -> None:
+        """End a request before its engine does; its replica hears of it and frees the room once it has stopped."""
+        work_id = flight.work.id
+        self._policy.remove(work_id)
+        runner = self._runners.get(flight.replica or "")
+        if work_id in self._running and runner is not None:
+            runner.abort([work_id])
+        retry = 1.0 if kind is not OutcomeKind.CANCELLED else None
+        self._end(flight, verdict(flight, kind, error, reason, self._loop.time(), retry=retry))
+
+    # --- replicas come and go
+
+    def attach(self, runner: Runner) -> None:
+        """A replica is ready."""
+        self._runners[runner.name] = runner
+        self.unavailable = None
+        self.wake()
+
+    def detach(self, runner: Runner, reason: str) -> None:
+        """A replica is gone or leaves. What it still ran is run again elsewhere once, or ends as failed."""
+        self._runners.pop(runner.name, None)
+        now = self._loop.time()
+        for flight in [f for f in self._running.values() if f.replica == runner.name]:
+            if not self._again(flight, now):
+                started = "after part of the answer had been sent" if flight.first is not None else "twice"
+                words = f"replica {runner.name} was lost {started}: {reason}"
+                self._end(flight, verdict(flight, OutcomeKind.FAILED, ReplicaLost, words, now))
+
+    def give_up(self, reason: str) -> None:
+        """No replica can be had for now: end what waits and refuse what comes, until one is attached."""
+        self.unavailable = reason
+        for flight in list(self._waiting.values()):
+            self._policy.remove(flight.work.id)
+            outcome = verdict(flight, OutcomeKind.FAILED, Unavailable, reason, self._loop.time(), retry=1.0)
+            self._end(flight, outcome)
+
+    # --- what is known
+
+    def view(self) -> QueueView:
+        """Counts and pace, as admission sees them."""
+        capacities = [runner.capacity() for runner in self._runners.values()]
+        return QueueView(
+            waiting=len(self._waiting),
+            running=len(self._running),
+            slots=sum(capacity.get("slots", 1.0) for capacity in capacities),
+            seconds_per_request=self._seconds_per_request,
+        )
+
+    def wake(self) -> None:
+        """Look again in this turn of the loop; many calls make one look."""
+        if self._turn is None:
+            self._turn = self._loop.call_soon(self._schedule)
+
+    def _wake_at(self, until: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(until, self.wake)
+
+    def _rooms(self) -> list[Room]:
+        rooms = (runner.room() for runner in self._runners.values())
+        return [room for room in rooms if room is not None]
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()

@@ -1,0 +1,27 @@
+"""Where picked work runs, by counts alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from foreserve.core import Work
+from foreserve.ports import Room
+
+
+class LeastRequests:
+    """`least_requests`: the replica with the smallest running share of its slots, by name where they are equal."""
+
+    def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str:
+        return min(rooms, key=lambda room: (room.running / max(room.capacity.get("slots", 1), 1), room.replica)).replica
+
+
+class RoundRobin:
+    """`round_robin`: each replica in turn, by name, skipping those without room."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str:
+        names = sorted(room.replica for room in rooms)
+        self._last = next((name for name in names if name > self._last), names[0])
+        return self._last

@@ -1,0 +1,152 @@
+"""One replica as the gateway knows it: its state, what it holds, and the events of its connection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Any
+
+from foreserve.core import Cost, EngineInfo, EngineLoad, Work, subtract
+from foreserve.messages import Abort, Chunks, Drain, Drained, FromWorker, Heartbeat, Ready, Run, StartFailed
+from foreserve.ports import Connection, Room
+
+log = logging.getLogger(__name__)
+
+
+class State(StrEnum):
+    """A replica's life, in order. `gone` follows any other."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    GONE = "gone"
+
+
+class Replica:
+    """Listens to one connection and keeps what the replica holds, by its messages alone.
+
+    It counts a request as held until the engine says that it has stopped, so that an engine is never given more than it
+    can start, also while it still works on what was aborted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        on_ready: Callable[[Replica], None],
+        on_chunks: Callable[[Replica, Chunks], None],
+        on_gone: Callable[[Replica], None],
+    ) -> None:
+        self.name = name
+        self.state = State.STARTING
+        self.reason = ""
+        """Why it is gone, in words."""
+        self.info: EngineInfo | None = None
+        self.load: EngineLoad | None = None
+        self.ever_ready = False
+        self.ready_at: float | None = None
+        self.held: dict[str, Work] = {}
+        self.settled = asyncio.Event()
+        """Set once it is ready or gone."""
+        self._drained = asyncio.Event()
+        self._connection: Connection | None = None
+        self._on_ready = on_ready
+        self._on_chunks = on_chunks
+        self._on_gone = on_gone
+
+    # --- what the dispatcher asks
+
+    def capacity(self) -> Cost:
+        """What it can hold at once; empty until it is ready."""
+        return self.info.capacity if self.info else {}
+
+    def room(self) -> Room | None:
+        """What it can take now. A static engine takes one batch, and the next when that has ended."""
+        if self.state is not State.READY or self.info is None:
+            return None
+        if self.info.batching == "static" and self.held:
+            return None
+        free: dict[str, float] = dict(self.info.capacity)
+        for work in self.held.values():
+            free = subtract(free, work.cost)
+        if free["slots"] < 1:
+            return None
+        return Room(replica=self.name, free=free, capacity=self.info.capacity, running=len(self.held), load=self.load)
+
+    def run(self, works: Sequence[Work], plan: Any) -> None:
+        """Give it work for which it has room."""
+        self.held.update((work.id, work) for work in works)
+        self._send(Run(works=tuple(works), plan=plan))
+
+    def abort(self, ids: Sequence[str]) -> None:
+        """Stop what it runs, within one step. Ids that it does not hold are ignored."""
+        held = tuple(request_id for request_id in ids if request_id in self.held)
+        if held:
+            self._send(Abort(ids=held))
+
+    # --- what its connection tells
+
+    def connect(self, connection: Connection) -> None:
+        """The launcher's connection; given once, right after the launch."""
+        self._connection = connection
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process, where it has one of its own."""
+        return self._connection.pid if self._connection else None
+
+    def heard(self, message: FromWorker) -> None:
+        """See `ports.Listener`."""
+        match message:
+            case Chunks(chunks=chunks):
+                for chunk in chunks:
+                    if chunk.finish is not None:
+                        self.held.pop(chunk.id, None)
+                self._on_chunks(self, message)
+                if self.state is State.DRAINING and not self.held:
+                    self._drained.set()
+            case Heartbeat(load=load):
+                self.load = load
+            case Ready(info=info):
+                self.info = info
+                self.state = State.READY
+                self.ready_at = asyncio.get_running_loop().time()
+                self.ever_ready = True
+                self.settled.set()
+                self._on_ready(self)
+            case StartFailed(reason=reason):
+                self.reason = reason
+            case Drained():
+                self._drained.set()
+
+    def exited(self, reason: str) -> None:
+        """See `ports.Listener`."""
+        if self.state is State.GONE:
+            return
+        self.state = State.GONE
+        self.reason = self.reason or reason
+        self.settled.set()
+        self._drained.set()
+        self._on_gone(self)
+        self.held.clear()
+
+    # --- leaving
+
+    async def leave(self, drain_s: float, grace_s: float = 5.0) -> None:
+        """Finish what it holds, for at most `drain_s`, then end it. Returns when it is gone."""
+        if self.state is State.READY:
+            self.state = State.DRAINING
+            self._send(Drain())
+            if self.held:
+                try:
+                    await asyncio.wait_for(self._drained.wait(), drain_s)
+                except TimeoutError:
+                    log.warning("replica %s still held %d requests after %g s", self.name, len(self.held), drain_s)
+        if self._connection is not None:
+            await self._connection.stop(grace_s)
+
+    def _send(self, message: Run | Abort | Drain) -> None:
+        if self._connection is not None and self.state is not State.GONE:
+            self._connection.send(message)

@@ -1,0 +1,165 @@
+"""A service: one kind of work under one name, with its dispatcher and its replicas."""
+
+from __future__ import annotations
+
+import msgspec
+
+from foreserve.core import EngineInfo, Outcome, OutcomeKind, Request, Work
+from foreserve.dispatch.dispatcher import Dispatcher
+from foreserve.dispatch.ledger import Ledger
+from foreserve.dispatch.stream import Stream
+from foreserve.fleet.replicas import Replicas
+from foreserve.ports import Kind
+from foreserve.settings import ServiceSettings
+
+
+class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica, for people and metrics."""
+
+    name: str
+    state: str
+    reason: str
+    running: int
+    capacity: dict[str, float]
+    pid: int | None
+
+
+class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One service, for people and metrics."""
+
+    name: str
+    kind: str
+    ready: bool
+    replicas: list[ReplicaStatus]
+    waiting: int
+    running: int
+    info: EngineInfo | None
+
+
+class Service:
+    """What the gateway talks to. Made by `app`, which wires its parts together."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        settings: ServiceSettings,
+        dispatcher: Dispatcher,
+        replicas: Replicas,
+        ledger: Ledger,
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.settings = settings
+        self.dispatcher = dispatcher
+        self.replicas = replicas
+        self.info: EngineInfo | None = None
+        self._ledger = ledger
+
+    def submit(self, request: Request) -> Stream:
+        """Price a request and take it in. A request that is shed has ended already when this returns.
+
+        Raises LedgerError when its id is that of an open request.
+        """
+        work = Work(
+            id=request.id,
+            payload=request.payload,
+            cost=dict(self.kind.price(request.payload)),
+            arrival=request.arrival,
+            deadline=request.deadline,
+            utility=request.utility,
+            tenant=request.tenant,
+            parent=request.parent,
+            root_arrival=request.root_arrival,
+            affinity=request.affinity,
+            idempotent=self.kind.idempotent,
+        )
+        stream = Stream(
+            request.id,
+            lambda: self.kind.decoder(work),
+            bound=self.kind.events_bound(request.payload),
+            stall_s=self.settings.stall_s,
+            on_leave=self.dispatcher.leave,
+        )
+        self.dispatcher.submit(work, stream)
+        return stream
+
+    def submit_group(self, request: Request, payloads: list[object]) -> Group:
+        """Take in one root request that is served as several children, one for each payload (OpenAI's `n`)."""
+        self._ledger.enter(request.id)
+        group = Group(request, len(payloads), self._ledger)
+        for index, payload in enumerate(payloads):
+            child = msgspec.structs.replace(
+                request,
+                id=f"{request.id}-{index}",
+                payload=payload,
+                parent=request.id,
+                root_arrival=request.arrival,
+            )
+            group.add(self.submit(child))
+        return group
+
+    @property
+    def ready(self) -> bool:
+        """Whether some replica takes work."""
+        return bool(self.replicas.ready)
+
+    def status(self) -> ServiceStatus:
+        """A snapshot."""
+        view = self.dispatcher.view()
+        return ServiceStatus(
+            name=self.name,
+            kind=self.kind.name,
+            ready=self.ready,
+            replicas=[
+                ReplicaStatus(
+                    name=replica.name,
+                    state=replica.state.value,
+                    reason=replica.reason,
+                    running=len(replica.held),
+                    capacity=dict(replica.capacity()),
+                    pid=replica.pid,
+                )
+                for replica in self.replicas.all
+            ],
+            waiting=view.waiting,
+            running=view.running,
+            info=self.info,
+        )
+
+
+class Group:
+    """A root request and its children: it ends when the last of them has, as the worst of them did."""
+
+    WORST_FIRST = (
+        OutcomeKind.FAILED,
+        OutcomeKind.EXPIRED,
+        OutcomeKind.SHED,
+        OutcomeKind.CANCELLED,
+        OutcomeKind.DONE,
+    )
+
+    def __init__(self, request: Request, size: int, ledger: Ledger) -> None:
+        self.id = request.id
+        self.streams: list[Stream] = []
+        self.outcome: Outcome | None = None
+        self._size = size
+        self._ledger = ledger
+        self._ended: list[Outcome] = []
+
+    def add(self, stream: Stream) -> None:
+        """One more child."""
+        self.streams.append(stream)
+        stream.when_ended(self._child_ended)
+
+    def close(self, reason: str = "the client went away") -> None:
+        """Leave all of them."""
+        for stream in self.streams:
+            stream.close(reason)
+
+    def _child_ended(self, outcome: Outcome) -> None:
+        self._ended.append(outcome)
+        if len(self._ended) == self._size:
+            worst = min(self._ended, key=lambda o: self.WORST_FIRST.index(o.kind))
+            self.outcome = msgspec.structs.replace(worst, id=self.id, parent=None)
+            self._ledger.end(self.outcome)

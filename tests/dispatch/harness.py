@@ -1,0 +1,123 @@
+"""A dispatcher with scripted replicas, for tests on the virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from foreserve.core import Chunk, Cost, Finish, Outcome, Work
+from foreserve.dispatch.admission import Bounded
+from foreserve.dispatch.batching import FirstCome
+from foreserve.dispatch.dispatcher import Dispatcher
+from foreserve.dispatch.ledger import Ledger
+from foreserve.dispatch.placement import LeastRequests
+from foreserve.dispatch.stream import Stream
+from foreserve.ports import Decoded, Room
+
+
+class PlainDecoder:
+    """Every chunk's data is one event; "enough" wants no more."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def feed(self, chunk: Chunk) -> Decoded:
+        if chunk.data is None:
+            return Decoded()
+        self.seen += 1
+        return Decoded(events=[chunk.data], enough=chunk.data == "enough")
+
+    def usage(self) -> dict[str, float]:
+        return {"items": self.seen}
+
+
+class ScriptedReplica:
+    """Runs `payload` seconds of work with `slots` at once, one chunk half-way and a finish at the end."""
+
+    def __init__(self, name: str, house: House, slots: int = 1) -> None:
+        self.name = name
+        self.slots = slots
+        self.held: dict[str, Work] = {}
+        self.batches: list[tuple[str, ...]] = []
+        self.plans: list[Any] = []
+        self.most_held = 0
+        self._house = house
+        self._timers: dict[str, list[asyncio.TimerHandle]] = {}
+
+    def capacity(self) -> Cost:
+        return {"slots": self.slots}
+
+    def room(self) -> Room | None:
+        free = self.slots - len(self.held)
+        if free < 1:
+            return None
+        return Room(replica=self.name, free={"slots": free}, capacity={"slots": self.slots}, running=len(self.held))
+
+    def run(self, works: Sequence[Work], plan: Any) -> None:
+        self.batches.append(tuple(work.id for work in works))
+        self.plans.append(plan)
+        loop = asyncio.get_running_loop()
+        for work in works:
+            self.held[work.id] = work
+            half = float(work.payload) / 2
+            self._timers[work.id] = [
+                loop.call_later(half, self.say, work, 0, "half", None),
+                loop.call_later(2 * half, self.say, work, 1, None, Finish(reason="stop", usage={"items": 7})),
+            ]
+        self.most_held = max(self.most_held, len(self.held))
+
+    def say(self, work: Work, index: int, data: Any, finish: Finish | None) -> None:
+        if finish is not None:
+            self.held.pop(work.id, None)
+        chunk = Chunk(id=work.id, index=index, data=data, attempt=work.attempt, finish=finish)
+        self._house.dispatcher.chunks(self, [chunk])
+
+    def abort(self, ids: Sequence[str]) -> None:
+        for request_id in ids:
+            for timer in self._timers.pop(request_id, []):
+                timer.cancel()
+            work = self.held.get(request_id)
+            if work is not None:  # the engine stops one step later
+                asyncio.get_running_loop().call_later(0.01, self.say, work, 99, None, Finish(reason="cancelled"))
+
+    def die(self, reason: str = "killed") -> None:
+        for timers in self._timers.values():
+            for timer in timers:
+                timer.cancel()
+        self.held.clear()
+        self._house.dispatcher.detach(self, reason)
+
+
+class House:
+    """A dispatcher, its ledger and every outcome. Make it inside the running loop."""
+
+    def __init__(self, *, policy: Any = None, admission: Any = None, max_wait_s: float = 1000.0) -> None:
+        self.ledger = Ledger()
+        self.outcomes: list[Outcome] = []
+        self.dispatcher = Dispatcher(
+            "test",
+            policy or FirstCome(),
+            LeastRequests(),
+            admission or Bounded(max_waiting=1000, max_wait_s=1000.0),
+            self.ledger,
+            max_wait_s=max_wait_s,
+            settled=self.outcomes.append,
+        )
+
+    def replica(self, name: str = "r0", slots: int = 1) -> ScriptedReplica:
+        replica = ScriptedReplica(name, self, slots)
+        self.dispatcher.attach(replica)
+        return replica
+
+    def submit(self, request_id: str, seconds: float = 1.0, **words: Any) -> Stream:
+        now = asyncio.get_running_loop().time()
+        stall_s = words.pop("stall_s", 30.0)
+        bound = words.pop("bound", 100)
+        work = Work(id=request_id, payload=seconds, cost=words.pop("cost", {"slots": 1}), arrival=now, **words)
+        stream = Stream(request_id, PlainDecoder, bound=bound, stall_s=stall_s, on_leave=self.dispatcher.leave)
+        self.dispatcher.submit(work, stream)
+        return stream
+
+    def ended(self) -> dict[str, str]:
+        return {outcome.id: outcome.kind.value for outcome in self.outcomes}

@@ -1,0 +1,45 @@
+from foreserve.core import Work
+from foreserve.dispatch.admission import LEAST_RETRY_S, MOST_RETRY_S, Always, Bounded
+from foreserve.ports import QueueView
+
+
+def work(deadline: float | None = None) -> Work:
+    return Work(id="a", payload=None, cost={}, arrival=0, deadline=deadline)
+
+
+def view(waiting: int, running: int = 4, pace: float | None = 2.0) -> QueueView:
+    return QueueView(waiting=waiting, running=running, slots=4, seconds_per_request=pace)
+
+
+def test_a_full_queue_refuses():
+    refusal = Bounded(max_waiting=10, max_wait_s=1e6).admit(work(), view(10), 0)
+    assert refusal is not None
+    assert "queue is full" in refusal.reason
+    assert LEAST_RETRY_S <= refusal.retry_after <= MOST_RETRY_S
+
+
+def test_a_predicted_wait_beyond_the_limit_refuses_and_says_how_long():
+    policy = Bounded(max_waiting=1000, max_wait_s=10)
+    assert policy.admit(work(), view(20), 0) is None  # 20 * 2 s / 4 = 10 s
+    refusal = policy.admit(work(), view(28), 0)
+    assert refusal is not None
+    assert refusal.retry_after == 4.0
+    assert "14.0 s" in refusal.reason
+
+
+def test_a_deadline_that_cannot_be_met_refuses():
+    policy = Bounded(max_waiting=1000, max_wait_s=100)
+    assert policy.admit(work(deadline=7.0), view(10), 0) is None  # 5 s wait + 2 s work
+    refusal = policy.admit(work(deadline=6.0), view(10), 0)
+    assert refusal is not None
+    assert "deadline" not in refusal.reason or refusal.retry_after >= LEAST_RETRY_S
+
+
+def test_nothing_is_refused_on_a_guess():
+    policy = Bounded(max_waiting=1000, max_wait_s=0.001)
+    assert policy.admit(work(deadline=0.1), view(500, pace=None), 0) is None
+    assert policy.admit(work(deadline=0.1), view(0), 0) is None
+
+
+def test_always_takes_everything():
+    assert Always(max_waiting=1, max_wait_s=1).admit(work(deadline=0.1), view(10**6), 0) is None

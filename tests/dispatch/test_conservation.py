@@ -1,0 +1,61 @@
+"""Random arrivals, departures, deadlines and deaths: whatever happens, every request ends exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import msgspec
+import pytest
+
+from foreserve.dispatch.admission import Bounded
+from foreserve.dispatch.batching import FirstCome, FixedBatches
+from foreserve.simulation.clock import run
+from tests.dispatch.harness import House
+
+REQUESTS = 120
+
+
+def one_night(seed: int) -> bytes:
+    """A run with `seed`; its outcomes as bytes, for comparison."""
+    draw = random.Random(seed)
+
+    async def main() -> bytes:
+        policy = FirstCome() if draw.random() < 0.5 else FixedBatches(size=draw.randint(1, 5), max_wait_s=0.3)
+        house = House(policy=policy, admission=Bounded(max_waiting=20, max_wait_s=15.0), max_wait_s=20.0)
+        alive = [house.replica(f"r{i}", slots=draw.randint(1, 4)) for i in range(3)]
+
+        async def client(number: int) -> None:
+            await asyncio.sleep(draw.uniform(0, 30))
+            now = asyncio.get_running_loop().time()
+            deadline = now + draw.uniform(0.1, 8) if draw.random() < 0.4 else None
+            stream = house.submit(f"q{number}", draw.uniform(0.1, 3), deadline=deadline, idempotent=draw.random() < 0.8)
+            if draw.random() < 0.2:
+                await asyncio.sleep(draw.uniform(0, 3))
+                stream.close()
+            await stream.settled()
+
+        async def grim() -> None:
+            for generation in range(12):
+                await asyncio.sleep(draw.uniform(0.5, 4))
+                victim = alive.pop(draw.randrange(len(alive)))
+                victim.die()
+                await asyncio.sleep(draw.uniform(0, 2))
+                alive.append(house.replica(f"g{generation}", slots=draw.randint(1, 4)))
+
+        await asyncio.gather(grim(), *(client(number) for number in range(REQUESTS)))
+        house.ledger.check(idle=True)
+        assert len(house.outcomes) == REQUESTS
+        assert len({outcome.id for outcome in house.outcomes}) == REQUESTS
+        view = house.dispatcher.view()
+        assert (view.waiting, view.running) == (0, 0)
+        await asyncio.sleep(1)
+        assert all(not replica.held for replica in alive), "a replica still works on what has ended"
+        return msgspec.json.encode(house.outcomes)
+
+    return run(main())
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_every_request_ends_exactly_once(seed: int):
+    assert one_night(seed) == one_night(seed), "a seed gives the same bytes"

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from foreserve.core import Chunk, Finish, OutcomeKind
+from foreserve.dispatch.batching import FixedBatches
+from foreserve.dispatch.dispatcher import MOST_ATTEMPTS
+from foreserve.errors import Expired, ReplicaLost, Shed, Unavailable
+from foreserve.simulation.clock import run
+from tests.dispatch.harness import House
+
+
+def test_a_request_runs_and_ends_with_its_figures():
+    async def main() -> None:
+        house = House()
+        house.replica()
+        stream = house.submit("a", 2.0)
+        assert [list(events) async for events in stream] == [["half"]]
+        outcome = stream.outcome
+        assert outcome is not None
+        assert (outcome.kind, outcome.finish, outcome.replica) == (OutcomeKind.DONE, "stop", "r0")
+        assert (outcome.arrival, outcome.started, outcome.first, outcome.ended) == (0.0, 0.0, 1.0, 2.0)
+        assert outcome.usage == {"items": 7}
+        assert outcome.error() is None
+        house.ledger.check(idle=True)
+
+    run(main())
+
+
+def test_a_replica_is_never_given_more_than_it_can_start():
+    async def main() -> None:
+        house = House()
+        replica = house.replica(slots=3)
+        streams = [house.submit(f"r{i}", 1.0) for i in range(20)]
+        for stream in streams:
+            await stream.settled()
+        assert replica.most_held == 3
+        assert [batch[0] for batch in replica.batches] == [f"r{i}" for i in range(20)]
+        assert asyncio.get_running_loop().time() == pytest.approx(7.0)
+
+    run(main())
+
+
+def test_requests_wait_for_the_first_replica():
+    async def main() -> None:
+        house = House()
+        stream = house.submit("a")
+        await asyncio.sleep(5)
+        house.replica()
+        assert (await stream.settled()).started == 5.0
+
+    run(main())
+
+
+def test_deadline_in_the_queue_and_while_running():
+    async def main() -> None:
+        house = House()
+        replica = house.replica()
+        first = house.submit("runs", 10.0, deadline=4.0)
+        second = house.submit("waits", 1.0, deadline=3.0)
+        third = house.submit("late", 1.0, deadline=0.0)
+        assert (await third.settled()).kind is OutcomeKind.EXPIRED
+        waited = await second.settled()
+        assert (waited.kind, waited.ended, waited.started) == (OutcomeKind.EXPIRED, 3.0, None)
+        assert "in the queue" in waited.reason
+        ran = await first.settled()
+        assert (ran.kind, ran.ended) == (OutcomeKind.EXPIRED, 4.0)
+        assert "while it ran" in ran.reason
+        assert isinstance(ran.error(), Expired)
+        await asyncio.sleep(1)
+        assert not replica.held
+        house.ledger.check(idle=True)
+
+    run(main())
+
+
+def test_a_caller_who_leaves_stops_the_work_and_frees_the_room_once_it_has_stopped():
+    async def main() -> None:
+        house = House()
+        replica = house.replica()
+        first = house.submit("first", 100.0)
+        second = house.submit("second", 1.0)
+        waiting = house.submit("waiting", 1.0)
+        await asyncio.sleep(1)
+        waiting.close("bored")
+        first.close()
+        first.close()
+        assert house.ended() == {"waiting": "cancelled", "first": "cancelled"}
+        assert list(replica.held) == ["first"], "the engine has not stopped yet"
+        assert (await second.settled()).started == pytest.approx(1.01)
+        house.ledger.check(idle=True)
+
+    run(main())
+
+
+def test_a_lost_replica_retries_what_nobody_has_seen_and_fails_the_rest():
+    async def main() -> None:
+        house = House()
+        doomed = house.replica("doomed", slots=3)
+        seen = house.submit("seen", 2.0)
+        unseen = house.submit("unseen", 10.0)
+        once = house.submit("once", 10.0, idempotent=False)
+        await asyncio.sleep(1.5)
+        doomed.die()
+        house.replica("other", slots=3)
+        lost = await seen.settled()
+        assert (lost.kind, lost.code) == (OutcomeKind.FAILED, "replica_lost")
+        assert isinstance(lost.error(), ReplicaLost)
+        assert "after part of the answer" in lost.reason
+        assert (await once.settled()).kind is OutcomeKind.FAILED
+        retried = await unseen.settled()
+        assert (retried.kind, retried.attempt, retried.replica) == (OutcomeKind.DONE, 1, "other")
+        house.ledger.check(idle=True)
+
+    run(main())
+
+
+def test_a_request_that_kills_replicas_is_not_tried_for_ever():
+    async def main() -> None:
+        house = House()
+        stream = house.submit("poison", 10.0)
+        for generation in range(MOST_ATTEMPTS):
+            replica = house.replica(f"g{generation}")
+            await asyncio.sleep(1)
+            replica.die()
+        outcome = await stream.settled()
+        assert (outcome.kind, outcome.code) == (OutcomeKind.FAILED, "replica_lost")
+        house.ledger.check(idle=True)
+
+    run(main())
+
+
+def test_retries_keep_their_order_before_later_arrivals():
+    async def main() -> None:
+        house = House()
+        doomed = house.replica("doomed", slots=3)
+        streams = [house.submit(name, 10.0) for name in ("a", "b", "c")]
+        await asyncio.sleep(1)
+        streams += [house.submit(name, 1.0) for name in ("d", "e")]
+        doomed.die()
+        other = house.replica("other", slots=1)
+        for stream in streams:
+            await stream.settled()
+        assert [batch[0] for batch in other.batches] == ["a", "b", "c", "d", "e"]
+
+    run(main())
+
+
+def test_late_and_repeated_chunks_change_nothing():
+    async def main() -> None:
+        house = House()
+        doomed = house.replica("doomed")
+        stream = house.submit("a", 10.0)
+        await asyncio.sleep(1)
+        doomed.die()
+        house.replica("other")
+        await asyncio.sleep(0)
+        finish = Finish(reason="stop")
+        house.dispatcher.chunks(doomed, [Chunk(id="a", index=0, data="ghost", finish=finish)])
+        await asyncio.sleep(5.5)
+        other = house.dispatcher._runners["other"]
+        repeated = Chunk(id="a", index=0, attempt=1, data="half")
+        house.dispatcher.chunks(other, [repeated, repeated])
+        events = [event async for turn in stream for event in turn]
+        assert events == ["half"]
+        house.ledger.check(idle=True)
+
+    run(main())
+
+
+def test_enough_ends_as_done_and_stops_the_engine():
+    async def main() -> None:
+        house = House()
+        replica = house.replica()
+        stream = house.submit("a", 100.0)
+        await asyncio.sleep(1)
+        replica.say(replica.held["a"], 0, "enough", None)
+        outcome = await stream.settled()
+        assert (outcome.kind, outcome.finish, outcome.ended) == (OutcomeKind.DONE, "stop", 1.0)
+        assert outcome.usage == {"items": 1}
+        await asyncio.sleep(1)
+        assert not replica.held
+
+    run(main())
+
+
+def test_a_stalled_or_distant_reader_is_cancelled():
+    async def main() -> None:
+        house = House()
+        replica = house.replica(slots=2)
+        stalled = house.submit("stalled", 100.0, stall_s=20.0)
+        distant = house.submit("distant", 100.0, bound=2)
+        await asyncio.sleep(0)
+        for index in range(4):
+            if "distant" in replica.held:
+                replica.say(replica.held["distant"], index, "x", None)
+        await asyncio.sleep(75)
+        assert house.ended() == {"distant": "cancelled", "stalled": "cancelled"}
+        assert stalled.outcome is not None
+        assert stalled.outcome.ended == 70.0
+        assert "read nothing for 20 s" in stalled.outcome.reason
+        assert distant.outcome is not None
+        assert "events behind" in distant.outcome.reason
+
+    run(main())
+
+
+def test_the_queue_bounds_waiting_time_in_words():
+    async def main() -> None:
+        house = House(max_wait_s=5.0)
+        house.replica()
+        house.submit("long", 100.0)
+        waits = house.submit("waits")
+        outcome = await waits.settled()
+        assert (outcome.kind, outcome.ended) == (OutcomeKind.SHED, 5.0)
+        assert isinstance(outcome.error(), Shed)
+        assert outcome.retry_after
+
+    run(main())
+
+
+def test_without_a_replica_waiting_ends_as_unavailable():
+    async def main() -> None:
+        house = House(max_wait_s=5.0)
+        waits = house.submit("waits")
+        outcome = await waits.settled()
+        assert isinstance(outcome.error(), Unavailable)
+        other = house.submit("other")
+        house.dispatcher.give_up("the model file is gone")
+        assert isinstance((await other.settled()).error(), Unavailable)
+        refused = house.submit("refused")
+        assert refused.outcome is not None, "refused at once"
+        assert refused.outcome.reason == "the model file is gone"
+        house.replica()
+        assert (await house.submit("served").settled()).kind is OutcomeKind.DONE
+        house.ledger.check(idle=True)
+
+    run(main())
+
+
+def test_fixed_batches_close_when_full_or_when_the_oldest_has_waited_enough():
+    async def main() -> None:
+        house = House(policy=FixedBatches(size=3, max_wait_s=2.0))
+        replica = house.replica(slots=8)
+        streams = [house.submit(name) for name in ("a", "b", "c", "d")]
+        await asyncio.sleep(0)
+        assert replica.batches == [("a", "b", "c")]
+        for stream in streams:
+            await stream.settled()
+        assert replica.batches == [("a", "b", "c"), ("d",)]
+        assert streams[3].outcome is not None
+        assert streams[3].outcome.started == 2.0
+
+    run(main())
+
+
+def test_an_engine_error_that_may_be_retried_runs_elsewhere_once():
+    async def main() -> None:
+        house = House()
+        bad = house.replica("bad")
+        stream = house.submit("a", 10.0)
+        await asyncio.sleep(1)
+        house.dispatcher._runners.pop("bad")
+        house.replica("good")
+        house.dispatcher.chunks(
+            bad, [Chunk(id="a", index=0, finish=Finish(reason="error", error="reset", detail={"retry": True}))]
+        )
+        outcome = await stream.settled()
+        assert (outcome.kind, outcome.replica, outcome.attempt) == (OutcomeKind.DONE, "good", 1)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("finish", "kind", "code"),
+    [
+        (Finish(reason="length"), OutcomeKind.DONE, ""),
+        (Finish(reason="rejected", error="too long"), OutcomeKind.FAILED, "invalid_request"),
+        (Finish(reason="error", error="out of memory"), OutcomeKind.FAILED, "engine_error"),
+        (Finish(reason="cancelled"), OutcomeKind.CANCELLED, "client_gone"),
+        (
+            Finish(reason="rejected", error="no", detail={"status": 422, "body": b"{}"}),
+            OutcomeKind.FAILED,
+            "upstream_refused",
+        ),
+    ],
+)
+def test_every_finish_becomes_one_outcome(finish: Finish, kind: OutcomeKind, code: str):
+    async def main() -> None:
+        house = House()
+        replica = house.replica()
+        stream = house.submit("a", 100.0)
+        await asyncio.sleep(1)
+        replica.say(replica.held["a"], 0, None, finish)
+        outcome = await stream.settled()
+        assert (outcome.kind, outcome.code) == (kind, code)
+        house.ledger.check(idle=True)
+
+    run(main())

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from foreserve.core import EngineInfo, OutcomeKind, Request, Work
+from foreserve.fleet.replicas import Replicas
+from foreserve.services.base import Service
+from foreserve.settings import FunctionSettings
+from foreserve.simulation.clock import run
+from tests.dispatch.harness import House, PlainDecoder
+
+
+class Seconds:
+    """A kind whose payload is its own duration."""
+
+    name = "seconds"
+    policy = "fcfs"
+    idempotent = True
+
+    def engines(self) -> list[Any]:
+        return []
+
+    def price(self, payload: Any) -> dict[str, float]:
+        return {"slots": 1}
+
+    def ready(self, info: EngineInfo) -> None: ...
+
+    def decoder(self, work: Work) -> PlainDecoder:
+        return PlainDecoder()
+
+    def events_bound(self, payload: Any) -> int:
+        return 10
+
+
+def service(house: House) -> Service:
+    kind = Seconds()
+    replicas = Replicas("test", kind.engines, None, house.dispatcher, lambda info: None)  # type: ignore[arg-type]
+    return Service("test", kind, FunctionSettings(target="a:b"), house.dispatcher, replicas, house.ledger)
+
+
+def request(request_id: str, payload: Any = 1.0, **words: Any) -> Request:
+    return Request(id=request_id, service="test", payload=payload, arrival=asyncio.get_running_loop().time(), **words)
+
+
+def test_a_request_keeps_its_terms():
+    async def main() -> None:
+        house = House()
+        replica = house.replica()
+        stream = service(house).submit(request("a", tenant="acme", deadline=9.0, utility=0.5, affinity="k"))
+        await asyncio.sleep(0)
+        work = replica.held["a"]
+        assert (work.tenant, work.deadline, work.utility, work.affinity) == ("acme", 9.0, 0.5, "k")
+        outcome = await stream.settled()
+        assert (outcome.kind, outcome.tenant) == (OutcomeKind.DONE, "acme")
+
+    run(main())
+
+
+def test_a_group_is_one_root_and_ends_as_its_worst_child():
+    async def main() -> None:
+        house = House()
+        house.replica(slots=4)
+        group = service(house).submit_group(request("root"), [1.0, 2.0, 50.0])
+        await asyncio.sleep(3)
+        assert group.outcome is None
+        group.streams[2].close()
+        assert group.outcome is not None
+        assert (group.outcome.kind, group.outcome.id) == (OutcomeKind.CANCELLED, "root")
+        assert house.ledger.entered == {False: 1, True: 3}
+        assert house.ledger.ended(OutcomeKind.CANCELLED) == 1
+        assert house.ledger.ended(OutcomeKind.DONE, child=True) == 2
+        house.ledger.check(idle=True)
+
+    run(main())
+
+
+def test_a_group_that_is_shed_at_once_ends_too():
+    async def main() -> None:
+        house = House()
+        house.dispatcher.give_up("closed")
+        group = service(house).submit_group(request("root"), [1.0, 1.0])
+        assert group.outcome is not None
+        assert group.outcome.kind is OutcomeKind.FAILED
+        house.ledger.check(idle=True)
+
+    run(main())
+
+
+def test_status_counts():
+    async def main() -> None:
+        house = House()
+        house.replica()
+        served = service(house)
+        streams = [served.submit(request(name)) for name in "abc"]
+        await asyncio.sleep(0.5)
+        status = served.status()
+        assert (status.name, status.kind, status.waiting, status.running) == ("test", "seconds", 2, 1)
+        assert not status.ready, "its own replicas are none"
+        for stream in streams:
+            await stream.settled()
+
+    run(main())

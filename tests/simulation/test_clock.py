@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from foreserve import clock
+from foreserve.simulation.clock import Deadlock, VirtualLoop, run
+
+
+def test_hours_pass_at_once_and_exactly():
+    async def main() -> list[float]:
+        loop = asyncio.get_running_loop()
+        seen = []
+        for _ in range(5):
+            await asyncio.sleep(3600)
+            seen.append(loop.time())
+        return seen
+
+    assert run(main()) == [3600.0, 7200.0, 10800.0, 14400.0, 18000.0]
+
+
+def test_timers_fire_in_order_of_time_then_of_setting():
+    async def main() -> list[str]:
+        loop = asyncio.get_running_loop()
+        seen: list[str] = []
+        loop.call_later(2, seen.append, "late")
+        loop.call_later(1, seen.append, "first")
+        loop.call_later(1, seen.append, "second")
+        loop.call_later(0.5, seen.append, "never").cancel()
+        await asyncio.sleep(3)
+        return seen
+
+    assert run(main()) == ["first", "second", "late"]
+
+
+def test_wait_for_and_timeouts_work():
+    async def main() -> float:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.Event().wait(), 10)
+        async with asyncio.timeout(5):
+            await asyncio.sleep(4)
+        return asyncio.get_running_loop().time()
+
+    assert run(main()) == 14.0
+
+
+def test_what_can_never_happen_is_a_deadlock_not_a_hang():
+    async def main() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(Deadlock, match="nothing is ready"):
+        run(main())
+
+
+def test_the_operating_system_is_refused():
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        with pytest.raises(RuntimeError, match="file descriptors"):
+            loop.add_reader(0, lambda: None)
+        with pytest.raises(RuntimeError, match="executors"):
+            loop.run_in_executor(None, lambda: None)
+        with pytest.raises(RuntimeError, match="executors"):
+            await asyncio.to_thread(lambda: None)
+        with pytest.raises(RuntimeError, match="subprocesses"):
+            await asyncio.create_subprocess_exec("true")
+        with pytest.raises(RuntimeError, match="sockets"):
+            await asyncio.open_connection("127.0.0.1", 1)
+
+    run(main())
+
+
+def test_offload_costs_virtual_time_and_wall_time_is_the_traces():
+    async def main() -> tuple[int, float, float]:
+        result = await clock.offload(lambda: 6 * 7, cost=2.5)
+        return result, clock.now(), clock.wall()
+
+    assert run(main(), epoch=1000.0) == (42, 2.5, 1002.5)
+
+
+async def test_offload_live_runs_in_a_thread():
+    assert await clock.offload(lambda: 6 * 7) == 42
+
+
+def test_left_over_tasks_are_cancelled():
+    ended: list[str] = []
+
+    async def forever() -> None:
+        try:
+            await asyncio.sleep(1e9)
+        finally:
+            ended.append("cancelled")
+
+    async def main() -> None:
+        asyncio.get_running_loop().create_task(forever())
+        await asyncio.sleep(1)
+
+    run(main())
+    assert ended == ["cancelled"]
+
+
+def test_a_seed_gives_the_same_run():
+    def once() -> list[tuple[float, int]]:
+        draw = random.Random(7)
+        seen: list[tuple[float, int]] = []
+
+        async def one(number: int) -> None:
+            for _ in range(5):
+                await asyncio.sleep(draw.expovariate(1.0))
+                seen.append((asyncio.get_running_loop().time(), number))
+
+        async def main() -> None:
+            await asyncio.gather(*(one(number) for number in range(20)))
+
+        run(main())
+        return seen
+
+    assert once() == once()
