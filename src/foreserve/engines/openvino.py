@@ -189,7 +189,7 @@ class OpenVINOEngine:
             return Finish(reason="rejected", error=f"token ids go from 0 to {self._facts.vocab_size - 1}")
         if payload.logprobs:
             return Finish(reason="rejected", error="the engine has the chosen token's log-probability, no rivals'")
-        if len(self._running) >= self._max_running:
+        if self._live() >= self._max_running:
             return Finish(reason="error", error=f"the engine runs {self._max_running} requests already")
         return None
 
@@ -303,9 +303,12 @@ class OpenVINOEngine:
 
     # --- the rest of the protocol
 
+    def _live(self) -> int:
+        return sum(not running.answer.ended for running in self._running.values())
+
     async def load(self) -> EngineLoad:
         """See `Engine`."""
-        live = sum(1 for running in self._running.values() if not running.answer.ended)
+        live = self._live()
         usage = self._pipeline.get_metrics().cache_usage / 100.0 if live and self._pipeline is not None else 0.0
         return EngineLoad(running=live, waiting=0, kv_fraction=usage, last_step_s=self._last_step_s)
 
