@@ -103,13 +103,13 @@ def bench(
     retries: Annotated[
         int,
         typer.Option(
-            help="Retries of a failed request, as OpenAI's client does (its own: 2).", rich_help_panel=_REQUEST
+            help="Retries of a failed request, as OpenAI's client does (it does 2).", rich_help_panel=_REQUEST
         ),
     ] = 0,
     requests: Annotated[
         int | None,
         typer.Option(
-            help="Requests to send; default 100, without bound with --duration or --trace.", rich_help_panel=_LIMIT
+            help="Requests to send; default 100, or a million with --duration or --trace.", rich_help_panel=_LIMIT
         ),
     ] = None,
     duration: Annotated[
