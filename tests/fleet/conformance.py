@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from foreserve.core import Chunk, EngineSpec, Work
+from foreserve.core import Chunk, EngineLoad, EngineSpec, Work
 from foreserve.messages import (
     Abort,
     Chunks,
@@ -44,19 +44,22 @@ class Ear:
     def __init__(self) -> None:
         self.messages: list[FromWorker] = []
         self.exits: list[str] = []
-        self._news = asyncio.Condition()
+        self._news = asyncio.Event()
 
     def heard(self, message: FromWorker) -> None:
         assert not self.exits, "a message after the exit"
         self.messages.append(message)
+        self._news.set()
 
     def exited(self, reason: str) -> None:
         self.exits.append(reason)
+        self._news.set()
 
-    async def until(self, true) -> None:
-        async with asyncio.timeout(LIMIT_S):
+    async def until(self, true, limit_s: float = LIMIT_S) -> None:
+        async with asyncio.timeout(limit_s):
             while not true():
-                await asyncio.sleep(0.002)
+                self._news.clear()
+                await self._news.wait()
 
     async def first(self, kind: type):
         await self.until(lambda: any(isinstance(message, kind) for message in self.messages))
@@ -78,9 +81,9 @@ class Ear:
     def words(self, request_id: str, attempt: int = 0) -> list[str]:
         return [chunk.data["word"] for chunk in self.chunks(request_id, attempt) if chunk.data is not None]
 
-    async def finish(self, request_id: str, attempt: int = 0):
+    async def finish(self, request_id: str, attempt: int = 0, limit_s: float = LIMIT_S):
         """Waits for the end of a request; checks that there is exactly one, at the end, and that indices count up."""
-        await self.until(lambda: any(chunk.finish for chunk in self.chunks(request_id, attempt)))
+        await self.until(lambda: any(chunk.finish for chunk in self.chunks(request_id, attempt)), limit_s)
         chunks = self.chunks(request_id, attempt)
         assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
         assert [chunk.finish is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
@@ -140,7 +143,7 @@ class Conformance:
         connection = await launcher.launch("echo-1", spec(liveness_s=1.0), ear)
         await ear.first(Ready)
         connection.send(Run((work("a", *"abcdefgh", step_s=0.2),)))
-        await ear.until(lambda: Heartbeat(load=_load(running=1)) in ear.messages)
+        await ear.until(lambda: Heartbeat(load=EngineLoad(running=1)) in ear.messages)
         await ear.finish("a")
         assert not ear.exits
 
@@ -385,9 +388,3 @@ class Conformance:
         finish = await ear.finish("a")
         assert finish.reason == "rejected"
         assert "still growing" in finish.error
-
-
-def _load(running: int):
-    from foreserve.core import EngineLoad
-
-    return EngineLoad(running=running)

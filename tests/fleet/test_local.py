@@ -1,7 +1,7 @@
 import pytest
-from tests.fleet.conformance import Conformance
 
 from foreserve.fleet.local import LocalLauncher
+from tests.fleet.conformance import Conformance
 
 
 class TestLocal(Conformance):

@@ -84,7 +84,7 @@ class InlineLauncher:
     from a replica's liveness limit: a long simulation wants few.
     """
 
-    def __init__(self, *, copy: bool = True, heartbeat_s: float | None = None) -> None:
+    def __init__(self, *, copy: bool = False, heartbeat_s: float | None = None) -> None:
         self._copy = copy
         self._heartbeat_s = heartbeat_s
         self._connections: dict[InlineConnection, None] = {}

@@ -16,7 +16,6 @@ from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
 from foreserve.errors import EngineStartError
 from foreserve.messages import (
     Abort,
-    Chunks,
     Credit,
     Drain,
     Drained,
@@ -33,6 +32,7 @@ from foreserve.messages import (
 from foreserve.ports import Engine
 from foreserve.runtime.factory import EngineFactory, in_words, make
 from foreserve.runtime.flight import Flight, Running
+from foreserve.runtime.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
@@ -43,22 +43,11 @@ CLOSE_LIMIT_S = 10.0
 """How long an engine may take to close."""
 
 
-class MessageTooLong(Exception):
-    """What `send` raises for a message of `size` bytes where at most `limit` are carried."""
-
-    def __init__(self, size: int, limit: int) -> None:
-        super().__init__(f"the message has {size} bytes; at most {limit} are carried")
-        self.size = size
-        self.limit = limit
-
-
 class EngineHost:
     """One engine, from `Start` to `Exit`. `closed` is set when nothing more will be sent.
 
     Every `Work` of a `Run` ends with exactly one finish, whatever the engine does: raise, end early, go on after its
-    finish, ignore a cancel. Chunks are numbered here. All chunks of one turn of the loop go out as one message. `send`
-    must not block; when it raises (MessageTooLong, or TypeError for what cannot be encoded) the chunks go one by one,
-    and a request whose chunk cannot be sent ends with an error.
+    finish, ignore a cancel. Chunks are numbered here. For `send` see `Outbox`.
     """
 
     def __init__(self, factory_loader: Callable[[str], EngineFactory], send: Callable[[FromWorker], None]) -> None:
@@ -66,7 +55,6 @@ class EngineHost:
         self.start_failed: str | None = None
         self.failed: str | None = None
         """What the engine said when it found itself of no use."""
-        self._send = send
         self._load_factory = factory_loader
         self._loop = asyncio.get_running_loop()
         self._engine: Engine | None = None
@@ -76,7 +64,7 @@ class EngineHost:
         self._flights: dict[Flight, None] = {}
         self._batch: Flight | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._out: list[Chunk] = []
+        self._outbox = Outbox(send, self._cut_off)
 
     # --- commands
 
@@ -119,8 +107,7 @@ class EngineHost:
     def abandon(self) -> None:
         """End as a killed process does: nothing more is sent, the engine's tasks are cancelled."""
         self._exiting = True
-        self._out.clear()
-        self._send = lambda _: None
+        self._outbox.silence()
         for running in self._running.values():
             running.ended()
         for task in self._tasks:
@@ -140,12 +127,12 @@ class EngineHost:
         try:
             self._engine = cast(Engine, make(self._load_factory, message.factory, message.options))
             self._info = await self._engine.start()
-            self._tell(Ready(self._info, os.getpid()))
+            self._outbox.tell(Ready(self._info, os.getpid()))
         except (Exception, SystemExit) as error:
             expected = isinstance(error, EngineStartError)
             log.warning("the engine %s did not start: %s", message.factory, error, exc_info=not expected)
             self.start_failed = in_words(message.factory, error)
-            self._tell(StartFailed(self.start_failed))
+            self._outbox.tell(StartFailed(self.start_failed))
             self._exiting = True
             self.closed.set()
             return
@@ -157,10 +144,10 @@ class EngineHost:
         while True:
             await asyncio.sleep(every_s)
             try:
-                self._tell(Heartbeat(await engine.load()))
+                self._outbox.tell(Heartbeat(await engine.load()))
             except Exception:
                 log.exception("the engine could not tell its load")
-                self._tell(Heartbeat(EngineLoad()))
+                self._outbox.tell(Heartbeat(EngineLoad()))
 
     async def _fate(self, engine: Any) -> None:
         """An engine in our own process cannot exit; one that says that it has failed is ended as if it had."""
@@ -184,7 +171,7 @@ class EngineHost:
         except (Exception, SystemExit):
             log.exception("the engine did not close")
         finally:
-            self._flush()
+            self._outbox.flush()
             self.closed.set()
 
     # --- requests
@@ -195,7 +182,7 @@ class EngineHost:
             if (there := self._running.get(work.id)) and there.attempt == work.attempt:
                 log.warning("request %s already runs here; the second run is ignored", work.id)
             elif refusal := self._refusal(work):
-                self._put(Chunk(id=work.id, index=0, attempt=work.attempt, finish=_finish("rejected", refusal)))
+                self._outbox.put(Chunk(id=work.id, index=0, attempt=work.attempt, finish=_finish("rejected", refusal)))
             else:
                 taken.append(work)
         if not taken or self._info is None:
@@ -269,7 +256,7 @@ class EngineHost:
         if chunk.index != running.index or chunk.attempt != running.attempt:
             chunk = msgspec.structs.replace(chunk, index=running.index, attempt=running.attempt)
         running.index += 1
-        self._put(chunk)
+        self._outbox.put(chunk)
         if chunk.finish is not None:
             self._forget(running)
 
@@ -278,12 +265,18 @@ class EngineHost:
             self._end(running, _finish("cancelled") if running.aborted else _finish("error", error))
 
     def _end(self, running: Running, finish: Finish) -> None:
-        self._put(Chunk(id=running.id, index=running.index, attempt=running.attempt, finish=finish))
+        self._outbox.put(Chunk(id=running.id, index=running.index, attempt=running.attempt, finish=finish))
         self._forget(running)
 
     def _forget(self, running: Running) -> None:
         running.ended()
         del self._running[running.id]
+
+    def _cut_off(self, chunk: Chunk) -> None:
+        """The outbox has ended a request whose chunk it could not send."""
+        if (running := self._running.get(chunk.id)) and running.attempt == chunk.attempt:
+            self._forget(running)
+            self._spawn(self._cancel(chunk.id))
 
     def _abort(self, running: Running) -> None:
         if running.aborted:
@@ -335,47 +328,9 @@ class EngineHost:
                 self._end(running, _finish("error", f"{type(error).__name__}: {error}"))
                 await self._cancel(message.id)
 
-    # --- answers
-
-    def _put(self, chunk: Chunk) -> None:
-        if not self._out:
-            self._loop.call_soon(self._flush)
-        self._out.append(chunk)
-
-    def _flush(self) -> None:
-        if self._out:
-            chunks, self._out = tuple(self._out), []
-            try:
-                self._send(Chunks(chunks))
-            except Exception:
-                self._flush_singly(chunks)
-
-    def _flush_singly(self, chunks: tuple[Chunk, ...]) -> None:
-        ended: set[tuple[str, int]] = set()
-        for chunk in chunks:
-            if (chunk.id, chunk.attempt) not in ended:
-                try:
-                    self._send(Chunks((chunk,)))
-                except Exception as error:
-                    log.exception("a part of the answer to %s cannot be sent", chunk.id)
-                    ended.add((chunk.id, chunk.attempt))
-                    self._end_at(chunk, f"a part of the answer cannot be sent: {type(error).__name__}: {error}")
-
-    def _end_at(self, chunk: Chunk, error: str) -> None:
-        """End a request with an error where `chunk`, which cannot be carried, would have been."""
-        finish = _finish("error", error)
-        self._send(Chunks((Chunk(id=chunk.id, index=chunk.index, attempt=chunk.attempt, finish=finish),)))
-        if (running := self._running.get(chunk.id)) and running.attempt == chunk.attempt:
-            self._forget(running)
-            self._spawn(self._cancel(chunk.id))
-
-    def _tell(self, message: FromWorker) -> None:
-        self._flush()
-        self._send(message)
-
     def _drained(self) -> None:
         if self._draining and not self._exiting and not self._flights:
-            self._tell(Drained())
+            self._outbox.tell(Drained())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)

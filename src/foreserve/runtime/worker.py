@@ -17,7 +17,8 @@ import zmq
 
 from foreserve.messages import Exit, FromWorker, decode_to_worker, encode
 from foreserve.runtime.factory import load_factory
-from foreserve.runtime.host import EngineHost, MessageTooLong
+from foreserve.runtime.host import EngineHost
+from foreserve.runtime.outbox import MessageTooLong
 from foreserve.runtime.wire import BYE, HELLO, Wire, socket
 
 log = logging.getLogger(__name__)

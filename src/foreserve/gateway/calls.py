@@ -1,0 +1,67 @@
+"""What every handler needs of one HTTP request: its id, who asks, which service it is for, on what terms."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from fastapi import Request as HttpRequest
+
+from foreserve.app import Running
+from foreserve.clock import now
+from foreserve.core import Request
+from foreserve.gateway.bodies import TermsBody
+from foreserve.gateway.errors import no_such
+from foreserve.gateway.terms import terms
+from foreserve.services.base import Service
+from foreserve.settings import ApiKey
+
+ID = "foreserve.id"
+KEY = "foreserve.key"
+"""Where the edge (see `edge`) keeps the request's id and API key in the ASGI scope."""
+
+
+class Call:
+    """One HTTP request on its way to a service. It arrives when its body has."""
+
+    def __init__(self, http: HttpRequest, raw: bytes) -> None:
+        self.http = http
+        self.raw = raw
+        self.arrival = now()
+        self.id: str = http.scope[ID]
+
+    @classmethod
+    async def read(cls, http: HttpRequest) -> Call:
+        """Take the body in. Raises TooLarge, ClientDisconnect."""
+        return cls(http, await http.body())
+
+    @property
+    def running(self) -> Running:
+        """The app that is served."""
+        return cast(Running, self.http.app.state.running)
+
+    @property
+    def created(self) -> int:
+        """When this server began, in seconds of the epoch."""
+        return int(self.http.app.state.created)
+
+    def service(self, name: str, kind: type[Any], what: str, param: str | None) -> Service:
+        """The service of this name and kind. Raises NotFound that lists those there are."""
+        service = self.running.services.get(name)
+        if service is None or not isinstance(service.kind, kind):
+            there_are = [n for n, s in self.running.services.items() if isinstance(s.kind, kind)]
+            raise no_such(what, name, there_are, param)
+        return service
+
+    def request(self, service: Service, payload: Any, body_terms: TermsBody | None) -> Request:
+        """What the dispatcher takes in. Raises BadRequest for terms that are wrong."""
+        key: ApiKey | None = self.http.scope.get(KEY)
+        agreed = terms(self.http.headers, body_terms, key, service.settings)
+        return Request(
+            id=self.id,
+            service=service.name,
+            payload=payload,
+            arrival=self.arrival,
+            deadline=None if agreed.deadline_s is None else self.arrival + agreed.deadline_s,
+            utility=agreed.utility,
+            tenant=agreed.tenant,
+        )

@@ -1,0 +1,180 @@
+"""The language-model kind: what it costs, what runs it, and how its answers are read.
+
+The gateway asks `chat` or `complete` for a payload, submits it, and reads `TextDelta`s and one `Ended`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from foreserve.clock import offload
+from foreserve.core import EngineInfo, EngineSpec, Work
+from foreserve.engines.generation import Generate
+from foreserve.errors import BadRequest, ConfigError, RequestError, Unavailable
+from foreserve.registry import entry
+from foreserve.services.llm_decoder import TextDecoder
+from foreserve.services.llm_prompt import OFFLOAD_CHARS, Limits, Sampling, check_length, generate
+from foreserve.services.llm_text import ByteText, Text
+from foreserve.settings import LLMSettings, parse
+
+SIMULATED = "simulated"
+"""The name of the model without weights and of the engine that runs it."""
+
+Progress = Callable[[float, str], None]
+"""`progress(done, what)`: the share done (0 to 1) of one slow step, and its name."""
+
+
+class LLM:
+    """A language model on this machine: `LLM("smollm2", max_running=16)`.
+
+    `model` is a packaged model's name, a GGUF file, a Hugging Face folder, or `"simulated"` (no weights; for load
+    tests and the simulator). The other words are those of `LLMSettings`; what is wrong among them is a ConfigError.
+    """
+
+    name = "llm"
+    idempotent = True
+
+    def __init__(self, model: str | None = None, /, **words: Any) -> None:
+        if model is not None:
+            if "model" in words:
+                raise ConfigError("LLM(...): the model is named twice, first without and then with `model=`")
+            words["model"] = model
+        self._setup(parse(words, LLMSettings, f"LLM({model!r})" if model else "LLM(...)"), "LLM(...)")
+
+    @classmethod
+    def from_settings(cls, settings: LLMSettings, where: str) -> LLM:
+        """As an app file in YAML makes it; `where` is named in errors."""
+        made = cls.__new__(cls)
+        made._setup(settings, where)
+        return made
+
+    def _setup(self, settings: LLMSettings, where: str) -> None:
+        self.settings = settings
+        self.where = where
+        self._engine = _engine_name(settings)
+        self._factory = entry("engine", self._engine, f"{where}: engine").value
+        if (settings.model == SIMULATED) != (self._engine == SIMULATED):
+            raise ConfigError(f'{where}: model "{SIMULATED}" and engine "{SIMULATED}" go together only')
+        self._text: Text | None = None
+        self._options: dict[str, Any] = {}
+        self._limits: Limits | None = None
+
+    # --- before it starts
+
+    @property
+    def policy(self) -> str:
+        """Fixed batches for an engine that runs one batch to its end, first come for one that takes work any time."""
+        static = self._engine == "transformers" or self.settings.engine_options.get("batching") == "static"
+        return "fixed" if static else "fcfs"
+
+    def check(self) -> None:
+        """Whether the model is there. Reads no weights. Raises ConfigError."""
+        if self._engine != SIMULATED:
+            from foreserve.models.catalog import locate
+
+            locate(self.settings.model, self.where)
+
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Make what the engine loads, once: converted weights and a tokenizer, kept in the cache folder.
+
+        Takes seconds the first time. Raises ConfigError when the model is missing, broken or hostile.
+        """
+        if self._text is not None:
+            return
+        if self._engine == SIMULATED:
+            self._text = ByteText(self.settings.context_tokens or 8192)
+            return
+        # The modules that read model files need an extra's packages.
+        from foreserve.services.llm_prepared import prepared
+
+        self._text, self._options = prepared(self.settings, self._engine, self.where, progress)
+
+    # --- the kind
+
+    def engines(self) -> list[EngineSpec]:
+        """How the workers make their engines, all alike. Prepares the model where that is still to be done."""
+        return [self._engine_spec()] * self.settings.replicas
+
+    def _engine_spec(self) -> EngineSpec:
+        self.prepare()
+        settings = self.settings
+        options = {"max_running": settings.max_running, **self._options, **settings.engine_options}
+        return EngineSpec(
+            factory=self._factory,
+            options=options,
+            python=settings.python,
+            env=settings.env,
+            start_limit_s=settings.start_limit_s,
+            liveness_s=settings.liveness_s,
+        )
+
+    def price(self, payload: Generate) -> dict[str, float]:
+        return {"slots": 1.0, "kv_tokens": float(len(payload.prompt) + payload.max_tokens)}
+
+    def ready(self, info: EngineInfo) -> None:
+        self.prepare()
+        settings = self.settings
+        self._limits = Limits.of(info, self.text, settings.context_tokens, settings.default_max_tokens)
+
+    def decoder(self, work: Work) -> TextDecoder:
+        return TextDecoder(work, self.text)
+
+    def events_bound(self, payload: Generate) -> int:
+        """A delta for each token, one for what was held back, and the end."""
+        return payload.max_tokens + 2
+
+    # --- what the gateway asks
+
+    @property
+    def text(self) -> Text:
+        """The model's tokenizer and template, once it is prepared."""
+        if self._text is None:
+            raise Unavailable("the model is still being prepared", retry_after=1.0)
+        return self._text
+
+    @property
+    def limits(self) -> Limits:
+        """What can be asked for. Raises Unavailable until a replica has been ready."""
+        if self._limits is None:
+            raise Unavailable("no replica of this model has been ready yet", retry_after=1.0)
+        return self._limits
+
+    async def chat(self, messages: Sequence[Mapping[str, Any]], sampling: Sampling) -> Generate:
+        """The payload of a conversation. Raises BadRequest, ContextExceeded, Unavailable."""
+        text, limits = self.text, self.limits
+        chars = sum(len(message["content"]) for message in messages)
+        check_length(chars, limits, "messages")
+
+        def encode() -> list[int]:
+            try:
+                prompt = text.render(messages)
+            except RequestError:
+                raise
+            except Exception as error:
+                # Whatever a template raises, its own `raise_exception` among it, is about these messages.
+                raise BadRequest(f"the chat template refuses these messages: {error}", param="messages") from error
+            return text.encode(prompt)
+
+        prompt = encode() if chars <= OFFLOAD_CHARS else await offload(encode)
+        return generate(prompt, sampling, limits, text.eos_ids, "messages")
+
+    async def complete(self, prompt: str | Sequence[int], sampling: Sampling) -> Generate:
+        """The payload that continues a text or token ids as they are. Raises as `chat` does."""
+        text, limits = self.text, self.limits
+        if isinstance(prompt, str):
+            check_length(len(prompt), limits, "prompt")
+            ids = text.encode(prompt) if len(prompt) <= OFFLOAD_CHARS else await offload(lambda: text.encode(prompt))
+        else:
+            ids = list(prompt)
+        return generate(ids, sampling, limits, text.eos_ids, "prompt")
+
+
+def _engine_name(settings: LLMSettings) -> str:
+    """`auto`: simulated for the model of that name, OpenVINO where it is installed, else transformers."""
+    if settings.engine != "auto":
+        return settings.engine
+    if settings.model == SIMULATED:
+        return SIMULATED
+    return "openvino" if settings.python is None and find_spec("openvino_genai") else "transformers"
