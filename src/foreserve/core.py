@@ -179,7 +179,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `options` are its keyword arguments (plain values). `python` is the interpreter of its worker process (`None`:
     ours), `env` is added to that process's environment. `start_limit_s` bounds the time until it is ready and
-    `liveness_s` the silence that is taken for a hang; it must exceed the longest engine step.
+    `liveness_s` the silence that is taken for a hang; it must exceed the longest engine step. `most_backoff_s` bounds
+    the pause before a restart (`None`: the fleet's own bound); an engine that is cheap to start may want a short one.
     """
 
     factory: str
@@ -188,3 +189,4 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     start_limit_s: float = 300.0
     liveness_s: float = 60.0
+    most_backoff_s: float | None = None

@@ -98,7 +98,9 @@ class Engine(Protocol):
 
     `run` yields chunks numbered from 0, the last one with `finish`; leaving the iterator early cancels.
     A `static` engine is called through `run_batch` alone, which yields the chunks of one step together.
-    An engine may have `feed(request_id, data, last)` for prompts that are still growing.
+    An engine may have `feed(request_id, data, last)` for prompts that are still growing, and `failed()`, which returns
+    why (words) once the engine is of no use any more: what it runs for has gone away. It is then ended like a process
+    that exits, and started anew.
     """
 
     async def start(self) -> EngineInfo:

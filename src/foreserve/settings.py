@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -219,39 +220,83 @@ class Environment(Settings, frozen=True, kw_only=True):
 
 
 def parse(data: Any, into: type[T], where: str) -> T:
-    """`data` (plain mappings, lists, values) as `into`. Raises ConfigError that names `where` and the valid choices."""
-    _check_keys(data, into, where)
+    """`data` (plain mappings, lists, values) as `into`. Raises ConfigError that names the place and the valid choices.
+
+    `where` is how the place of `data` is called, such as `app.yaml: services.chat`; keys below it are appended.
+    """
+    _check(data, into, where)
     try:
         return msgspec.convert(data, into, strict=True)
+    except msgspec.ValidationError as error:  # what a struct says of itself, with the place as `$.queue`
+        message, _, path = str(error).partition(" - at `$")
+        raise ConfigError(f"{where}{path.rstrip('`')}: {_lower(message)}") from None
+
+
+def _check(value: Any, kind: Any, where: str) -> None:
+    """Keys, choices and types that do not fit: msgspec would find them too, but without the valid ones."""
+    kinds = [part for part in _parts(kind) if part is not NoneType]
+    if (value is None and len(kinds) < len(_parts(kind))) or Any in kinds:
+        return
+    struct = next((part for part in kinds if isinstance(part, type) and issubclass(part, msgspec.Struct)), None)
+    if struct is not None and (isinstance(value, Mapping) or len(kinds) == 1):
+        _check_struct(value, struct, where)
+        return
+    for part in kinds:
+        inner = get_args(part)
+        if get_origin(part) is list and isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                _check(item, inner[0], f"{where}[{index}]")
+            return
+        if get_origin(part) is dict and isinstance(value, Mapping):
+            for key, item in value.items():
+                _check_key(key, where)
+                _check(item, inner[1], f"{where}.{key}")
+            return
+    if all(get_origin(part) is Literal for part in kinds):
+        valid = [choice for part in kinds for choice in get_args(part)]
+        if value not in valid:
+            raise ConfigError(f"{where} is {_short(value)}{choices(str(value), map(str, valid))}")
+        return
+    try:
+        msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {_in_words(error)}") from None
+        raise ConfigError(f"{where} is {_short(value)}: {_lower(str(error).partition(' - at ')[0])}") from None
 
 
-def _check_keys(data: Any, into: Any, where: str) -> None:
-    """Unknown and missing keys, found before types: msgspec names the key, this also names the valid ones."""
-    struct = next((t for t in (into, *get_args(into)) if isinstance(t, type) and issubclass(t, msgspec.Struct)), None)
-    if struct is None:
-        return
-    if isinstance(data, list):
-        for index, item in enumerate(data):
-            _check_keys(item, struct, f"{where}[{index}]")
-        return
-    if not isinstance(data, Mapping):
-        return
+def _check_struct(value: Any, struct: type[msgspec.Struct], where: str) -> None:
     fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
-    for key, value in data.items():
+    if isinstance(value, struct):
+        return
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} is {_short(value)}: expected keys and values; valid: {', '.join(fields)}")
+    for key, item in value.items():
+        _check_key(key, where)
         if key not in fields:
-            raise ConfigError(f"{where}: unknown key {key!r}{choices(str(key), fields)}")
-        _check_keys(value, fields[key].type, f"{where}.{key}")
-    missing = [name for name, field in fields.items() if field.required and name not in data]
-    if missing:
-        raise ConfigError(f"{where}: missing key {missing[0]!r}; {struct.__name__} needs it")
+            raise ConfigError(f"{where}.{key}: unknown key {key!r}{choices(key, fields)}")
+        _check(item, fields[key].type, f"{where}.{key}")
+    for name, field in fields.items():
+        if field.required and name not in value:
+            raise ConfigError(f"{where}: missing key {name!r}; {struct.__name__} needs it")
 
 
-def _in_words(error: msgspec.ValidationError) -> str:
-    """`Expected `int`, got `str` - at `$.queue.max_waiting`` as `queue.max_waiting: expected int, got str`."""
-    message, _, path = str(error).partition(" - at `$")
-    place = path.rstrip("`").lstrip(".")
-    message = message.replace("`", "")
-    message = message[:1].lower() + message[1:]
-    return f"{place}: {message}" if place else message
+def _check_key(key: Any, where: str) -> None:
+    if not isinstance(key, str):
+        raise ConfigError(f'{where}: the key {key!r} is not text; write "{key}"')
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _lower(message: str) -> str:
+    if not message.startswith("Expected "):
+        return message
+    message = message.replace("`", "").replace(" | null", "").replace("got null", "got nothing")
+    return "e" + message.replace("Expected object", "Expected keys and values")[1:]
+
+
+def _short(value: Any) -> str:
+    """A value as an error shows it: never a page of it."""
+    text = "empty" if value is None else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

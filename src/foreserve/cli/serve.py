@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import msgspec
 import typer
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 from rich.console import Console
 from rich.logging import RichHandler
@@ -23,7 +24,7 @@ from foreserve.appfile import load_app_file
 from foreserve.errors import ForeserveError
 from foreserve.gateway.http import create_app
 from foreserve.preflight import check
-from foreserve.services.upstream import upstream_services
+from foreserve.services.discovery import upstream_services
 from foreserve.settings import ApiKey, Environment, ServerSettings
 
 console = Console(stderr=True)
@@ -74,7 +75,8 @@ def serve(
         app.settings = msgspec.structs.replace(app.settings, server=_server(app, host, port, api_key or []))
         if dry_run:
             _report(app)
-        _run(app)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(app))
     except ForeserveError as error:
         _wrong(str(error), EXIT_WRONG)
 
@@ -90,7 +92,8 @@ def _app(app_file: str | None, upstream: list[str], observe: bool, max_running: 
     words: dict[str, Any] = {"observe": observe}
     if max_running:
         words["max_running"] = max_running
-    return App(**asyncio.run(upstream_services(upstream, **words)))
+    services: dict[str, Any] = dict(asyncio.run(upstream_services(upstream, **words)))
+    return App(**services)
 
 
 def _server(app: App, host: str | None, port: int | None, keys: list[str]) -> ServerSettings:
@@ -133,14 +136,14 @@ class _Server(uvicorn.Server):
         return int(self.servers[0].sockets[0].getsockname()[1])
 
 
-def _run(app: App) -> None:
+async def _serve(app: App) -> None:
     """Serve until a signal. The HTTP server is up at once, so that probes see what is being waited for."""
     settings = app.settings.server
-    servers: list[_Server] = []
+    running = app.run()
 
     @contextlib.asynccontextmanager
     async def lifespan(http: FastAPI) -> AsyncIterator[None]:
-        starting = asyncio.create_task(_start(running, servers[0]))
+        starting = asyncio.create_task(_start(running, server))
         try:
             yield
         finally:
@@ -148,29 +151,24 @@ def _run(app: App) -> None:
             await asyncio.wait([starting])
             await running.stop()
 
-    running: Running = app.run()
-    http = create_app(running, lifespan=lifespan)
-    config = uvicorn.Config(
-        http,
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        backlog=settings.max_connections,
-        limit_concurrency=None,
-        timeout_graceful_shutdown=int(settings.drain_s),
+    server = _Server(
+        uvicorn.Config(
+            create_app(running, lifespan),
+            host=settings.host,
+            port=settings.port,
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=settings.max_connections,
+            timeout_graceful_shutdown=int(settings.drain_s),
+        )
     )
-    server = _Server(config)
-    servers.append(server)
-    server.run()
+    await server.serve()
     if server.failed is not None:
         _wrong(str(server.failed), EXIT_FAILED)
-    if not server.started:
-        raise typer.Exit(EXIT_FAILED)
 
 
 async def _start(running: Running, server: _Server) -> None:

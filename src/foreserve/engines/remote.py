@@ -1,0 +1,287 @@
+"""A running OpenAI-compatible server (vLLM, SGLang, llama.cpp, …) as an engine: answers pass byte for byte.
+
+Runs inline, in the gateway's event loop: it only moves bytes. Work carries a `Forward`; chunks carry one `Head`, then
+`Body`s. Nothing is given out before the first byte of the answer's body, so that whatever goes wrong until then can
+still be put right: by asking once more, or on another replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
+from foreserve.engines.events import EventSplitter, EventTooLong, told, told_by_json
+from foreserve.engines.forwarding import Body, Forward, Head
+from foreserve.engines.json_fields import asking_for_usage
+from foreserve.engines.refusals import BACK_PRESSURE, refusal
+from foreserve.engines.remote_call import Call, Cancelled, Lost, Numbered, Silent
+from foreserve.engines.remote_server import Locked, RemoteServer, Served, Unreachable, read_bounded
+from foreserve.engines.remote_watch import Watch
+from foreserve.errors import EngineStartError
+
+log = logging.getLogger(__name__)
+
+_KEEPALIVE_S = 3.0
+"""Below the 5 s after which uvicorn and llama.cpp close an idle connection, so that we never race with that."""
+_MOST_HELD_S = 2.0
+_LEAST_HELD_S = 0.1
+_HOST_S = 1.0
+_GATHER_BYTES = 16 * 2**20
+_REFUSAL_BYTES = 2**20
+
+
+class RemoteEngine:
+    """Forwards requests to the server at `url`, at most `max_running` at once.
+
+    `api_key_env` names the environment variable with the server's key (`None`: the client's own header is passed).
+    `model` must be among those the server lists. `timeout_s` bounds the server's silence before and within an answer,
+    `connect_s` making a connection and each probe.
+
+    An answer of 400 or above is a finish whose `detail` holds it (see `refusals`). 429 and 503 are back-pressure: they
+    keep their place here for as long as the server asked for (at most 2 s), and work that may run twice is then to be
+    tried once more. A server that goes away ends `failed()`: its host then treats this engine as a process that has
+    exited, and the fleet starts new ones until the server is back.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        api_key_env: str | None = None,
+        max_running: int = 64,
+        connect_s: float = 5.0,
+        timeout_s: float = 300.0,
+    ) -> None:
+        self._url = url
+        self._model = model
+        self._api_key_env = api_key_env
+        self._max_running = max_running
+        self._connect_s = connect_s
+        self._timeout_s = timeout_s
+        self._calls: dict[str, Call] = {}
+        self._counts_tokens: bool | None = None
+
+    async def start(self) -> EngineInfo:
+        """Asks the server for its models. Raises EngineStartError when it does not answer, or lacks the model."""
+        self._key = self._authorization()
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._max_running + 4, keepalive_timeout=_KEEPALIVE_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+        self._server = RemoteServer(self._url, self._session, self._key, self._connect_s)
+        try:
+            served = await self._served()
+        except BaseException:
+            await self._session.close()
+            raise
+        if served.make == "llamacpp":
+            # It closes every answer with its timings, which tell the counts unasked.
+            self._counts_tokens = False
+        self._watch = Watch(self._server)
+        facts: dict[str, Any] = {"url": self._server.url, "models": list(served.models), "make": served.make}
+        context = served.context_tokens.get(self._model or "", max(served.context_tokens.values(), default=None))
+        if context is not None:
+            facts["context_tokens"] = context
+        return EngineInfo(batching="continuous", capacity={"slots": float(self._max_running)}, facts=facts)
+
+    async def run(self, work: Work, plan: object = None) -> AsyncIterator[Chunk]:
+        """Yields a `Head`, `Body`s and the finish, whose usage is what the server told."""
+        order = msgspec.convert(work.payload, Forward)
+        call = self._calls[work.id] = Call()
+        chunks = Numbered(work)
+        usage: dict[str, float] = {}
+        response = None
+        try:
+            response, counting = await self._open(call, order, work.idempotent)
+            if response.status >= 400:
+                body = await call.within(lambda: read_bounded(response.content, _REFUSAL_BYTES), self._timeout_s)
+                finish = refusal(self._server.url, response.status, response.headers, body)
+                if response.status in BACK_PRESSURE and work.idempotent and work.attempt == 0:
+                    response.close()
+                    finish = await self._held_back(call, finish)
+            else:
+                head: Head | None = Head(
+                    status=response.status,
+                    content_type=response.headers.get("Content-Type", ""),
+                    headers=dict(response.headers),
+                )
+                async with aclosing(self._parts(call, response, counting, usage)) as parts:
+                    async for part in parts:
+                        if head is not None:
+                            yield chunks.data(head)
+                            head = None
+                        yield chunks.data(Body(data=part))
+                if head is not None:
+                    yield chunks.data(head)
+                finish = Finish(reason="stop", usage=usage)
+        except Cancelled:
+            finish = Finish(reason="cancelled", usage=usage)
+        except Silent:
+            finish = self._error(f"said nothing for {self._timeout_s:g} s", usage)
+        except EventTooLong as error:
+            finish = self._error(f"sent {error}", usage)
+        except (aiohttp.ClientError, OSError) as error:
+            finish = self._error(f"broke off its answer: {error or type(error).__name__}", usage)
+            if not chunks.any:
+                finish = await self._lost(finish)
+        except Lost as lost:
+            finish = await self._lost(Finish(reason="error", error=str(lost)))
+        finally:
+            self._calls.pop(work.id, None)
+            if response is not None:
+                # Gives the connection back when the answer was read to its end, else closes it: that is what cancels.
+                response.close()
+        yield chunks.finish(finish)
+
+    def run_batch(self, works: Sequence[Work], plan: object = None) -> AsyncIterator[Sequence[Chunk]]:
+        raise NotImplementedError("a remote server is a continuous engine: `run`")
+
+    async def cancel(self, request_id: str) -> None:
+        """Closes the request's connection; the server stops when it sees that."""
+        if call := self._calls.get(request_id):
+            call.cancel()
+
+    async def load(self) -> EngineLoad:
+        """What `/metrics` said within the last second or two, else nothing known."""
+        return self._watch.load or EngineLoad()
+
+    async def failed(self) -> str:
+        """Returns, with the reason in words, once the server is gone. This engine is of no use from then on."""
+        return await self._watch.failed()
+
+    async def close(self) -> None:
+        """Cancels what runs and closes all connections."""
+        for call in self._calls.values():
+            call.cancel()
+        await self._watch.close()
+        await self._session.close()
+
+    # --- one answer
+
+    async def _open(self, call: Call, order: Forward, again: bool) -> tuple[aiohttp.ClientResponse, bool]:
+        """The answer, its head received, and whether we asked it for token counts on our own account.
+
+        Whether a server takes `stream_options` is learned from the first answer: a 400 or 422 is asked once more
+        without it, and what comes then is the client's answer.
+        """
+        asking = order.count_tokens and self._counts_tokens is not False
+        response = await self._send(call, order, asking_for_usage(order.body) if asking else order.body, again)
+        if not asking or self._counts_tokens is not None:
+            return response, asking
+        if response.status not in (400, 422):
+            if response.status < 400:
+                self._counts_tokens = True
+            return response, asking
+        response.close()
+        response = await self._send(call, order, order.body, again)
+        if response.status < 400:
+            self._counts_tokens = False
+            log.info("%s refuses stream_options: tokens of its streams are not counted", self._server.url)
+        return response, False
+
+    async def _send(self, call: Call, order: Forward, body: bytes, again: bool) -> aiohttp.ClientResponse:
+        """The answer's head. A lost connection is tried `again` while the server is well. Raises Lost if it is gone."""
+        headers = {**order.headers, "accept-encoding": "identity", **self._key}
+        url = URL(self._server.url + order.path, encoded=True)
+        for last in (not again, True):
+            try:
+                return await call.within(
+                    lambda: self._session.request(
+                        order.method, url, data=body or None, headers=headers, allow_redirects=False
+                    ),
+                    self._timeout_s,
+                )
+            except aiohttp.ClientConnectionError as error:
+                if (reason := await self._watch.lost()) is not None:
+                    raise Lost(reason) from None
+                if last:
+                    raise
+                log.info("%s closed a connection before it answered (%s): asking once more", self._server.url, error)
+        raise AssertionError("unreachable")
+
+    async def _held_back(self, call: Call, finish: Finish) -> Finish:
+        """The server has no room: keep ours taken for a moment, so that the queue, not the server, is tried again."""
+        wait = finish.detail["retry_after"]
+        wait = min(max(_LEAST_HELD_S, 0.5 if wait is None else wait), _MOST_HELD_S)
+        await call.within(lambda: asyncio.sleep(wait), wait + 1.0)
+        return msgspec.structs.replace(finish, detail={**finish.detail, "retry": True})
+
+    async def _lost(self, finish: Finish) -> Finish:
+        """Nothing of the answer has been given out, so it can be had elsewhere, or here once more.
+
+        When the server is gone the host ends this engine during the wait, which is what sends its work elsewhere.
+        """
+        if await self._watch.lost() is not None:
+            await asyncio.sleep(_HOST_S)
+        return msgspec.structs.replace(finish, detail={"retry": True})
+
+    async def _parts(
+        self, call: Call, response: aiohttp.ClientResponse, counting: bool, usage: dict[str, float]
+    ) -> AsyncGenerator[bytes, None]:
+        """The body: whole events of an event stream; JSON in one piece (within reason); anything else as it comes."""
+        kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            kind = "encoded"
+        events = EventSplitter()
+        held = bytearray()
+        while data := await call.within(response.content.readany, self._timeout_s):
+            self._watch.heard()
+            if kind == "text/event-stream":
+                kept = [event for event in events.feed(data) if not _counted(event, usage, counting)]
+                if kept:
+                    yield b"".join(kept)
+            elif kind == "application/json" and len(held) + len(data) <= _GATHER_BYTES:
+                held += data
+            else:
+                yield bytes(held) + data
+                held.clear()
+        if held and (said := told_by_json(bytes(held))) is not None:
+            usage.update(said.usage)
+        if rest := bytes(held) + events.rest():
+            yield rest
+
+    def _error(self, what: str, usage: dict[str, float]) -> Finish:
+        return Finish(reason="error", error=f"the server {self._server.url} {what}", usage=usage)
+
+    def _authorization(self) -> dict[str, str]:
+        if self._api_key_env is None:
+            return {}
+        key = os.environ.get(self._api_key_env)
+        if not key:
+            raise EngineStartError(f"the environment variable {self._api_key_env} (`api_key_env`) is not set")
+        return {"authorization": f"Bearer {key}"}
+
+    async def _served(self) -> Served:
+        try:
+            served = await self._server.served()
+        except Locked as error:
+            if self._model is None or self._api_key_env is not None:
+                raise EngineStartError(str(error)) from None
+            return Served(models=(self._model,))
+        except Unreachable as error:
+            raise EngineStartError(str(error)) from None
+        # llama.cpp serves its one model whatever the request calls it.
+        if served.make == "llamacpp" or not served.models or self._model in (None, *served.models):
+            return served
+        raise EngineStartError(f"{self._server.url} has no model {self._model!r}; valid: {', '.join(served.models)}")
+
+
+def _counted(event: bytes, usage: dict[str, float], ours: bool) -> bool:
+    """Note the counts that `event` tells. True when it tells nothing else and only we had asked for it."""
+    said = told(event)
+    if said is None:
+        return False
+    usage.update(said.usage)
+    return ours and said.apart

@@ -1,0 +1,166 @@
+"""One worker process: started in a session of its own, its output logged, its end noticed, its group swept."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO
+
+log = logging.getLogger("foreserve.worker")
+
+LAST_LINES = 20
+LINE_CHARACTERS = 500
+"""How much of a worker's output is kept to explain its end."""
+
+_LEVELS = {name: logging.getLevelName(name) for name in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")}
+
+
+class WorkerProcess:
+    """`ended(returncode)` is called once in the loop, when the process is gone.
+
+    Its own session keeps a Ctrl-C in the terminal from it, since the gateway drains workers first. Its standard input
+    is a pipe that is never written: its end tells the worker that we are gone. Call from the thread that runs the loop:
+    on Linux the kernel ends a worker with the thread that has started it.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], ended: Callable[[int], None]) -> None:
+        """Raises OSError when the interpreter cannot be run."""
+        self._name = name
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=env,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+        self._alive = True
+        self._output: asyncio.ReadTransport | None = None
+        self._lines: deque[str] = deque(maxlen=LAST_LINES)
+        threading.Thread(target=self._wait, name=f"foreserve-wait-{name}", daemon=True).start()
+
+    async def log_output(self) -> None:
+        """Log what it prints, line by line, until it prints no more."""
+        assert self._process.stdout is not None
+        self._output, _ = await self._loop.connect_read_pipe(lambda: _Lines(self._line), self._process.stdout)
+
+    def last_words(self, lines: int = 3) -> str:
+        """The last `lines` non-empty lines it has printed, joined by ` | `."""
+        return " | ".join([line for line in self._lines if line.strip()][-lines:])
+
+    def terminate(self) -> None:
+        """Ask it by SIGTERM."""
+        if self._alive:
+            os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it and whatever it has started."""
+        if self._alive:
+            self._sweep()
+
+    def close(self) -> None:
+        """Give the pipes back."""
+        if self._output is not None:
+            self._output.close()
+        _close(self._process.stdin)
+
+    def _sweep(self) -> None:
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+    def _wait(self) -> None:
+        """In a thread, which works for every kind of loop and Python version and costs nothing while it waits."""
+        if hasattr(os, "waitid"):
+            # Not reaped yet: until it is, its number cannot be another process's, so its group can be ended safely.
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        else:
+            self._process.wait()
+        try:
+            self._loop.call_soon_threadsafe(self._reap)
+        except RuntimeError:  # the loop was closed before us
+            self._process.wait()
+
+    def _reap(self) -> None:
+        self._sweep()
+        self._alive = False
+        self._ended(self._process.wait())
+
+    def _line(self, line: str) -> None:
+        self._lines.append(line[:LINE_CHARACTERS])
+        level, _, rest = line.partition(" ")
+        if level in _LEVELS:
+            log.log(_LEVELS[level], "[%s] %s", self._name, rest)
+        else:
+            log.info("[%s] %s", self._name, line)
+
+
+def environment(own: Mapping[str, str], foreign: bool) -> dict[str, str]:
+    """A worker's environment: ours with `own` on top.
+
+    Waiting threads of an engine shall sleep, not spin: they would take the processor from the gateway. A `foreign`
+    interpreter does not get the variables that would lead it to our packages.
+    """
+    env = dict(os.environ)
+    if foreign:
+        for name in ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV"):
+            env.pop(name, None)
+    env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    env.setdefault("PYTHONUNBUFFERED", "1")
+    return {**env, **own}
+
+
+def how_it_ended(returncode: int) -> str:
+    """`exit code 1`, or `killed by SIGKILL`."""
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    try:
+        return f"killed by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"killed by signal {-returncode}"
+
+
+def interpreter(python: str | None) -> str:
+    """The interpreter of a worker: the one named, else ours."""
+    return python or sys.executable
+
+
+class _Lines(asyncio.Protocol):
+    """Cuts a byte stream into lines; a line without an end is cut at 64 KiB."""
+
+    def __init__(self, line: Callable[[str], None]) -> None:
+        self._line = line
+        self._rest = b""
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).replace(b"\r", b"\n").split(b"\n")
+        if len(self._rest) > 65536:
+            lines.append(self._rest)
+            self._rest = b""
+        for line in lines:
+            if line:
+                self._line(line.decode(errors="replace"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._rest:
+            self._line(self._rest.decode(errors="replace"))
+            self._rest = b""
+
+
+def _close(pipe: IO[bytes] | None) -> None:
+    if pipe is not None:
+        try:
+            pipe.close()
+        except OSError:
+            pass

@@ -1,0 +1,91 @@
+"""Requests that no queue is for (lists, files, whatever a server has of its own): to a server and back, as they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+
+import aiohttp
+from fastapi import Request as HttpRequest
+from starlette.responses import Response, StreamingResponse
+from yarl import URL
+
+from foreserve.app import Running
+from foreserve.engines.remote_server import base_url
+from foreserve.errors import NotFound, Unavailable
+from foreserve.fleet.replica import State
+from foreserve.gateway.calls import ID
+from foreserve.gateway.passing import back, onward
+from foreserve.services.base import Service
+from foreserve.services.upstream import Upstream
+
+_MOST_AT_ONCE = 256
+_KEEPALIVE_S = 3.0
+
+
+class Relay:
+    """Sends to the first server that is ready: what one request made (a file, an answer) the next should find."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    async def send(self, http: HttpRequest, running: Running, target: str) -> Response:
+        """The server's reply, streamed. `target` is the path with its query. Raises NotFound, Unavailable."""
+        service, url = _first_ready(running, http.url.path)
+        settings = service.settings
+        headers = onward(http, http.scope[ID]) | {"accept-encoding": "identity"}
+        if settings.api_key_env is not None:
+            headers["authorization"] = f"Bearer {os.environ.get(settings.api_key_env, '')}"
+        body = http.stream() if http.method not in ("GET", "HEAD", "OPTIONS") else None
+        try:
+            answer = await self._client().request(
+                http.method,
+                URL(url + target, encoded=True),
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(sock_connect=settings.connect_s, sock_read=settings.timeout_s),
+            )
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise Unavailable(f"the server {url} does not answer: {error or type(error).__name__}") from None
+        return StreamingResponse(_parts(answer), answer.status, back(answer.headers.items()))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _client(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=_MOST_AT_ONCE, keepalive_timeout=_KEEPALIVE_S),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+            )
+        return self._session
+
+
+async def _parts(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    try:
+        async for part in answer.content.iter_any():
+            yield part
+    finally:
+        answer.close()
+
+
+def _first_ready(running: Running, path: str) -> tuple[Upstream, str]:
+    kinds = [service for service in running.services.values() if isinstance(service.kind, Upstream)]
+    if not kinds:
+        raise NotFound(f"there is no path {path!r} here; /docs lists those there are")
+    for service in kinds:
+        if (url := _ready_url(service)) is not None:
+            assert isinstance(service.kind, Upstream)
+            return service.kind, url
+    raise Unavailable("no upstream server is ready")
+
+
+def _ready_url(service: Service) -> str | None:
+    for replica in service.replicas.all:
+        if replica.state is State.READY and replica.info is not None:
+            return base_url(str(replica.info.facts["url"]))
+    return None

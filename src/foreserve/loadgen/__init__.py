@@ -1,0 +1,1 @@
+"""An open-loop load generator for any server that speaks OpenAI's API. It knows nothing of our own server."""

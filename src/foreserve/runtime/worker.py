@@ -1,0 +1,144 @@
+"""A worker process: one engine host behind a socket, which ends when its gateway is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+import zmq
+
+from foreserve.messages import Exit, FromWorker, decode_to_worker, encode
+from foreserve.runtime.factory import load_factory
+from foreserve.runtime.host import EngineHost
+from foreserve.runtime.outbox import MessageTooLong
+from foreserve.runtime.wire import BYE, HELLO, Wire, socket
+
+log = logging.getLogger(__name__)
+
+START_FAILED = 3
+"""Exit code when the engine did not start; `StartFailed` has told why."""
+
+FLUSH_S = 2.0
+"""How long the last messages may take to leave."""
+
+ORPHAN_S = 5.0
+"""How long an engine may take to close once the gateway is gone."""
+
+UNREAD_BYTES = 1 << 30
+"""What may wait here for a gateway that does not read, beyond what the socket holds."""
+
+
+class Worker:
+    """Carries messages between the socket and the host. While the gateway does not read, engines are not asked."""
+
+    def __init__(self, wire_socket: zmq.Socket[bytes], max_message_bytes: int) -> None:
+        self._limit = max_message_bytes
+        self._outbox: deque[bytes] = deque()
+        self._outbox_bytes = 0
+        self._wire = Wire(wire_socket, self._heard, self._room)
+        self.host = EngineHost(load_factory, self._send)
+        self._put(HELLO)
+
+    async def run(self) -> int:
+        """Until the host has closed. Returns the exit code."""
+        await self.host.closed.wait()
+        self._put(BYE)
+        for _ in range(100):
+            if not self._outbox:
+                break
+            await asyncio.sleep(FLUSH_S / 100)
+        self._wire.close(FLUSH_S)
+        return START_FAILED if self.host.start_failed else 0
+
+    def _heard(self, frames: list[bytes]) -> None:
+        try:
+            message = decode_to_worker(frames[0])
+        except msgspec.DecodeError as error:
+            log.error("a message from the gateway is none that this version knows: %s", error)
+            return
+        self.host.handle(message)
+
+    def _send(self, message: FromWorker) -> None:
+        data = encode(message)
+        if len(data) > self._limit:
+            raise MessageTooLong(len(data), self._limit)
+        self._put(data)
+
+    def _put(self, data: bytes) -> None:
+        if not self._outbox and self._wire.send(data):
+            return
+        if not self._outbox:
+            self.host.pause()
+        self._outbox.append(data)
+        self._outbox_bytes += len(data)
+        if self._outbox_bytes > UNREAD_BYTES:
+            log.critical("the gateway reads nothing and %d bytes wait for it; giving up", self._outbox_bytes)
+            os._exit(1)
+
+    def _room(self) -> None:
+        while self._outbox:
+            if not self._wire.send(self._outbox[0]):
+                return
+            self._outbox_bytes -= len(self._outbox.popleft())
+        self.host.resume()
+
+
+async def serve(endpoint: str, identity: str, max_message_bytes: int) -> int:
+    """Be the worker `identity` of the gateway at `endpoint`. Returns the exit code."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    dealer = socket(context, zmq.SocketType.DEALER, max_message_bytes)
+    dealer.set(zmq.SocketOption.IDENTITY, identity.encode())
+    dealer.connect(endpoint)
+    worker = Worker(dealer, max_message_bytes)
+    loop = asyncio.get_running_loop()
+    _when_orphaned(lambda: loop.call_soon_threadsafe(worker.host.handle, Exit()))
+    code = await worker.run()
+    context.term()
+    return code
+
+
+def main(arguments: list[str]) -> int:
+    """`ENDPOINT IDENTITY MAX_MESSAGE_BYTES LOG_LEVEL`. Returns the exit code."""
+    endpoint, identity, max_message_bytes, level = arguments
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    _die_with_parent()
+    code = asyncio.run(serve(endpoint, identity, int(max_message_bytes)))
+    # Threads that an engine has left behind would keep the interpreter from ending.
+    _after(ORPHAN_S, lambda: os._exit(code))
+    return code
+
+
+def _die_with_parent() -> None:
+    """On Linux the kernel ends this process with its parent, even while an engine holds the interpreter's lock."""
+    if sys.platform == "linux":
+        parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None, use_errno=True).prctl(parent_death_signal, signal.SIGKILL)
+
+
+def _when_orphaned(tell: Callable[[], object]) -> None:
+    """The gateway holds the other end of standard input and never writes: its end is the gateway's end."""
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        _after(ORPHAN_S, lambda: os.killpg(os.getpgrp(), signal.SIGKILL))
+        try:
+            tell()
+        except RuntimeError:
+            pass  # the loop has ended by itself
+
+    threading.Thread(target=watch, name="foreserve-orphan-watch", daemon=True).start()
+
+
+def _after(seconds: float, do: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, do)
+    timer.daemon = True
+    timer.start()

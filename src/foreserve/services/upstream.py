@@ -1,0 +1,140 @@
+"""The upstream kind: a model on servers that already run, each of them a replica. Answers pass as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from foreserve.core import Chunk, Cost, EngineInfo, EngineSpec, Work
+from foreserve.engines.forwarding import Answer, Body, Forward, Head
+from foreserve.errors import ConfigError
+from foreserve.ports import Decoded
+from foreserve.registry import entry, load
+from foreserve.services.observing import Observer
+from foreserve.settings import QueueSettings, UpstreamSettings, parse
+
+BYTES_PER_TOKEN = 4
+"""Rough, for English text; it only ranks requests until something better is learned."""
+
+UNBOUNDED = 65_536
+"""Requests in flight at each server when only observing: more than the connections that we take."""
+
+_EVENTS = 65_536
+_NOTHING = Decoded()
+
+
+class Upstream:
+    """A model on running OpenAI-compatible servers: `Upstream(["http://gpu1:8000", "http://gpu2:8000"], model="m")`.
+
+    The other words are those of `UpstreamSettings`; what is wrong among them is a ConfigError.
+    """
+
+    name = "upstream"
+    policy = "fcfs"
+
+    def __init__(self, urls: Sequence[str] | str | None = None, /, **words: Any) -> None:
+        if urls is not None:
+            if "urls" in words:
+                raise ConfigError("Upstream(...): the servers are named twice, first without and then with `urls=`")
+            words["urls"] = [urls] if isinstance(urls, str) else list(urls)
+        self._setup(parse(words, UpstreamSettings, "Upstream(...)"), "Upstream(...)")
+
+    @classmethod
+    def from_settings(cls, settings: UpstreamSettings, where: str) -> Upstream:
+        """As an app file in YAML makes it; `where` is named in errors."""
+        made = cls.__new__(cls)
+        made._setup(settings, where)
+        return made
+
+    def _setup(self, settings: UpstreamSettings, where: str) -> None:
+        self.asked = settings
+        """The settings as they were given; when only observing, `settings` takes everything at once instead."""
+        self.settings = settings
+        self.models: tuple[str, ...] = () if settings.model is None else (settings.model,)
+        """What the servers call the model, or the models they list when none was chosen."""
+        self.idempotent = not settings.observe
+        self._engine = entry("engine", "remote", f"{where}: engine")
+        self._context: int | None = None
+        self.observer: Observer | None = None
+        if settings.observe:
+            self.settings = msgspec.structs.replace(settings, queue=QueueSettings(admission="always"))
+            queue = settings.queue
+            admission = load("admission", queue.admission, f"{where}: queue.admission")
+            self.observer = Observer(
+                admission(max_waiting=queue.max_waiting, max_wait_s=queue.max_wait_s),
+                slots=settings.max_running * len(settings.urls),
+            )
+
+    def prepare(self, progress: Callable[[float, str], None] | None = None) -> None:
+        """Nothing is made on this machine."""
+
+    # --- the four things a kind brings
+
+    def engines(self) -> Sequence[EngineSpec]:
+        """One for each server."""
+        settings = self.asked
+        return [
+            EngineSpec(
+                factory=self._engine.value,
+                options={
+                    "url": url,
+                    "model": settings.model,
+                    "api_key_env": settings.api_key_env,
+                    "max_running": UNBOUNDED if settings.observe else settings.max_running,
+                    "connect_s": settings.connect_s,
+                    "timeout_s": settings.timeout_s,
+                },
+                start_limit_s=settings.start_limit_s,
+                liveness_s=settings.liveness_s,
+                most_backoff_s=2.0,
+            )
+            for url in settings.urls
+        ]
+
+    def price(self, payload: Forward) -> Cost:
+        """One slot, and a rough count of tokens where the request bounds its answer."""
+        if payload.max_tokens is None:
+            return {"slots": 1.0}
+        tokens = len(payload.body) / BYTES_PER_TOKEN + payload.max_tokens
+        return {"slots": 1.0, "kv_tokens": min(tokens, self._context or tokens)}
+
+    def ready(self, info: EngineInfo) -> None:
+        """Learn what the server serves."""
+        self._context = info.facts.get("context_tokens", self._context)
+        if self.asked.model is None:
+            self.models = tuple(dict.fromkeys((*self.models, *info.facts.get("models", ()))))
+
+    def decoder(self, work: Work) -> Passing:
+        """See `Passing`."""
+        return Passing()
+
+    def events_bound(self, payload: Forward) -> int:
+        """Two for each token asked for: a server may send each in an event of its own."""
+        return _EVENTS if payload.max_tokens is None else min(_EVENTS, 1024 + 2 * payload.max_tokens)
+
+    # --- what the gateway asks
+
+    def name_there(self, asked: str) -> str:
+        """What the servers call the model that a client calls `asked`."""
+        if asked in self.models or len(self.models) != 1:
+            return asked
+        return self.models[0]
+
+
+class Passing:
+    """Chunks to `Head` and `Body` events, as they are. Token counts come with the engine's finish."""
+
+    def feed(self, chunk: Chunk) -> Decoded:
+        if chunk.data is None:
+            return _NOTHING
+        return Decoded(events=(_as_answer(chunk.data),))
+
+    def usage(self) -> dict[str, float]:
+        return {}
+
+
+def _as_answer(data: Any) -> Answer:
+    """Chunks that crossed a process, or a launcher that copies, hold plain values."""
+    return data if isinstance(data, Head | Body) else msgspec.convert(data, Answer)

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from foreserve.core import Chunk, Finish, Work
+from foreserve.engines.forwarding import Body, Forward, Head
+from foreserve.engines.remote import RemoteEngine
+from foreserve.errors import EngineStartError
+from tests.engines.scripted_server import (
+    USAGE,
+    VLLM_METRICS,
+    ScriptedServer,
+    delta,
+    event,
+    hang,
+    hang_up,
+    scripted,
+    streaming,
+)  # fmt: skip
+
+CHAT = "/v1/chat/completions"
+DONE = event(b"[DONE]")
+
+
+def work(body: object = None, path: str = CHAT, method: str = "POST", **words: Any) -> Work:
+    raw = body if isinstance(body, bytes) else json.dumps(body or {"model": "m", "messages": []}).encode()
+    forward = {name: words.pop(name) for name in ("headers", "count_tokens") if name in words}
+    order = Forward(method=method, path=path, body=raw, **forward)
+    return Work(**{"id": "r1", "payload": order, "cost": {"slots": 1.0}, "arrival": 0.0} | words)
+
+
+@asynccontextmanager
+async def engine(server: ScriptedServer, **words: Any) -> AsyncIterator[RemoteEngine]:
+    made = RemoteEngine(server.url, **words)
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def run(made: RemoteEngine, asked: Work) -> tuple[Head | None, bytes, Finish, list[Chunk]]:
+    chunks = [chunk async for chunk in made.run(asked)]
+    assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
+    assert all(chunk.finish is None for chunk in chunks[:-1])
+    head = chunks[0].data
+    body = b"".join(chunk.data.data for chunk in chunks[1:-1])
+    finish = chunks[-1].finish
+    assert finish is not None
+    return head, body, finish, chunks
+
+
+async def test_a_json_answer_passes_byte_for_byte_and_is_counted() -> None:
+    async with scripted() as server, engine(server) as made:
+        raw = b'{ "odd"  :1.0,"choices":[],\n "usage": {"prompt_tokens":7,"completion_tokens":3} }'
+
+        async def script(request: web.Request) -> web.StreamResponse:
+            return web.Response(body=raw, content_type="application/json", headers={"x-theirs": "1"})
+
+        server.script = script
+        sent = b'{"model":"m","tools":[{"x":1e400}],"unknown":null}'
+        head, body, finish, _ = await run(made, work(sent, headers={"x-one": "2"}))
+        assert head is not None
+        assert (head.status, head.headers["x-theirs"], body) == (200, "1", raw)
+        assert (finish.reason, finish.usage) == ("stop", {"prompt_tokens": 7, "output_tokens": 3})
+        request, got = server.seen[-1]
+        assert (got, request.path, request.headers["x-one"]) == (sent, CHAT, "2")
+
+
+async def test_an_event_stream_passes_whole_events_however_it_is_cut() -> None:
+    events = [
+        event(delta(role="assistant", content="")),
+        b'event: x\r\ndata: {"text": "\xf0\x9f\x99\x82"}\r\n\r\n',
+        event(delta(reasoning_content="hm … 思")),
+        event(delta(tool_calls=[{"index": 0, "function": {"name": "f", "arguments": '{"a'}}])),
+        b": ping\n\n",
+        event({"choices": [], "usage": USAGE}),
+        DONE,
+    ]
+    data = b"".join(events)
+    async with scripted() as server, engine(server) as made:
+        for size in (1, 3, 7, 100, len(data)):
+            server.script = streaming(*(data[i : i + size] for i in range(0, len(data), size)))
+            head, body, finish, chunks = await run(made, work({"stream": True}))
+            assert head is not None
+            assert head.content_type == "text/event-stream; charset=utf-8"
+            assert body == data
+            assert finish.usage == {"prompt_tokens": 7, "output_tokens": 3}
+            ends = {len(b"".join(events[:n])) for n in range(len(events) + 1)}
+            at = 0
+            for chunk in chunks[1:-1]:
+                at += len(chunk.data.data)
+                assert at in ends, "an event was split"
+
+
+async def test_a_stream_without_a_last_blank_line_loses_nothing() -> None:
+    async with scripted() as server, engine(server) as made:
+        server.script = streaming(b"data: 1\n\ndata: 2")
+        assert (await run(made, work()))[1] == b"data: 1\n\ndata: 2"
+
+
+async def test_usage_is_asked_for_on_our_account_and_kept_from_the_client() -> None:
+    first, usage = event(delta(content="a")), event({"choices": [], "usage": USAGE})
+    async with scripted() as server, engine(server) as made:
+        server.script = streaming(first, usage + DONE)
+        asked = {"stream": True, "stream_options": {"continuous_usage_stats": False}}
+        _, body, finish, _ = await run(made, work(asked, count_tokens=True))
+        assert body == first + DONE
+        assert finish.usage == {"prompt_tokens": 7, "output_tokens": 3}
+        assert server.last_json()["stream_options"] == {"continuous_usage_stats": False, "include_usage": True}
+        _, body, _, _ = await run(made, work(asked))
+        assert body == first + usage + DONE
+        assert server.last_json() == asked
+
+
+async def test_a_server_that_refuses_stream_options_is_asked_without_from_then_on() -> None:
+    async def script(request: web.Request) -> web.StreamResponse:
+        if b"stream_options" in await request.read():
+            return web.json_response({"error": "stream_options: extra fields not permitted"}, status=422)
+        return await streaming(event(delta(content="a")))(request)
+
+    async with scripted() as server, engine(server) as made:
+        server.script = script
+        for asks in (2, 1):
+            server.seen.clear()
+            _, body, finish, _ = await run(made, work({"stream": True}, count_tokens=True))
+            assert (body, finish.reason, len(server.seen)) == (event(delta(content="a")), "stop", asks)
+
+
+async def test_llama_cpp_tells_its_counts_unasked() -> None:
+    last = event({"choices": [{"delta": {}}], "timings": {"cache_n": 1, "prompt_n": 2, "predicted_n": 4}})
+    async with scripted(make="llamacpp") as server, engine(server, model="whatever") as made:
+        server.script = streaming(last, DONE)
+        _, body, finish, _ = await run(made, work({"stream": True}, count_tokens=True))
+        assert body == last + DONE
+        assert server.last_json() == {"stream": True}
+        assert finish.usage == {"prompt_tokens": 3, "output_tokens": 4, "cached_tokens": 1}
+
+
+async def test_a_refusal_is_kept_whole() -> None:
+    async def script(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=400, body=b'{"error": {"param": "x"}}', content_type="application/json")
+
+    async with scripted() as server, engine(server) as made:
+        server.script = script
+        chunks = [chunk async for chunk in made.run(work())]
+        assert len(chunks) == 1
+        finish = chunks[0].finish
+        assert finish is not None
+        assert finish.reason == "rejected"
+        assert finish.detail["status"] == 400
+        assert finish.detail["body"] == b'{"error": {"param": "x"}}'
+        assert "retry" not in finish.detail
+        assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_back_pressure_holds_the_place_and_may_be_tried_once_more(status: int) -> None:
+    async def script(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, headers={"Retry-After": "0.2"})
+
+    async with scripted() as server, engine(server) as made:
+        server.script = script
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        first = [chunk async for chunk in made.run(work())][-1].finish
+        assert loop.time() - before >= 0.2
+        assert first is not None
+        assert (first.reason, first.detail["retry"], first.detail["retry_after"]) == ("rejected", True, 0.2)
+        second = [chunk async for chunk in made.run(work(attempt=1))][-1].finish
+        assert second is not None
+        assert "retry" not in second.detail
+        once = [chunk async for chunk in made.run(work(idempotent=False))][-1].finish
+        assert once is not None
+        assert "retry" not in once.detail
+
+
+async def test_cancel_closes_the_connection_before_and_within_an_answer() -> None:
+    async with scripted() as server, engine(server) as made:
+        for script in (hang, streaming(event(delta(content="a")), then=hang)):
+            server.script = script
+            server.left.clear()
+            server.busy.clear()
+            got: list[Chunk] = []
+
+            async def read(got: list[Chunk] = got) -> None:
+                got.extend([chunk async for chunk in made.run(work())])
+
+            task = asyncio.create_task(read())
+            await asyncio.wait_for(server.busy.wait(), 5)
+            await asyncio.sleep(0.05)
+            await made.cancel("r1")
+            await made.cancel("r1")
+            await asyncio.wait_for(server.left.wait(), 5)
+            await task
+            assert got[-1].finish is not None
+            assert got[-1].finish.reason == "cancelled"
+        await made.cancel("unknown")
+
+
+async def test_leaving_the_iterator_closes_the_connection() -> None:
+    async with scripted() as server, engine(server) as made:
+        server.script = streaming(event(delta(content="a")), then=hang)
+        chunks = made.run(work())
+        await anext(chunks)
+        await chunks.aclose()  # type: ignore[attr-defined]
+        await asyncio.wait_for(server.left.wait(), 5)
+
+
+async def test_silence_ends_an_answer() -> None:
+    async with scripted() as server, engine(server, timeout_s=0.1) as made:
+        server.script = streaming(event(delta(content="a")), then=hang)
+        _, body, finish, _ = await run(made, work())
+        assert body == event(delta(content="a"))
+        assert finish.reason == "error"
+        assert "said nothing for 0.1 s" in (finish.error or "")
+
+
+async def test_a_dropped_connection_is_asked_again_once_when_the_server_is_well() -> None:
+    async with scripted() as server, engine(server) as made:
+        drops = [hang_up]
+
+        async def script(request: web.Request) -> web.StreamResponse:
+            return await (drops.pop() if drops else server.answer)(request)
+
+        server.script = script
+        assert (await run(made, work()))[2].reason == "stop"
+        assert len(server.seen) == 2
+        drops += [hang_up] * 2
+        finish = [chunk async for chunk in made.run(work())][-1].finish
+        assert finish is not None
+        assert (finish.reason, finish.detail) == ("error", {"retry": True})
+        drops[:] = [hang_up]
+        server.seen.clear()
+        finish = [chunk async for chunk in made.run(work(idempotent=False))][-1].finish
+        assert finish is not None
+        assert finish.reason == "error"
+        assert len(server.seen) == 1
+
+
+async def test_an_answer_broken_off_part_way_says_so() -> None:
+    async with scripted() as server, engine(server) as made:
+        server.script = streaming(event(delta(content="a")), pause_s=0.05, then=hang_up)
+        _, body, finish, _ = await run(made, work())
+        assert body == event(delta(content="a"))
+        assert finish.reason == "error"
+        assert finish.detail is None
+        assert "broke off" in (finish.error or "")
+
+
+async def test_a_server_that_goes_away_ends_failed() -> None:
+    async with scripted() as server, engine(server) as made:
+        fate = asyncio.create_task(made.failed())
+        await asyncio.sleep(0.05)
+        assert not fate.done()
+        await server.stop()
+        finish = [chunk async for chunk in made.run(work())][-1].finish
+        assert finish is not None
+        assert finish.detail == {"retry": True}
+        assert "cannot be reached" in await asyncio.wait_for(fate, 5)
+
+
+async def test_an_idle_engine_notices_that_its_server_went_away() -> None:
+    async with scripted() as server, engine(server) as made:
+        server.health = 503
+        assert "answers 503" in await asyncio.wait_for(made.failed(), 10)
+
+
+async def test_load_comes_from_metrics_and_is_unknown_without() -> None:
+    async with scripted() as server, engine(server) as made:
+        assert (await made.load()).running is None
+    async with scripted() as server:
+        server.metrics = VLLM_METRICS
+        async with engine(server) as made:
+            await asyncio.sleep(1.2)
+            load = await made.load()
+            assert (load.running, load.waiting, load.kv_fraction) == (2, 5, 0.25)
+
+
+async def test_what_a_server_says_of_itself() -> None:
+    async with scripted(models=("a", "b")) as server:
+        made = RemoteEngine(server.url + "/v1/", model="a", max_running=3)
+        info = await made.start()
+        await made.close()
+        assert info.capacity == {"slots": 3.0}
+        assert info.facts == {"url": server.url, "models": ["a", "b"], "make": "vllm", "context_tokens": 4096}
+        with pytest.raises(EngineStartError, match="has no model 'c'; valid: a, b"):
+            await RemoteEngine(server.url, model="c").start()
+        server.lists_models = False
+        made = RemoteEngine(server.url, model="c")
+        assert (await made.start()).facts["models"] == []
+        await made.close()
+        server.health = 503
+        with pytest.raises(EngineStartError, match="answers 503"):
+            await RemoteEngine(server.url).start()
+
+
+async def test_no_server_no_engine() -> None:
+    with pytest.raises(EngineStartError, match="cannot be reached"):
+        await RemoteEngine("http://127.0.0.1:1").start()
+
+
+async def test_the_servers_key_takes_the_place_of_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted() as server:
+        with pytest.raises(EngineStartError, match="UPSTREAM_KEY"):
+            await RemoteEngine(server.url, api_key_env="UPSTREAM_KEY").start()
+        monkeypatch.setenv("UPSTREAM_KEY", "k1")
+        async with engine(server, api_key_env="UPSTREAM_KEY") as made:
+            await run(made, work(headers={"authorization": "Bearer theirs"}))
+            assert server.seen[-1][0].headers.getall("Authorization") == ["Bearer k1"]
+
+
+async def test_other_answers_pass_as_they_come() -> None:
+    audio = bytes(range(256)) * 1000
+
+    async def script(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=audio, content_type="audio/wav")
+
+    async with scripted() as server, engine(server) as made:
+        server.script = script
+        head, body, finish, chunks = await run(made, work(path="/v1/audio/speech?x=%20y"))
+        assert head is not None
+        assert (head.content_type, body, finish.reason) == ("audio/wav", audio, "stop")
+        assert all(isinstance(chunk.data, Body) for chunk in chunks[1:-1])
+        assert server.seen[-1][0].raw_path == "/v1/audio/speech?x=%20y"
