@@ -46,7 +46,7 @@ def serving(app: App, start: bool = True, drain_s: float = 5.0) -> Iterator[Hous
             server = uvicorn.Server(config)
             server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
             task = asyncio.create_task(server.serve())
-            while not server.started and not task.done():
+            while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has no event for it
                 await asyncio.sleep(0.005)
             port = server.servers[0].sockets[0].getsockname()[1]
             found.extend((House(f"http://127.0.0.1:{port}", running, asyncio.get_running_loop()), server))

@@ -51,7 +51,9 @@ class ScriptedEngine:
                 ids = list(words.encode())
                 output += len(ids)
                 logprobs = [-0.5] * len(ids) if asked.logprobs is not None else None
-                yield Chunk(id=work.id, index=index, attempt=work.attempt, data=Tokens(ids=ids, logprobs=logprobs))
+                top = [[(i, -0.5), (i + 1, -1.5)] for i in ids] if asked.logprobs else None
+                data = Tokens(ids=ids, logprobs=logprobs, top=top)
+                yield Chunk(id=work.id, index=index, attempt=work.attempt, data=data)
                 index += 1
             elif name in ("wait", "hang"):
                 try:

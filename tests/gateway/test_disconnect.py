@@ -21,7 +21,7 @@ def cancels(house: House) -> int:
 
 async def until(condition: Any) -> None:
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for is on another loop
             await asyncio.sleep(0.01)
 
 

@@ -94,6 +94,9 @@ def test_logprobs(client: httpx.Client):
     assert [entry["logprob"] for entry in content] == [-0.5] * 3
     assert content[0] == {"token": "h", "logprob": -0.5, "bytes": [104], "top_logprobs": []}
     assert content[1]["bytes"] is None
+    content = chat(client, "say h", logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]["content"]
+    rivals = [(rival["token"], rival["logprob"]) for rival in content[0]["top_logprobs"]]
+    assert rivals == [("h", -0.5), ("i", -1.5)]
 
 
 def test_sampling_reaches_the_engine(client: httpx.Client):
@@ -175,12 +178,12 @@ def test_a_model_that_is_not_there(client: httpx.Client):
 
 
 def test_a_lacking_feature_is_refused():
-    with serving(App(chat=ScriptedLLM(features=()), state={"history": False})) as house:
-        with httpx.Client(base_url=house.url) as client:
-            asked = {"seed": 1, "logprobs": True, "presence_penalty": 1, "response_format": {"type": "json_object"}}
-            for name, value in asked.items():
-                reply = chat(client, "say a", **{name: value})
-                assert (reply.status_code, reply.json()["error"]["param"]) == (400, name)
+    app = App(chat=ScriptedLLM(features=()), state={"history": False})
+    with serving(app) as house, httpx.Client(base_url=house.url) as client:
+        asked = {"seed": 1, "logprobs": True, "presence_penalty": 1, "response_format": {"type": "json_object"}}
+        for name, value in asked.items():
+            reply = chat(client, "say a", **{name: value})
+            assert (reply.status_code, reply.json()["error"]["param"]) == (400, name)
 
 
 def test_text_completions(client: httpx.Client):
@@ -196,6 +199,8 @@ def test_text_completions(client: httpx.Client):
         assert reply["usage"]["prompt_tokens"] == 2 * len(ids)
     one = client.post("/v1/completions", json={"model": "chat", "prompt": ids, "logprobs": 0}).json()
     assert one["choices"][0]["logprobs"]["text_offset"] == [0, 1]
+    one = client.post("/v1/completions", json={"model": "chat", "prompt": ids, "logprobs": 1}).json()
+    assert one["choices"][0]["logprobs"]["top_logprobs"] == [{"H": -0.5}, {"i": -0.5}]
     stream = client.post("/v1/completions", json={"model": "chat", "prompt": prompt, "stream": True})
     assert "".join(event["choices"][0]["text"] for event in events(stream)[:-1]) == "Hi"
 

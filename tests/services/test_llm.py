@@ -85,7 +85,7 @@ async def test_long_texts_are_read_off_the_loop_and_checked_alike():
 async def test_what_a_template_raises_is_about_the_messages(monkeypatch: pytest.MonkeyPatch):
     llm = ready()
 
-    def refuse(messages: object) -> list[int]:
+    def refuse(messages: object, wall: float) -> list[int]:
         raise ValueError("roles must alternate")
 
     monkeypatch.setattr(llm.text, "conversation", refuse)

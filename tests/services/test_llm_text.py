@@ -24,5 +24,5 @@ def test_ids_that_are_no_bytes():
 
 def test_a_conversation_ends_where_the_assistant_speaks():
     words = ByteText()
-    prompt = words.decode(words.conversation([{"role": "user", "content": "hi"}]))
+    prompt = words.decode(words.conversation([{"role": "user", "content": "hi"}], wall=0.0))
     assert prompt == "user: hi\nassistant: "

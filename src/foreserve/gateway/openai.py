@@ -51,11 +51,10 @@ async def chat(http: HttpRequest) -> Response:
         return reply
     service = call.service(decode_target(call.raw).model, LLM, "model", "model")
     asked = decode_chat(call.raw)
-    payload = await cast(LLM, service.kind).chat(messages_in_words(asked.messages), _chat_sampling(asked))
+    sampling = _chat_sampling(asked)
+    payload = await cast(LLM, service.kind).chat(messages_in_words(asked.messages), sampling)
     streams = _submit(call, service, [payload], asked.n or 1, asked.foreserve)
-    replies = ChatReplies(
-        f"chatcmpl-{call.id}", int(wall()), service.name, _include_usage(asked), asked.logprobs is True
-    )
+    replies = ChatReplies(f"chatcmpl-{call.id}", int(wall()), service.name, _include_usage(asked), sampling.logprobs)
     return await _answer(call, service, asked, streams, replies)
 
 
@@ -71,9 +70,7 @@ async def completions(http: HttpRequest) -> Response:
     sampling = _sampling(asked, asked.max_tokens, asked.logprobs, None, usual_tokens=USUAL_TOKENS)
     payloads = [await kind.complete(prompt, sampling) for prompt in asked.prompts()]
     streams = _submit(call, service, payloads, asked.n or 1, asked.foreserve)
-    replies = CompletionReplies(
-        f"cmpl-{call.id}", int(wall()), service.name, _include_usage(asked), asked.logprobs is not None
-    )
+    replies = CompletionReplies(f"cmpl-{call.id}", int(wall()), service.name, _include_usage(asked), sampling.logprobs)
     return await _answer(call, service, asked, streams, replies)
 
 
