@@ -12,8 +12,13 @@ KEY = "contract-key"
 
 
 @function(launcher="inline")
-def echo(value: object = None) -> object:
-    return value
+def echo(**values: object) -> object:
+    return values
+
+
+@function(launcher="inline")
+def items(**values: object) -> Iterator[object]:
+    yield from values.values()
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +29,7 @@ def house() -> Iterator[House]:
         small=ScriptedLLM(slots=1, queue={"max_waiting": 1}),
         away=ScriptedLLM(replicas=0),
         echo=echo,
+        items=items,
         server={"api_keys": [{"key": KEY}]},
         state={"history": False},
     )

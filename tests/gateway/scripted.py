@@ -42,7 +42,7 @@ class ScriptedEngine:
         seen.append(asked)
         gone = self._cancels[work.id] = asyncio.Event()
         index, output = 0, 0
-        text = bytes(asked.prompt).decode()
+        text = bytes(token for token in asked.prompt if token < 256).decode(errors="replace")
         line = text.rpartition("user: ")[2].partition("\nassistant:")[0]
         finish = Finish(reason="stop")
         for step in line.split("|"):
