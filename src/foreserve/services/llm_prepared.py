@@ -39,7 +39,7 @@ class PreparedText:
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         if self._template is None:
             raise BadRequest("this model has no chat template; use /v1/completions", param="messages")
-        return self._tokenizer.encode(self._template.render(list(messages), add_generation_prompt=True))
+        return self._tokenizer.encode(self._template.render([dict(message) for message in messages], add_generation_prompt=True))
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids)
