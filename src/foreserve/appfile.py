@@ -167,9 +167,7 @@ def _service(name: Any, words: Any, document: Document) -> Any:
     if not isinstance(name, str):
         raise ConfigError(f'{document.where}: services: the name {name!r} is not text; write "{name}"')
     if name in AppSettings.__struct_fields__:
-        raise ConfigError(
-            f"{document.where}: services.{name}: a service cannot be called {name!r}; choose another name"
-        )
+        raise ConfigError(f"{document.where}: services.{name}: no service can be called {name!r}; choose another name")
     where = f"{document.where}: services.{name}"
     kinds = ", ".join(registry.names("kind"))
     if not isinstance(words, Mapping):

@@ -140,8 +140,12 @@ class LocksInterpreter(Echo):
 
     async def run(self, work, plan=None):
         say = msgspec.convert(work.payload, Say)
+        self.running.add(work.id)
         for index, word in enumerate(say.words):
             await asyncio.sleep(0)
+            if work.id in self.cancelled:
+                yield Chunk(id=work.id, index=index, finish=Finish(reason="cancelled"))
+                return
             ctypes.PyDLL(None).usleep(int(say.step_s * 1e6))
             yield Chunk(id=work.id, index=index, data={"word": word})
         yield Chunk(id=work.id, index=0, finish=Finish(reason="stop"))

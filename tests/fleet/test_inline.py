@@ -51,7 +51,7 @@ async def test_what_needs_a_process_is_refused(own):
 
 
 async def test_an_engine_that_ignores_its_cancel_is_cut_off(monkeypatch):
-    monkeypatch.setattr("foreserve.runtime.host.ABORT_LIMIT_S", 0.1)
+    monkeypatch.setattr("foreserve.runtime.requests.ABORT_LIMIT_S", 0.1)
     launcher, ear = InlineLauncher(), Ear()
     connection = await launcher.launch("echo-1", spec(), ear)
     await ear.first(Ready)

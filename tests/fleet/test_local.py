@@ -1,7 +1,35 @@
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import textwrap
+from pathlib import Path
+
 import pytest
 
+from foreserve.core import EngineSpec
+from foreserve.errors import TooLarge
 from foreserve.fleet.local import LocalLauncher
-from tests.fleet.conformance import Conformance
+from foreserve.messages import Abort, Feed, Ready, Run, StartFailed
+from tests.fleet.conformance import ENGINES, Conformance, Ear, spec, work
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+async def launcher():
+    launcher = LocalLauncher()
+    yield launcher
+    await launcher.close()
+
+
+@pytest.fixture
+def ear():
+    return Ear()
 
 
 class TestLocal(Conformance):
@@ -10,3 +38,272 @@ class TestLocal(Conformance):
         launcher = LocalLauncher()
         yield launcher
         await launcher.close()
+
+
+def test_on_uvloop():
+    uvloop = pytest.importorskip("uvloop")
+
+    async def life():
+        launcher, ear = LocalLauncher(), Ear()
+        connection = await launcher.launch("echo-1", spec(), ear)
+        await ear.first(Ready)
+        connection.send(Run(tuple(work(f"r{number}", *"abcdefgh") for number in range(50))))
+        for number in range(50):
+            assert (await ear.finish(f"r{number}")).reason == "stop"
+            assert ear.words(f"r{number}") == list("abcdefgh")
+        os.kill(connection.pid, signal.SIGKILL)
+        assert await ear.gone() == "killed by SIGKILL"
+        await launcher.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(life())
+
+
+# --- how a worker ends
+
+
+async def test_kill_9_is_noticed_at_once(launcher, ear):
+    connection = await launcher.launch("echo-1", spec(), ear)
+    await ear.first(Ready)
+    connection.send(Run((work("a", *"abc", step_s=30.0),)))
+    os.kill(connection.pid, signal.SIGKILL)
+    assert await ear.gone() == "killed by SIGKILL"
+    with pytest.raises(ProcessLookupError):
+        os.kill(connection.pid, 0)  # reaped: no zombie is left
+
+
+async def test_a_crash_is_explained_by_its_last_words(launcher, ear, caplog):
+    caplog.set_level(logging.INFO)
+    connection = await launcher.launch("echo-1", spec("Dies"), ear)
+    await ear.first(Ready)
+    connection.send(Run((work("a"),)))
+    assert await ear.gone() == "exit code 9; its last words: these are my last words"
+    assert ear.words("a") == ["before"]
+    assert "[echo-1] these are my last words" in caplog.messages
+
+
+async def test_a_worker_that_hangs_is_ended(launcher, ear):
+    connection = await launcher.launch("echo-1", spec(liveness_s=0.6), ear)
+    await ear.first(Ready)
+    os.kill(connection.pid, signal.SIGSTOP)
+    assert await ear.gone() == "silent for 0.6 s"
+    assert not _alive(connection.pid)
+
+
+async def test_what_an_engine_has_started_ends_with_it(launcher, ear, tmp_path):
+    engine = tmp_path / "parent.py"
+    engine.write_text(
+        textwrap.dedent(f"""
+        import subprocess, sys
+        sys.path.append({str(ENGINES.parent)!r})
+        from engines import Echo
+        from foreserve.core import EngineInfo
+
+        class Parent(Echo):
+            async def start(self):
+                child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+                return EngineInfo(batching="continuous", capacity={{"slots": 1}}, facts={{"child": child.pid}})
+        """)
+    )
+    connection = await launcher.launch("p", EngineSpec(factory=f"{engine}:Parent"), ear)
+    child = (await ear.first(Ready)).info.facts["child"]
+    os.kill(connection.pid, signal.SIGKILL)
+    await ear.gone()
+    await _until_dead(child)
+
+
+async def test_close_leaves_no_process_and_no_folder(ear):
+    launcher = LocalLauncher()
+    connection = await launcher.launch("echo-1", spec(), ear)
+    await ear.first(Ready)
+    folder = Path(launcher._hub.endpoint.removeprefix("ipc://")).parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    await launcher.close()
+    assert not folder.exists()
+    assert not _alive(connection.pid)
+
+
+PARENT = """
+import asyncio, sys
+from foreserve.fleet.local import LocalLauncher
+from foreserve.messages import Ready, Run
+from tests.fleet.conformance import Ear, spec, work
+
+async def main(engine, step_s):
+    launcher, ear = LocalLauncher(), Ear()
+    connection = await launcher.launch("echo-1", spec(engine), ear)
+    await ear.first(Ready)
+    connection.send(Run((work("a", *"abc", step_s=step_s),)))
+    print(connection.pid, launcher._hub.endpoint, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main(sys.argv[1], float(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize(("engine", "step_s"), [("Echo", 0.1), ("LocksInterpreter", 20.0)])
+async def test_a_worker_does_not_outlive_its_gateway(engine, step_s, tmp_path):
+    if engine != "Echo" and sys.platform != "linux":
+        pytest.skip("without PDEATHSIG a worker ends after the native call that holds the interpreter's lock")
+    env = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "TMPDIR": str(tmp_path)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PARENT, engine, str(step_s), stdout=subprocess.PIPE, env=env
+    )
+    pid = int((await process.stdout.readline()).split()[0])
+    await asyncio.sleep(0.2)
+    assert _alive(pid)
+    process.kill()
+    await process.wait()
+    await _until_dead(pid)
+
+
+# --- the two loops do not hinder each other
+
+
+async def test_an_engine_that_locks_the_interpreter_does_not_stall_the_gateway(launcher, ear):
+    other = Ear()
+    locked = await launcher.launch("locks-1", spec("LocksInterpreter"), ear)
+    free = await launcher.launch("echo-1", spec(), other)
+    await ear.first(Ready)
+    await other.first(Ready)
+    locked.send(Run((work("a", "one", step_s=2.0), work("b", *["one"] * 200, step_s=0.05))))
+    for number in range(20):
+        free.send(Run((work(f"r{number}", *"ab"),)))
+        await other.finish(f"r{number}")
+        locked.send(Abort(("b",)))
+    assert ear.words("a") == []  # twenty answers of the other while this one's first step lasts
+    assert (await ear.finish("a")).reason == "stop"
+    assert (await ear.finish("b")).reason == "cancelled"  # commands that came meanwhile are read right after
+
+
+# --- bounds
+
+
+async def test_messages_too_long_are_refused_and_the_replica_goes_on(ear):
+    launcher = LocalLauncher(max_message_bytes=100_000)
+    connection = await launcher.launch("echo-1", spec(), ear)
+    await ear.first(Ready)
+    connection.send(Run((work("a", data=bytes(200_000)), work("b", "one"))))
+    finish = await ear.finish("a")
+    assert finish.reason == "rejected"
+    assert "at most 100000 are carried" in finish.error
+    assert (await ear.finish("b")).reason == "stop"
+    connection.send(Run((work("c", *["w" * 60_000] * 3),)))  # three words are too long together, one is not
+    assert (await ear.finish("c")).reason == "rejected"
+    with pytest.raises(TooLarge, match="200"):
+        connection.send(Feed("b", bytes(200_000)))
+    connection.send(Run((work("d", "one"),)))
+    assert (await ear.finish("d")).reason == "stop"
+    await launcher.close()
+
+
+async def test_answers_too_long_end_their_request(ear, tmp_path):
+    engine = tmp_path / "long.py"
+    engine.write_text(
+        textwrap.dedent(f"""
+        import sys
+        sys.path.append({str(ENGINES.parent)!r})
+        from engines import Echo
+        from foreserve.core import Chunk, Finish
+
+        class Long(Echo):
+            async def run(self, work, plan=None):
+                for size in work.payload["words"]:
+                    yield Chunk(id=work.id, index=0, data={{"word": "w" * int(size)}})
+                yield Chunk(id=work.id, index=0, finish=Finish(reason="stop"))
+        """)
+    )
+    launcher = LocalLauncher(max_message_bytes=100_000)
+    connection = await launcher.launch("long-1", EngineSpec(factory=f"{engine}:Long"), ear)
+    await ear.first(Ready)
+    connection.send(Run((work("a", "60000", "200000", "10"), work("b", "60000", "60000", "10"))))
+    finish = await ear.finish("a")
+    assert finish.reason == "error"
+    assert "at most 100000 are carried" in finish.error
+    assert [len(word) for word in ear.words("a")] == [60_000]
+    assert (await ear.finish("b")).reason == "stop"
+    assert [len(word) for word in ear.words("b")] == [60_000, 60_000, 10]
+    await launcher.close()
+
+
+async def test_a_long_temporary_folder_does_not_matter(ear, tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    launcher = LocalLauncher()
+    connection = await launcher.launch("echo-1", spec(), ear)
+    await ear.first(Ready)
+    await connection.stop(5.0)
+    await launcher.close()
+
+
+# --- interpreters
+
+
+async def test_surroundings_of_a_worker(launcher, ear, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    await launcher.launch("t", EngineSpec(factory=f"{ENGINES}:Tells", env={"OWN": "1"}), ear)
+    facts = (await ear.first(Ready)).info.facts
+    assert facts["env"] == {"OMP_WAIT_POLICY": "PASSIVE", "OWN": "1"}
+    assert facts["session"]  # a Ctrl-C in the terminal does not reach it
+    assert facts["nice"] > os.nice(0)
+    assert facts["executable"] == sys.executable
+    assert not any(path.endswith(("foreserve/runtime", "foreserve")) for path in facts["path"])
+
+
+async def test_an_interpreter_that_is_not_there(launcher, ear):
+    await launcher.launch("t", EngineSpec(factory="x:y", python="/nowhere/bin/python"), ear)
+    failed = await ear.first(StartFailed)
+    assert "the interpreter /nowhere/bin/python cannot be run: No such file" in failed.reason
+    await ear.gone()
+
+
+async def test_an_interpreter_of_its_own_sees_foreserve_and_none_of_our_packages(launcher, ear, tmp_path):
+    python = _environment(tmp_path, "msgspec", "zmq", "pyzmq.libs")
+    await launcher.launch("t", EngineSpec(factory=f"{ENGINES}:Tells", python=str(python)), ear)
+    facts = (await ear.first(Ready)).info.facts
+    assert facts["executable"] == str(python)
+    assert facts["finds"] == {"foreserve": True, "msgspec": True, "zmq": True, "numpy": False, "pytest": False}
+    assert str(ROOT / "src") not in facts["path"]
+    assert facts["env"]["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+async def test_an_interpreter_that_lacks_what_a_worker_needs(launcher, ear, tmp_path):
+    python = _environment(tmp_path, "zmq", "pyzmq.libs")
+    await launcher.launch("t", EngineSpec(factory=f"{ENGINES}:Echo", python=str(python)), ear)
+    failed = await ear.first(StartFailed)
+    assert f"{python} lacks msgspec" in failed.reason
+    assert f"{python} -m pip install msgspec" in failed.reason
+    assert "msgspec" in await ear.gone()
+
+
+def _environment(folder: Path, *packages: str) -> Path:
+    """A virtual environment with these of our packages alone; returns its interpreter."""
+    home = folder / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--symlinks", str(home)], check=True)
+    ours = Path(sysconfig.get_paths()["platlib"])
+    theirs = next(home.glob("lib/python3*/site-packages"))
+    for package in packages:
+        if (ours / package).exists():
+            shutil.copytree(ours / package, theirs / package, ignore=shutil.ignore_patterns("tests", "__pycache__"))
+    return home / "bin" / "python"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        if Path("/proc/self").exists():
+            return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def _until_dead(pid: int) -> None:
+    async with asyncio.timeout(10):
+        while _alive(pid):  # noqa: ASYNC110  # a process that is not ours tells of no end
+            await asyncio.sleep(0.02)

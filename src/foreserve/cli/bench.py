@@ -103,13 +103,13 @@ def bench(
     retries: Annotated[
         int,
         typer.Option(
-            help="Retries of a failed request, as OpenAI's client does (its own: 2).", rich_help_panel=_REQUEST
+            help="Retries of a failed request, as OpenAI's client does (it does 2).", rich_help_panel=_REQUEST
         ),
     ] = 0,
     requests: Annotated[
         int | None,
         typer.Option(
-            help="Requests to send; default 100, without bound with --duration or --trace.", rich_help_panel=_LIMIT
+            help="Requests to send; default 100, or a million with --duration or --trace.", rich_help_panel=_LIMIT
         ),
     ] = None,
     duration: Annotated[
@@ -162,6 +162,10 @@ def bench(
     """
     console = Console(stderr=json == "-")
     try:
+        for where in (json if json != "-" else None, records):
+            words.check_writable(where)
+        targets = Targets(e2e=_seconds(slo_ms), ttft=_seconds(ttft_slo_ms), tpot=_seconds(tpot_slo_ms))
+        warm_up = WarmUp(warmup, warmup_s)
         load = Load(
             process=words.process_meant(arrivals, trace, clients, cv),
             rate=rate,
@@ -191,7 +195,7 @@ def bench(
             stream=stream,
             max_tokens=max_tokens,
             extra=words.extra_fields(extra),
-            headers=words.header_fields(header or [], api_key_env, slo_ms if send_slo else None),
+            headers=words.header_fields(header or [], api_key_env, slo_ms, send_slo),
             tenant=tenant,
             timeout_s=timeout,
             connect_s=connect_timeout,
@@ -202,8 +206,6 @@ def bench(
     except ConfigError as error:
         Console(stderr=True).print(f"foreserve bench: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(2) from None
-    targets = Targets(e2e=_seconds(slo_ms), ttft=_seconds(ttft_slo_ms), tpot=_seconds(tpot_slo_ms))
-    warm_up = WarmUp(warmup, warmup_s)
     report = Report(options, limits, targets, warm_up, summarise(outcome.results, targets, warm_up), outcome)
     if not quiet:
         console.print(report.table())
@@ -212,7 +214,7 @@ def bench(
     if json is not None:
         _write(json, report.as_json(msgspec.to_builtins(load)))
     if records is not None:
-        _write(str(records), b"".join(msgspec.json.encode(result) + b"\n" for result in outcome.results))
+        _write(str(records), report.records())
     if not report.summary.done:
         raise typer.Exit(1)
 
@@ -250,8 +252,5 @@ def _seconds(ms: float | None) -> float | None:
 def _write(where: str, data: bytes) -> None:
     if where == "-":
         sys.stdout.write(data.decode())
-        return
-    try:
+    else:
         Path(where).write_bytes(data)
-    except OSError as error:
-        raise typer.BadParameter(f"{where}: cannot be written: {error.strerror}") from None

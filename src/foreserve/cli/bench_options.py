@@ -88,14 +88,16 @@ def extra_fields(text: str | None) -> dict[str, Any]:
         raise ConfigError(f"--extra: expected a JSON object: {error}") from None
 
 
-def header_fields(given: list[str], api_key_env: str | None, slo_ms: float | None) -> dict[str, str]:
+def header_fields(given: list[str], api_key_env: str | None, slo_ms: float | None, send_slo: bool) -> dict[str, str]:
     """Headers from `Name: value`, a key from the environment and a deadline (milliseconds)."""
     headers: dict[str, str] = {}
     if api_key_env is not None:
         if api_key_env not in os.environ:
             raise ConfigError(f"--api-key-env: the environment has no {api_key_env}")
         headers["authorization"] = f"Bearer {os.environ[api_key_env]}"
-    if slo_ms is not None:
+    if send_slo:
+        if slo_ms is None:
+            raise ConfigError("--send-slo needs --slo-ms")
         headers["x-slo-ms"] = f"{slo_ms:g}"
     for text in given:
         name, colon, value = text.partition(":")
@@ -103,3 +105,12 @@ def header_fields(given: list[str], api_key_env: str | None, slo_ms: float | Non
             raise ConfigError(f"--header: {text!r} is not 'Name: value'")
         headers[name.strip()] = value.strip()
     return headers
+
+
+def check_writable(where: str | Path | None) -> None:
+    """Raises ConfigError before a run rather than after it, when its result could not be written."""
+    if where is None:
+        return
+    path = Path(where)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{path}: cannot be written")

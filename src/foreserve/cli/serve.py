@@ -92,7 +92,7 @@ def _app(app_file: str | None, upstream: list[str], observe: bool, max_running: 
     words: dict[str, Any] = {"observe": observe}
     if max_running:
         words["max_running"] = max_running
-    services: dict[str, Any] = {**asyncio.run(upstream_services(upstream, **words))}
+    services: dict[str, Any] = dict(asyncio.run(upstream_services(upstream, **words)))
     return App(**services)
 
 

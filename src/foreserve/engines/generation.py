@@ -34,10 +34,14 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):
-    """New token ids, oldest first, with their log-probabilities where they were asked for."""
+    """New token ids, oldest first, with their log-probabilities where they were asked for.
+
+    `top` has for each token its likeliest candidates as (id, log-probability), best first, where rivals were asked for.
+    """
 
     ids: list[int]
     logprobs: list[float] | None = None
+    top: list[list[tuple[int, float]]] | None = None
 
 
 FEATURES = ("logprobs", "top_logprobs", "json_schema", "penalties", "seed", "ignore_eos")

@@ -24,6 +24,7 @@ PATHS: dict[Endpoint, str] = {"chat": "/chat/completions", "completions": "/comp
 
 MAX_BODY_BYTES = 64 * 2**20
 MAX_ERROR_BYTES = 16 * 2**10
+MAX_RETRIES = 10
 
 
 class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +47,16 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     connect_s: float = 10.0
     retries: int = 0
     keep_text: bool = False
+
+    def __post_init__(self) -> None:
+        # aiohttp takes a limit of 0 for none at all, and then a run might not end.
+        for name in ("timeout_s", "connect_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.retries <= MAX_RETRIES:
+            raise ConfigError(f"retries is {self.retries}; valid: 0 to {MAX_RETRIES}")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ConfigError(f"max_tokens is {self.max_tokens}; it must be at least 1")
 
 
 def base_url(url: str) -> str:

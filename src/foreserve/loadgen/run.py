@@ -79,8 +79,9 @@ async def run(
 ) -> Run:
     """Send `prompts` in turn, from the first again when they are used up, until a limit is reached.
 
-    `stop` ends it at once: what runs is cancelled, what was measured stands. With `trace_lengths` an arrival's `output_tokens` are the request's `max_tokens`. `on_progress` is called ten
-    times a second and at the end. Raises ConfigError for a prompt that the endpoint cannot take.
+    `stop` ends it at once: what runs is cancelled, what was measured stands. With `trace_lengths` an arrival's
+    `output_tokens` are the request's `max_tokens`. `on_progress` is called ten times a second and at the end. Raises
+    ConfigError for a prompt that the endpoint cannot take.
     """
     for prompt in prompts:
         client.body(prompt)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 import numpy as np
 
+from foreserve.errors import ConfigError
 from foreserve.loadgen.records import Ending, Result
 
 
@@ -21,7 +22,13 @@ class WarmUp(msgspec.Struct, frozen=True):
     requests: int = 0
     seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        for value in (self.requests, self.seconds):
+            if not value >= 0:
+                raise ConfigError(f"warm-up is {value}; it must be at least 0")
+
     def excludes(self, result: Result) -> bool:
+        """Whether the request is warm-up."""
         return result.index < self.requests or result.due < self.seconds
 
 
@@ -31,6 +38,11 @@ class Targets(msgspec.Struct, frozen=True, kw_only=True):
     e2e: float | None = None
     ttft: float | None = None
     tpot: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("e2e", self.e2e), ("ttft", self.ttft), ("tpot", self.tpot)):
+            if value is not None and not value > 0:
+                raise ConfigError(f"the {name} target is {value} s; it must be above 0")
 
     def met(self, result: Result) -> bool:
         """Whether the request was done and kept every target; an answer of one token has no TPOT to miss."""

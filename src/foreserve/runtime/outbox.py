@@ -20,7 +20,7 @@ class MessageTooLong(Exception):
 
 
 class Outbox:
-    """`send` must not block; when it raises (MessageTooLong, or TypeError for what cannot be encoded), the turn's chunks
+    """`send` must not block; when it raises (MessageTooLong; TypeError for what cannot be encoded), the turn's chunks
     go one by one, and a request whose chunk cannot be sent ends there with an error: `cut_off(chunk)` tells of it.
     """
 

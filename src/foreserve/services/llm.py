@@ -76,6 +76,19 @@ class LLM:
 
             locate(self.settings.model, self.where)
 
+    @property
+    def engine_name(self) -> str:
+        """The engine that was chosen, also where the settings say `auto`."""
+        return self._engine
+
+    def memory_bytes(self) -> int:
+        """About what one replica will hold. Reads no weights. Raises ConfigError when the model is not there."""
+        if self._engine == SIMULATED:
+            return 0
+        from foreserve.services.llm_memory import memory_bytes
+
+        return memory_bytes(self.settings, self._engine, self.where)
+
     def prepare(self, progress: Progress | None = None) -> None:
         """Make what the engine loads, once: converted weights and a tokenizer, kept in the cache folder.
 
@@ -84,7 +97,8 @@ class LLM:
         if self._text is not None:
             return
         if self._engine == SIMULATED:
-            self._text = ByteText(self.settings.context_tokens or 8192)
+            self._text = text = ByteText(self.settings.context_tokens or 8192)
+            self._options = {"slots": self.settings.max_running, "context_tokens": text.context_tokens}
             return
         # The modules that read model files need an extra's packages.
         from foreserve.services.llm_prepared import prepared
@@ -100,10 +114,9 @@ class LLM:
     def _engine_spec(self) -> EngineSpec:
         self.prepare()
         settings = self.settings
-        options = {"max_running": settings.max_running, **self._options, **settings.engine_options}
         return EngineSpec(
             factory=self._factory,
-            options=options,
+            options={**self._options, **settings.engine_options},
             python=settings.python,
             env=settings.env,
             start_limit_s=settings.start_limit_s,
@@ -149,13 +162,12 @@ class LLM:
 
         def encode() -> list[int]:
             try:
-                prompt = text.render(messages)
+                return text.conversation(messages)
             except RequestError:
                 raise
             except Exception as error:
                 # Whatever a template raises, its own `raise_exception` among it, is about these messages.
                 raise BadRequest(f"the chat template refuses these messages: {error}", param="messages") from error
-            return text.encode(prompt)
 
         prompt = encode() if chars <= OFFLOAD_CHARS else await offload(encode)
         return generate(prompt, sampling, limits, text.eos_ids, "messages")

@@ -29,12 +29,16 @@ class Text(Protocol):
     def vocabulary(self) -> int: ...
     @property
     def eos_ids(self) -> tuple[int, ...]: ...
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """The prompt that a plain text is, with the token that begins a text where the model wants one."""
+        ...
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The prompt of a conversation, up to where the assistant speaks. Raises BadRequest, or what a template may."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str: ...
     def detokenizer(self) -> Detokenizer: ...
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt of a conversation, up to where the assistant speaks. Raises what the template raises."""
-        ...
 
 
 class ByteText:
@@ -54,8 +58,8 @@ class ByteText:
     def detokenizer(self) -> _ByteDetokenizer:
         return _ByteDetokenizer()
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        return "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant: "
+    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        return self.encode("".join(f"{said['role']}: {said['content']}\n" for said in messages) + "assistant: ")
 
 
 class _ByteDetokenizer:

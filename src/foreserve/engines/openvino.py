@@ -1,0 +1,330 @@
+"""The embedded default for language models: OpenVINO GenAI's continuous batching, stepped by us.
+
+`step()` holds the interpreter's lock for its whole length, so this engine belongs in a process of its own, whose event
+loop it blocks for one step at a time. A step is bounded by `max_batched_tokens`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from foreserve import clock
+from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, FinishReason, Work
+from foreserve.engines.answer import Numbered, TokenAnswer, generate_of
+from foreserve.engines.generation import Generate
+from foreserve.engines.openvino_prepare import EXACT, Facts, prepared, require
+from foreserve.errors import EngineStartError
+
+log = logging.getLogger(__name__)
+
+_BLOCK_TOKENS = 32
+"""Tokens in one block of the CPU's KV cache, the unit in which it is given out."""
+
+_TURNS = 6
+"""Turns of the loop between two steps: a message needs several to come in and be added, a chunk to be sent."""
+
+
+class _Running:
+    """One request in the pipeline."""
+
+    def __init__(self, work: Work, payload: Generate) -> None:
+        self.payload = payload
+        self.answer = TokenAnswer(work)
+        self.handle: Any = None
+        self.ids: list[int] = []  # all given out, to go on from should the pipeline have to be built again
+        self.stopped_by = 0  # 1 when a stop token ended it: counted, not given out
+        self.stepped = False
+
+    def end(self, reason: FinishReason, error: str | None = None) -> None:
+        usage = {
+            "prompt_tokens": float(len(self.payload.prompt)),
+            "output_tokens": float(len(self.ids) + self.stopped_by),
+        }
+        self.answer.end(Finish(reason=reason, error=error, usage=usage))
+
+
+class OpenVINOEngine:
+    """Continuous batching on the CPU. Payload `Generate`, chunk data `Tokens`.
+
+    `model_path` is an f16 or Q8_0 GGUF file or a folder of OpenVINO's; a file is turned into a folder once, in
+    `cache_dir` or beside it. `kv_cache_gb` (GiB) is taken at the start. `exact` makes a request's answer independent of
+    who else is in the batch, at about half the speed. With a JSON schema `ignore_eos` has no effect. A stop token is
+    counted and not given out. `context_tokens` is at most what the model and the whole KV cache hold.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_path: str,
+        threads: int | None = None,
+        max_running: int = 16,
+        max_batched_tokens: int = 512,
+        kv_cache_gb: float = 1.0,
+        prefix_caching: bool = True,
+        exact: bool = False,
+        context_tokens: int | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        self._model = Path(model_path).expanduser()
+        self._cache = Path(cache_dir).expanduser() / f"{self._model.stem}.openvino" if cache_dir else None
+        self._threads = threads
+        self._max_running = max_running
+        self._max_batched_tokens = max_batched_tokens
+        self._kv_cache_gb = kv_cache_gb
+        self._prefix_caching = prefix_caching
+        self._exact = exact
+        self._context_wanted = context_tokens
+        self._context = 0
+        self._folder = Path()
+        self._facts = Facts(context_tokens=0, vocab_size=0, weights="")
+        self._genai: Any = None
+        self._ov: Any = None
+        self._numpy: Any = None
+        self._pipeline: Any = None
+        self._running: dict[str, _Running] = {}
+        self._next_id = 0
+        self._pump_task: asyncio.Task[None] | None = None
+        self._last_step_s: float | None = None
+
+    # --- start
+
+    async def start(self) -> EngineInfo:
+        """Prepare the model if that was never done, build the pipeline, run it once."""
+        self._genai, self._ov, self._numpy = require("openvino_genai"), require("openvino"), require("numpy")
+        self._folder, self._facts = prepared(self._model, self._cache)
+        try:
+            self._pipeline = self._build()
+            kv_tokens = self._warm_up()
+        except (RuntimeError, MemoryError) as error:
+            raise EngineStartError(f"OpenVINO cannot load {self._folder.name}: {error}") from error
+        return self._info(kv_tokens)
+
+    def _info(self, kv_tokens: int) -> EngineInfo:
+        facts = self._facts
+        self._context = min(self._context_wanted or facts.context_tokens, facts.context_tokens, kv_tokens)
+        return EngineInfo(
+            batching="continuous",
+            capacity={"slots": float(self._max_running), "kv_tokens": float(kv_tokens)},
+            features=("logprobs", "json_schema", "penalties", "seed", "ignore_eos"),
+            facts={
+                "context_tokens": self._context,
+                "weights": facts.weights,
+                "max_batched_tokens": self._max_batched_tokens,
+                "exact": self._exact,
+            },
+        )
+
+    def _build(self) -> Any:
+        scheduler = self._genai.SchedulerConfig()
+        block_bytes = self._facts.kv_block_bytes_exact if self._exact else self._facts.kv_block_bytes
+        if block_bytes:
+            scheduler.num_kv_blocks = max(1, int(self._kv_cache_gb * 2**30) // block_bytes)
+        else:
+            scheduler.cache_size = max(1, round(self._kv_cache_gb))  # whole GiB are all that it takes
+        scheduler.max_num_seqs = self._max_running
+        scheduler.max_num_batched_tokens = self._max_batched_tokens
+        scheduler.enable_prefix_caching = self._prefix_caching
+        properties: dict[str, Any] = {}
+        if self._threads:
+            properties["INFERENCE_NUM_THREADS"] = self._threads
+        if self._exact:
+            properties |= EXACT
+        return self._genai.ContinuousBatchingPipeline(str(self._folder), scheduler, "CPU", properties)
+
+    def _warm_up(self) -> int:
+        """Two tokens of an answer, so that no request pays for what is set up late. Returns how many tokens KV holds.
+
+        The pipeline does not tell its number of blocks, but one token takes one block and usage is told in percent.
+        """
+        # Named because a request whose handle is dropped is dropped too.
+        warm_up = _Running(_WARM_UP, Generate(prompt=[0], max_tokens=2, temperature=0.0, ignore_eos=True))
+        self._add_to_pipeline(warm_up)
+        self._pipeline.step()
+        blocks: int = round(100.0 / self._pipeline.get_metrics().cache_usage)
+        while self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+        return blocks * _BLOCK_TOKENS
+
+    # --- requests
+
+    async def run(self, work: Work, plan: Any = None) -> AsyncIterator[Chunk]:
+        """See `Engine`."""
+        running = _Running(work, generate_of(work))
+        if refused := self._refusal(running.payload):
+            yield Numbered(work).chunk(finish=refused)
+            return
+        try:
+            if self._pipeline is None:
+                self._pipeline = self._build()
+            self._add_to_pipeline(running)
+        except (RuntimeError, TypeError, ValueError) as error:
+            yield Numbered(work).chunk(finish=Finish(reason="rejected", error=_in_words(error)))
+            return
+        self._running[work.id] = running
+        if self._pump_task is None or self._pump_task.done():
+            self._pump_task = asyncio.get_running_loop().create_task(self._pump())
+        try:
+            async for chunk in running.answer.chunks():
+                yield chunk
+        finally:
+            self._cancel(running)
+            if self._running.get(work.id) is running:
+                del self._running[work.id]
+
+    def _refusal(self, payload: Generate) -> Finish | None:
+        """What the pipeline would not notice, or would notice in the middle of others' work."""
+        prompt, wanted = len(payload.prompt), payload.max_tokens
+        if prompt == 0 or wanted < 1:
+            return Finish(reason="rejected", error="a prompt and `max_tokens` need at least 1 token each")
+        if prompt + wanted > self._context:
+            asked = f"{prompt} prompt and {wanted} output tokens"
+            return Finish(reason="rejected", error=f"{asked} are longer than the context of {self._context}")
+        if min(payload.prompt) < 0 or max(payload.prompt) >= self._facts.vocab_size:
+            return Finish(reason="rejected", error=f"token ids go from 0 to {self._facts.vocab_size - 1}")
+        if payload.logprobs:
+            return Finish(reason="rejected", error="the engine has the chosen token's log-probability, no rivals'")
+        if self._live() >= self._max_running:
+            return Finish(reason="error", error=f"the engine runs {self._max_running} requests already")
+        return None
+
+    def _add_to_pipeline(self, running: _Running) -> None:
+        """Add what is left of a request: all of it, or what comes after the tokens it has given out."""
+        ids = [*running.payload.prompt, *running.ids]
+        tensor = self._ov.Tensor(self._numpy.array([ids], dtype=self._numpy.int64))
+        self._next_id += 1
+        config = self._config(running.payload, running.payload.max_tokens - len(running.ids))
+        running.handle = self._pipeline.add_request(self._next_id, tensor, config)
+
+    def _config(self, payload: Generate, max_tokens: int) -> Any:
+        config = self._genai.GenerationConfig()
+        config.apply_chat_template = False
+        config.max_new_tokens = max_tokens
+        config.do_sample = payload.temperature > 0
+        if config.do_sample:
+            config.temperature = payload.temperature
+            config.top_p = payload.top_p
+            # The library's own default is one fixed seed for all.
+            config.rng_seed = secrets.randbits(63) if payload.seed is None else payload.seed % 2**63
+        config.frequency_penalty = payload.frequency_penalty
+        config.presence_penalty = payload.presence_penalty
+        config.logprobs = 0 if payload.logprobs is None else 1
+        config.ignore_eos = payload.json_schema is None and (payload.ignore_eos or not payload.stop_tokens)
+        # The library wants an end token named even where none counts.
+        stop_tokens = payload.stop_tokens or (0,)
+        config.eos_token_id = stop_tokens[0]
+        config.stop_token_ids = set(stop_tokens)
+        if payload.json_schema is not None:
+            config.structured_output_config = self._genai.StructuredOutputConfig(json_schema=payload.json_schema)
+        return config
+
+    async def cancel(self, request_id: str) -> None:
+        """See `Engine`. The pipeline drops it at its next step."""
+        if running := self._running.get(request_id):
+            self._cancel(running)
+
+    def _cancel(self, running: _Running) -> None:
+        if not running.answer.ended:
+            running.handle.cancel()
+            running.end("cancelled")
+
+    # --- the step loop
+
+    async def _pump(self) -> None:
+        """Step while anything is unfinished; between steps, let commands in and chunks out."""
+        while self._pipeline is not None and self._pipeline.has_non_finished_requests():
+            began = clock.precise()
+            try:
+                self._pipeline.step()
+            except RuntimeError as error:
+                self._recover(error)
+            self._last_step_s = clock.precise() - began
+            for running in self._running.values():
+                if not running.answer.ended:
+                    self._collect(running)
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+
+    def _collect(self, running: _Running) -> None:
+        """Give out what the last step made of one request, and its end."""
+        reasons, statuses = self._genai.GenerationFinishReason, self._genai.GenerationStatus
+        reason = reasons.NONE
+        while running.handle.can_read():
+            for output in running.handle.read().values():
+                reason = output.finish_reason
+                self._give_out(running, output, reason == reasons.STOP)
+        status = running.handle.get_status()
+        if reason in (reasons.STOP, reasons.LENGTH):
+            running.end("stop" if reason == reasons.STOP else "length")
+        elif status == statuses.IGNORED:
+            running.end("error" if running.ids else "rejected", "the KV cache is exhausted")
+        elif status != statuses.RUNNING:
+            running.end("error", f"the pipeline ended the request with status {status.name}")
+
+    def _give_out(self, running: _Running, output: Any, stopped: bool) -> None:
+        ids, logprobs = list(output.generated_ids), list(output.generated_log_probs)
+        running.stepped = True
+        if stopped and ids and ids[-1] in running.payload.stop_tokens:
+            running.stopped_by = 1
+            ids, logprobs = ids[:-1], logprobs[:-1]
+        running.ids.extend(ids)
+        running.answer.put(ids, None if running.payload.logprobs is None else logprobs)
+
+    def _recover(self, error: RuntimeError) -> None:
+        """A failed step leaves the pipeline unusable for everybody, so it is built again and who can goes on.
+
+        What makes a step fail is a JSON schema that cannot be compiled, found out only there: those that had not begun
+        are rejected. Others that have a schema have lost their place in it. The rest go on from what they have given
+        out; their draws after that are no longer those of their seed.
+        """
+        log.warning("a step failed; building the pipeline again: %s", error)
+        live = [running for running in self._running.values() if not running.answer.ended]
+        suspects = [running for running in live if running.payload.json_schema is not None and not running.stepped]
+        for running in live:
+            running.handle = None
+            if running in suspects:
+                running.end("rejected", f"`json_schema` cannot be used: {_in_words(error)}")
+            elif not suspects or running.payload.json_schema is not None:
+                running.end("error", f"the engine failed: {_in_words(error)}")
+        self._pipeline = None  # frees its memory before the new one takes its own
+        try:
+            self._pipeline = self._build()
+            for running in live:
+                if not running.answer.ended:
+                    self._add_to_pipeline(running)
+        except RuntimeError as again:
+            for running in live:
+                running.end("error", f"the engine could not be built again: {_in_words(again)}")
+
+    # --- the rest of the protocol
+
+    def _live(self) -> int:
+        return sum(not running.answer.ended for running in self._running.values())
+
+    async def load(self) -> EngineLoad:
+        """See `Engine`."""
+        live = self._live()
+        usage = self._pipeline.get_metrics().cache_usage / 100.0 if live and self._pipeline is not None else 0.0
+        return EngineLoad(running=live, waiting=0, kv_fraction=usage, last_step_s=self._last_step_s)
+
+    async def close(self) -> None:
+        """End what runs as cancelled and free the memory."""
+        for running in self._running.values():
+            self._cancel(running)
+        if self._pump_task is not None:
+            await asyncio.gather(self._pump_task, return_exceptions=True)
+        self._pipeline = None
+
+
+_WARM_UP = Work(id="warm-up", payload=None, cost={}, arrival=0.0)
+
+
+def _in_words(error: Exception) -> str:
+    """The library's message without its source paths, short enough to send."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return re.sub(r"^(\[[\d:]+\] )?/\S+:\d+: ", "", lines[-1])[-300:] if lines else type(error).__name__
