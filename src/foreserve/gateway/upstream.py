@@ -83,7 +83,7 @@ def models_of(running: Running) -> list[tuple[str, Service]]:
 def forward(call: Call, service: Service, there: Mapping[str, msgspec.Raw]) -> Response:
     """Send a JSON request through the queue of `service`. `there` are its fields. Raises RequestError."""
     kind = cast(Upstream, service.kind)
-    request = call.request(service, _order(call, kind, there), _body_terms(there))
+    request = call.request(service, _order(call, service, there), _body_terms(there))
     headers = {}
     if kind.observer is not None:
         headers[OBSERVED] = _observed(kind, kind.observer, request)
@@ -107,13 +107,12 @@ def _named(running: Running, model: object) -> Service | None:
     return None if isinstance(model, str) and model in running.services else observing
 
 
-def _order(call: Call, kind: Upstream, there: Mapping[str, msgspec.Raw]) -> Forward:
+def _order(call: Call, service: Service, there: Mapping[str, msgspec.Raw]) -> Forward:
     """The request as the server gets it: without our own words, the model by its name there."""
+    kind = cast(Upstream, service.kind)
     path = call.http.url.path
-    put = {}
-    model = value(there.get("model"))
-    if isinstance(model, str) and kind.name_there(model) != model:
-        put["model"] = kind.name_there(model)
+    ours = value(there.get("model")) == service.name and kind.name_there(service.name) != service.name
+    put = {"model": kind.name_there(service.name)} if ours else {}
     streams = value(there.get("stream")) is True and path in _STREAMS_WITH_USAGE
     options = value(there.get("stream_options"))
     asked = isinstance(options, dict) and options.get("include_usage") is True
