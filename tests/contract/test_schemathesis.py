@@ -61,7 +61,9 @@ def test_no_surprises(house: House, label: str, mode: GenerationMode):
     method, path = label.split()
     operation = schema[path][method]
 
-    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(case=operation.as_strategy(generation_mode=mode))
     def each(case: schemathesis.Case) -> None:
         case.call_and_validate(base_url=house.url, headers=HEADERS, checks=CHECKS, timeout=20)
