@@ -294,7 +294,7 @@ def test_qwen_like() -> None:
         "<|im_start|>user\nQ<|im_end|>\n"
         '<|im_start|>assistant\nA\n<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
         "<|im_end|>\n<|im_start|>user\n<tool_response>\n22\n</tool_response>\n<tool_response>\n23\n</tool_response>"
-        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+        "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     )
 
 
@@ -362,7 +362,7 @@ def test_long_conversations_stay_within_the_budget(source: str) -> None:
         ("'7'|int + 1.26|round(1)", "8.3"),
         ("'a\nb'|indent(2)", "a\n  b"),
         ("'  x '|trim ~ 'y'.upper()", "xY"),
-        ("[1, 2, 2]|unique|list|length ~ [1, 2]|sum ~ [1, 2]|last ~ [1, 2]|max", "2323"),
+        ("[1, 2, 2]|unique|list|length ~ [1, 2]|sum ~ [1, 2]|last ~ [1, 2]|max", "2322"),
         ("dict(a=1).items()", "[('a', 1)]"),
         ("'x' if messages is sequence and messages is iterable and messages[0] is mapping else 'y'", "x"),
     ],
