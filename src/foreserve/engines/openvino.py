@@ -18,7 +18,7 @@ from foreserve import clock
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, FinishReason, Work
 from foreserve.engines.answer import Numbered, TokenAnswer, generate_of
 from foreserve.engines.generation import Generate
-from foreserve.engines.openvino_prepare import EXACT, Facts, prepared, require
+from foreserve.engines.openvino_prepare import EXACT, LIBRARY_ERRORS, Facts, prepared, require
 from foreserve.errors import EngineStartError
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class OpenVINOEngine:
         try:
             self._pipeline = self._build()
             kv_tokens = self._warm_up()
-        except (RuntimeError, MemoryError) as error:
+        except LIBRARY_ERRORS as error:
             raise EngineStartError(f"OpenVINO cannot load {self._folder.name}: {error}") from error
         return self._info(kv_tokens)
 
@@ -163,7 +163,7 @@ class OpenVINOEngine:
             if self._pipeline is None:
                 self._pipeline = self._build()
             self._add_to_pipeline(running)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except LIBRARY_ERRORS as error:
             yield Numbered(work).chunk(finish=Finish(reason="rejected", error=_in_words(error)))
             return
         self._running[work.id] = running
@@ -241,7 +241,7 @@ class OpenVINOEngine:
             began = clock.precise()
             try:
                 self._pipeline.step()
-            except RuntimeError as error:
+            except LIBRARY_ERRORS as error:
                 self._recover(error)
             self._last_step_s = clock.precise() - began
             for running in self._running.values():
@@ -275,7 +275,7 @@ class OpenVINOEngine:
         running.ids.extend(ids)
         running.answer.put(ids, None if running.payload.logprobs is None else logprobs)
 
-    def _recover(self, error: RuntimeError) -> None:
+    def _recover(self, error: Exception) -> None:
         """A failed step leaves the pipeline unusable for everybody, so it is built again and who can goes on.
 
         What makes a step fail is a JSON schema that cannot be compiled, found out only there: those that had not begun
@@ -297,7 +297,7 @@ class OpenVINOEngine:
             for running in live:
                 if not running.answer.ended:
                     self._add_to_pipeline(running)
-        except RuntimeError as again:
+        except LIBRARY_ERRORS as again:
             for running in live:
                 running.end("error", f"the engine could not be built again: {_in_words(again)}")
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Literal
 
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
@@ -96,9 +97,10 @@ class SimulatedEngine:
     async def run(self, work: Work, plan: Any = None) -> AsyncIterator[Chunk]:
         """See `Engine`."""
         if self._batching == "static" or _is_timed(work):
-            async for chunks in self.run_batch([work], plan):
-                for chunk in chunks:
-                    yield chunk
+            async with aclosing(self.run_batch([work], plan)) as turns:
+                async for chunks in turns:
+                    for chunk in chunks:
+                        yield chunk
             return
         sequence = self._sequence(work)
         if isinstance(sequence, Finish):
@@ -112,7 +114,7 @@ class SimulatedEngine:
         finally:
             self._leave(sequence)
 
-    async def _run_seconds(self, works: Sequence[Work]) -> AsyncIterator[Sequence[Chunk]]:
+    async def _run_seconds(self, works: Sequence[Work]) -> AsyncGenerator[Sequence[Chunk]]:
         """Works of the other kind, together: all take as long as the longest."""
         seconds = max(float(work.payload["seconds"]) for work in works)
         loop = asyncio.get_running_loop()
@@ -212,21 +214,22 @@ class SimulatedEngine:
 
     # --- a batch at a time: static batching
 
-    async def run_batch(self, works: Sequence[Work], plan: Any = None) -> AsyncIterator[Sequence[Chunk]]:
+    async def run_batch(self, works: Sequence[Work], plan: Any = None) -> AsyncGenerator[Sequence[Chunk]]:
         """See `Engine`. Each turn gives the chunks that one moment brings, in the order of `works`."""
         if _is_timed(works[0]):
-            async for chunks in self._run_seconds(works):
-                yield chunks
+            async with aclosing(self._run_seconds(works)) as turns:
+                async for chunks in turns:
+                    yield chunks
             return
         tried = [(work, self._sequence(work)) for work in works]
         rows = [row for _, row in tried if isinstance(row, SimulatedSequence)]
         if len(rows) < len(works):
             yield [Numbered(work).chunk(finish=why) for work, why in tried if isinstance(why, Finish)]
-        async with self._batch_turn:
-            async for chunks in self._run_rows(rows):
+        async with self._batch_turn, aclosing(self._run_rows(rows)) as turns:
+            async for chunks in turns:
                 yield chunks
 
-    async def _run_rows(self, rows: list[SimulatedSequence]) -> AsyncIterator[Sequence[Chunk]]:
+    async def _run_rows(self, rows: list[SimulatedSequence]) -> AsyncGenerator[Sequence[Chunk]]:
         ids = [row.work.id for row in rows]
         self._running.update(zip(ids, rows, strict=True))
         try:

@@ -9,8 +9,9 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -106,9 +107,9 @@ class _Batch:
 class TransformersEngine:
     """Static batches of any causal language model in a Hugging Face folder. Payload `Generate`, chunk data `Tokens`.
 
-    `weights` is their precision: "bf16", "f16" or "f32". At most `max_running` rows make a batch. A row that has ended gets no more
-    chunks, yet its place is computed to the batch's end. Running out of memory ends the batch's rows with `error`.
-    A stop token is counted and not given out.
+    `weights` is their precision: "bf16", "f16" or "f32". At most `max_running` rows make a batch. A row that has ended
+    gets no more chunks, yet its place is computed to the batch's end. Running out of memory ends the batch's rows with
+    `error`. A stop token is counted and not given out.
     """
 
     def __init__(
@@ -171,11 +172,12 @@ class TransformersEngine:
 
     async def run(self, work: Work, plan: Any = None) -> AsyncIterator[Chunk]:
         """A batch of one."""
-        async for chunks in self.run_batch([work], plan):
-            for chunk in chunks:
-                yield chunk
+        async with aclosing(self.run_batch([work], plan)) as steps:
+            async for chunks in steps:
+                for chunk in chunks:
+                    yield chunk
 
-    async def run_batch(self, works: Sequence[Work], plan: Any = None) -> AsyncIterator[Sequence[Chunk]]:
+    async def run_batch(self, works: Sequence[Work], plan: Any = None) -> AsyncGenerator[Sequence[Chunk]]:
         """See `Engine`. Each turn gives the chunks of one decoding step."""
         payloads = [(work, generate_of(work)) for work in works]
         refusals = {work.id: words for work, payload in payloads if (words := self._refusal(payload))}
