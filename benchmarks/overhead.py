@@ -48,7 +48,7 @@ PEER = """
 import sys, time, xllamacpp as xlc
 p = xlc.CommonParams()
 p.model.path = sys.argv[1]
-p.port = int(sys.argv[2]); p.hostname = "127.0.0.1"
+p.port = int(sys.argv[2]); p.hostnames = ["127.0.0.1"]
 p.n_parallel = {slots}; p.n_ctx = {slots} * 1024; p.warmup = True
 p.cpuparams.n_threads = 1; p.cpuparams_batch.n_threads = 1
 p.cache_ram_mib = 0
