@@ -52,6 +52,12 @@ class TestTransformers(Contract, ModelContract):
 _openvino: dict[str, Subject] = {}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def free():
+    yield
+    _openvino.clear()
+
+
 async def shared_openvino(smollm2, name, **options):
     """One engine for all tests that want it alike: an idle engine is bound to no event loop."""
     from foreserve.engines.openvino import OpenVINOEngine
@@ -80,8 +86,3 @@ class TestOpenVINO(Contract, ModelContract):
         alone = [(await exact.run(each))[0].ids for each in works]
         together = [answer.ids for answer in await exact.run(*works)]
         assert together == alone
-
-    @pytest.fixture(autouse=True, scope="class")
-    def free(self):
-        yield
-        _openvino.clear()
