@@ -232,7 +232,7 @@ class OpenVINOEngine:
         are rejected. Others that have a schema have lost their place in it. The rest go on from what they have given
         out; their draws after that are no longer those of their seed.
         """
-        log.warning("a step failed; building the pipeline again: %s", error)
+        log.warning("a step failed; building the pipeline again: %s", in_words(error))
         live = [running for running in self._running.values() if not running.answer.ended]
         suspects = [running for running in live if running.payload.json_schema is not None and not running.stepped]
         if len(suspects) == 1:
