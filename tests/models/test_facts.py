@@ -64,6 +64,17 @@ def test_gguf_that_is_no_language_model_or_a_part(make_gguf: Callable[..., Path]
         from_gguf(read_header(make_gguf(extra=ends)))
 
 
+def test_gguf_with_impossible_heads(make_gguf: Callable[..., Path]) -> None:
+    def extra(writer: gguf.GGUFWriter) -> None:
+        writer.add_float32("tiny.attention.head_count", float("nan"))
+        for key, value in (("block_count", 2), ("context_length", 512), ("embedding_length", 64)):
+            writer.add_uint32(f"tiny.{key}", value)
+        writer.kv_data[0]["general.architecture"].value = "tiny"
+
+    with pytest.raises(ConfigError, match=r"tiny\.attention\.head_count holds \[nan\]; expected counts"):
+        from_gguf(read_header(make_gguf(extra=extra)))
+
+
 def folder_of(path: Path, **files: object) -> Path:
     for name, content in files.items():
         (path / f"{name}.json").write_text(json.dumps(content))

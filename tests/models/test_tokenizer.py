@@ -12,7 +12,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreserve.errors import ConfigError
+from foreserve.errors import BadRequest, ConfigError
 from foreserve.models.catalog import Source, locate
 from foreserve.models.gguf_file import read_header
 from foreserve.models.gguf_tokenizer import from_gguf
@@ -34,7 +34,7 @@ TEXTS = [
     '{"json": [1, 2.5e-3, null], "ключ": "значение"}',
     "",
 ]
-TEXT = st.text(st.one_of(st.characters(), st.sampled_from("👩‍👧é日本 \n▁a1")), max_size=60)
+TEXT = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("👩‍👧é日本 \n▁a1")), max_size=60)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,11 @@ def test_specials_are_parsed_or_taken_as_text(byte_level: Tokenizer) -> None:
     assert byte_level.decode(plain) == "<|im_end|>"
     assert byte_level.decode([1, *byte_level.encode("hello"), 2]) == "hello"
     assert byte_level.vocab_size == 265
+
+
+def test_half_a_surrogate_pair_is_a_bad_request(byte_level: Tokenizer) -> None:
+    with pytest.raises(BadRequest, match="half a surrogate pair at character 2"):
+        byte_level.encode("ab\ud83d")
 
 
 def test_a_broken_file_is_a_config_error(tmp_path: Path) -> None:

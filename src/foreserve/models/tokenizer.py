@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import tokenizers
 
-from foreserve.errors import ConfigError
+from foreserve.errors import BadRequest, ConfigError
 from foreserve.models.prepare import PreparedModel
 
 CONTEXT_IDS: Final = 8
@@ -47,8 +47,13 @@ class Tokenizer:
 
         With `specials` the text of special tokens becomes those tokens, as llama.cpp and transformers do for a
         rendered chat template; without, it is text like any other. With `bos` the beginning (and end) tokens that the
-        model wants round a plain prompt are added; a chat template writes its own.
+        model wants round a plain prompt are added; a chat template writes its own. Raises BadRequest for text that
+        is not Unicode (half a surrogate pair, as JSON can bring it).
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRequest(f"the text holds half a surrogate pair at character {error.start}") from None
         tokenizer = self._tokenizer if specials else self._literal
         return list(tokenizer.encode(text, add_special_tokens=bos).ids)
 
@@ -172,7 +177,9 @@ def _pieces_of(tokenizer: Any, special: frozenset[int]) -> Callable[[], _Pieces]
 def _read(file: Path) -> Any:
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # `tokenizers` raises plain exceptions
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # `tokenizers` raises plain exceptions, or panics
         raise ConfigError(f"{file}: not a usable tokenizer: {error}") from None
     # Files of encoders ask for these; a prompt that is cut or filled up in silence would be another prompt.
     tokenizer.no_truncation()
