@@ -92,6 +92,16 @@ def test_memory_is_summed_over_replicas(findings: Any, monkeypatch: pytest.Monke
     assert "it 2.0, other 4.0" in both.detail
 
 
+def test_a_damaged_model_is_a_finding_and_said_once(findings: Any) -> None:
+    def damaged() -> int:
+        raise ConfigError("m.gguf: not a GGUF file")
+
+    assert not findings(Plain(memory_bytes=damaged))["it: memory"].ok
+    made = findings(Plain(check=damaged, memory_bytes=damaged))
+    assert "it: memory" not in made
+    assert not made["it: model"].ok
+
+
 def test_memory_that_is_not_known_is_said(findings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "available_memory", lambda: None)
     assert "not known" in findings(Plain(memory_bytes=lambda: GIB))["memory"].detail

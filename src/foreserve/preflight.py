@@ -53,7 +53,7 @@ def check(app: App) -> list[Finding]:
     findings: list[Finding] = []
     for name, kind in app.services.items():
         findings += _service(name, kind)
-    findings += _memory(app)
+    findings += _memory(app, {finding.detail for finding in findings})
     findings.append(port(app.settings.server))
     if app.settings.state.history:
         state = history_file(app.settings.state).parent
@@ -138,15 +138,16 @@ def _packages(name: str, kind: Any, missing: Missing) -> Iterator[Finding]:
 # --- the machine
 
 
-def _memory(app: App) -> Iterator[Finding]:
-    """What the services say they need, together, against what the machine has now."""
+def _memory(app: App, said: set[str]) -> Iterator[Finding]:
+    """What the services say they need, together, against what is available. Problems in `said` are not repeated."""
     needs: dict[str, int] = {}
     for name, kind in app.services.items():
         if hasattr(kind, "memory_bytes"):
             try:
                 needs[name] = int(kind.memory_bytes()) * kind.settings.replicas
-            except ConfigError:
-                continue  # a missing model has a finding of its own
+            except ConfigError as error:
+                if str(error) not in said:
+                    yield Finding(ok=False, what=f"{name}: memory", detail=str(error))
     if not needs:
         return
     free = available_memory()

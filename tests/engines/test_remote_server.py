@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import aiohttp
 import pytest
 from aiohttp import web
@@ -52,8 +54,6 @@ async def test_a_server_without_health_is_asked_for_its_models() -> None:
 
 
 async def test_a_slow_server_is_not_taken_for_gone() -> None:
-    import asyncio
-
     async def slow(request: web.Request) -> web.Response:
         await asyncio.sleep(1)
         return web.Response()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ CHAT = "/v1/chat/completions"
 
 
 def test_wrong_words_are_named() -> None:
-    with pytest.raises(ConfigError, match="max_runing.*did you mean 'max_running'"):
+    with pytest.raises(ConfigError, match=r"max_runing.*did you mean 'max_running'"):
         Upstream(["http://h"], max_runing=1)
     with pytest.raises(ConfigError, match="named twice"):
         Upstream("http://h", urls=["http://h"])
@@ -61,6 +61,12 @@ async def served(*urls: str, **words: Any) -> AsyncIterator[Running]:
         yield running
     finally:
         await running.stop(1.0)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 def ask(name: str, **words: Any) -> Request:
@@ -115,9 +121,9 @@ async def test_a_lost_server_costs_nothing_that_had_not_begun_and_comes_back() -
         await one.stop()
         lost = [stream for stream in streams if stream.outcome is None]
         assert len(lost) == 2
-        # The one at the server that stays still hangs; free its place.
-        await asyncio.sleep(1.5)
-        assert [replica.state.value for replica in service.replicas.all].count("ready") == 1
+        await until(lambda: service.dispatcher.view().waiting == 1)
+        assert len(service.replicas.ready) == 1
+        # The server that stays still hangs with its own; that one leaves, and the lost one takes its place.
         for stream in streams:
             if service.dispatcher._running.get(stream.id) is not None:
                 stream.close()
@@ -126,9 +132,7 @@ async def test_a_lost_server_costs_nothing_that_had_not_begun_and_comes_back() -
         assert max(outcome.attempt for outcome in outcomes) == 1
         one.script = one.answer
         await one.start()
-        async with asyncio.timeout(10):
-            while len(service.replicas.ready) < 2:
-                await asyncio.sleep(0.05)
+        await until(lambda: len(service.replicas.ready) == 2)
         running.ledger.check()
 
 
@@ -146,15 +150,11 @@ async def test_a_server_that_is_down_refuses_at_once_and_says_why() -> None:
     async with scripted() as server, served(server.url) as running:
         service = running.services["m"]
         await server.stop()
-        async with asyncio.timeout(10):
-            while service.dispatcher.unavailable is None:
-                await asyncio.sleep(0.05)
+        await until(lambda: service.dispatcher.unavailable is not None)
         outcome = await service.submit(ask("r1")).settled()
         assert outcome.code == "unavailable"
         assert "cannot be reached" in outcome.reason
         assert not isinstance(outcome.error(), ReplicaLost)
         await server.start()
-        async with asyncio.timeout(10):
-            while not service.ready:
-                await asyncio.sleep(0.05)
+        await until(lambda: service.ready)
         assert (await service.submit(ask("r2")).settled()).kind is OutcomeKind.DONE

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -72,25 +72,28 @@ class Report:
         self.summary = summary
         self.outcome = outcome
 
-    def table(self) -> Table:
-        """Latencies in milliseconds first, then counts and rates."""
+    def table(self) -> Group:
+        """Latencies in milliseconds, then counts and rates."""
         summary = self.summary
-        table = Table(title=f"{self.options.model} at {self.options.url}", title_justify="left")
-        for name in ("", "mean", "p50", "p90", "p99", "max"):
-            table.add_column(name, justify="left" if not name else "right")
+        latencies = Table(title=f"{self.options.model} at {self.options.url}", title_justify="left")
+        for name in ("milliseconds", "mean", "p50", "p90", "p99", "max"):
+            latencies.add_column(name, justify="left" if name == "milliseconds" else "right")
         for name, row in (
-            ("TTFT ms", summary.ttft),
-            ("TPOT ms", summary.tpot),
-            ("ITL ms", summary.itl),
-            ("end-to-end ms", summary.e2e),
-            ("refusal ms", summary.refusal),
+            ("TTFT", summary.ttft),
+            ("TPOT", summary.tpot),
+            ("ITL", summary.itl),
+            ("end-to-end", summary.e2e),
+            ("refusal", summary.refusal),
         ):
             if row is not None:
-                table.add_row(name, *_milliseconds(row))
-        table.add_section()
-        for name, value, unit in self._rows():
-            table.add_row(name, value, unit)
-        return table
+                latencies.add_row(name, *_milliseconds(row))
+        rates = Table(show_header=False)
+        rates.add_column()
+        rates.add_column(justify="right")
+        rates.add_column()
+        for cells in self._rows():
+            rates.add_row(*cells)
+        return Group(latencies, rates) if latencies.row_count else Group(latencies.title or "", rates)
 
     def _rows(self) -> list[tuple[str, str, str]]:
         summary = self.summary

@@ -18,7 +18,7 @@ from foreserve import clock
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, FinishReason, Work
 from foreserve.engines.answer import Numbered, TokenAnswer, generate_of
 from foreserve.engines.generation import Generate
-from foreserve.engines.openvino_prepare import EXACT, Facts, prepared, require
+from foreserve.engines.openvino_prepare import EXACT, LIBRARY_ERRORS, Facts, prepared, require
 from foreserve.errors import EngineStartError
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class OpenVINOEngine:
         try:
             self._pipeline = self._build()
             kv_tokens = self._warm_up()
-        except (RuntimeError, MemoryError) as error:
+        except LIBRARY_ERRORS as error:
             raise EngineStartError(f"OpenVINO cannot load {self._folder.name}: {error}") from error
         return self._info(kv_tokens)
 
@@ -163,7 +163,7 @@ class OpenVINOEngine:
             if self._pipeline is None:
                 self._pipeline = self._build()
             self._add_to_pipeline(running)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except LIBRARY_ERRORS as error:
             yield Numbered(work).chunk(finish=Finish(reason="rejected", error=_in_words(error)))
             return
         self._running[work.id] = running
@@ -189,7 +189,7 @@ class OpenVINOEngine:
             return Finish(reason="rejected", error=f"token ids go from 0 to {self._facts.vocab_size - 1}")
         if payload.logprobs:
             return Finish(reason="rejected", error="the engine has the chosen token's log-probability, no rivals'")
-        if len(self._running) >= self._max_running:
+        if self._live() >= self._max_running:
             return Finish(reason="error", error=f"the engine runs {self._max_running} requests already")
         return None
 
@@ -241,7 +241,7 @@ class OpenVINOEngine:
             began = clock.precise()
             try:
                 self._pipeline.step()
-            except RuntimeError as error:
+            except LIBRARY_ERRORS as error:
                 self._recover(error)
             self._last_step_s = clock.precise() - began
             for running in self._running.values():
@@ -275,7 +275,7 @@ class OpenVINOEngine:
         running.ids.extend(ids)
         running.answer.put(ids, None if running.payload.logprobs is None else logprobs)
 
-    def _recover(self, error: RuntimeError) -> None:
+    def _recover(self, error: Exception) -> None:
         """A failed step leaves the pipeline unusable for everybody, so it is built again and who can goes on.
 
         What makes a step fail is a JSON schema that cannot be compiled, found out only there: those that had not begun
@@ -297,15 +297,18 @@ class OpenVINOEngine:
             for running in live:
                 if not running.answer.ended:
                     self._add_to_pipeline(running)
-        except RuntimeError as again:
+        except LIBRARY_ERRORS as again:
             for running in live:
                 running.end("error", f"the engine could not be built again: {_in_words(again)}")
 
     # --- the rest of the protocol
 
+    def _live(self) -> int:
+        return sum(not running.answer.ended for running in self._running.values())
+
     async def load(self) -> EngineLoad:
         """See `Engine`."""
-        live = sum(1 for running in self._running.values() if not running.answer.ended)
+        live = self._live()
         usage = self._pipeline.get_metrics().cache_usage / 100.0 if live and self._pipeline is not None else 0.0
         return EngineLoad(running=live, waiting=0, kv_fraction=usage, last_step_s=self._last_step_s)
 

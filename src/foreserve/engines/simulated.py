@@ -14,46 +14,15 @@ Events happen at joins, first tokens, asked-for chunks and ends: a token by itse
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import heapq
-import math
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Literal
 
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
-from foreserve.engines.answer import Numbered, TokenAnswer, generate_of
-from foreserve.engines.generation import Tokens
-
-# Keeps a step count that is whole but for rounding from being rounded up by one.
-_STEP_SLACK = 1e-9
-
-
-class _Sequence:
-    """One request: what it will put out and how far it has come."""
-
-    def __init__(self, work: Work, prompt: int, output: int, limited: bool) -> None:
-        self.work = work
-        self.prompt = prompt
-        self.output = output
-        self.reason: Literal["stop", "length"] = "length" if limited else "stop"
-        self.answer = TokenAnswer(work)
-        self.joined = 0  # the decode step at which its first token came
-        self.cancelled = False
-
-    @property
-    def kv_tokens(self) -> int:
-        return self.prompt + self.output
-
-    def put_up_to(self, reached: int) -> list[int]:
-        """Add the tokens after those given, up to number `reached`. Returns them."""
-        ids = list(range(self.prompt + self.answer.output_tokens, self.prompt + min(reached, self.output)))
-        self.answer.put(ids)
-        return ids
-
-    def finish(self, reason: Literal["stop", "length", "cancelled"] | None = None) -> Finish:
-        usage = {"prompt_tokens": float(self.prompt), "output_tokens": float(self.answer.output_tokens)}
-        return Finish(reason=reason or self.reason, usage=usage)
+from foreserve.engines.answer import Numbered, generate_of
+from foreserve.engines.simulated_sequence import SimulatedSequence, StepTimer, draw, resolve
 
 
 class SimulatedEngine:
@@ -102,13 +71,14 @@ class SimulatedEngine:
         self._context = context_tokens
         self._output = output_tokens
         self._emit_every = emit_every
-        self._waiting: deque[_Sequence] = deque()
-        self._running: dict[str, _Sequence] = {}
-        self._due: list[tuple[int, int, _Sequence]] = []  # (decode step, order, who) of the next chunk of each
+        self._waiting: deque[SimulatedSequence] = deque()
+        self._running: dict[str, SimulatedSequence] = {}
+        self._due: list[tuple[int, int, SimulatedSequence]] = []  # (decode step, order, who) of the next chunk of each
         self._step = 0  # decode steps since the start
         self._order = 0
         self._timed: dict[str, asyncio.Future[bool]] = {}  # works of the other kind that hold a slot
-        self._wake: asyncio.Future[bool] | None = None
+        self._timer = StepTimer()
+        self._batch_turn = asyncio.Lock()
         self._loop_task: asyncio.Task[None] | None = None
 
     async def start(self) -> EngineInfo:
@@ -127,9 +97,10 @@ class SimulatedEngine:
     async def run(self, work: Work, plan: Any = None) -> AsyncIterator[Chunk]:
         """See `Engine`."""
         if self._batching == "static" or _is_timed(work):
-            async for chunks in self.run_batch([work], plan):
-                for chunk in chunks:
-                    yield chunk
+            async with aclosing(self.run_batch([work], plan)) as turns:
+                async for chunks in turns:
+                    for chunk in chunks:
+                        yield chunk
             return
         sequence = self._sequence(work)
         if isinstance(sequence, Finish):
@@ -143,12 +114,12 @@ class SimulatedEngine:
         finally:
             self._leave(sequence)
 
-    async def _run_seconds(self, works: Sequence[Work]) -> AsyncIterator[Sequence[Chunk]]:
+    async def _run_seconds(self, works: Sequence[Work]) -> AsyncGenerator[Sequence[Chunk]]:
         """Works of the other kind, together: all take as long as the longest."""
         seconds = max(float(work.payload["seconds"]) for work in works)
         loop = asyncio.get_running_loop()
         over = {work.id: loop.create_future() for work in works}
-        timers = [loop.call_later(seconds, _resolve, future, True) for future in over.values()]
+        timers = [loop.call_later(seconds, resolve, future, True) for future in over.values()]
         self._timed.update(over)
         try:
             left = {work.id: work for work in works}
@@ -163,7 +134,7 @@ class SimulatedEngine:
                 timer.cancel()
                 self._timed.pop(work.id, None)
 
-    def _sequence(self, work: Work) -> _Sequence | Finish:
+    def _sequence(self, work: Work) -> SimulatedSequence | Finish:
         """What `work` will put out, or why it cannot run."""
         payload = generate_of(work)
         prompt = len(payload.prompt)
@@ -173,23 +144,23 @@ class SimulatedEngine:
             return Finish(reason="rejected", error=f"{asked} do not fit a context of {limit}")
         output = payload.max_tokens
         if self._output is not None and not payload.ignore_eos:
-            output = min(output, _draw(self._seed, work.id, self._output[0], self._output[1]))
-        return _Sequence(work, prompt, output, limited=output == payload.max_tokens)
+            output = min(output, draw(self._seed, work.id, self._output[0], self._output[1]))
+        return SimulatedSequence(work, prompt, output, output == payload.max_tokens, self._emit_every)
 
     def _nudge(self) -> None:
         """Have the step loop look again."""
         if self._loop_task is None or self._loop_task.done():
             self._loop_task = asyncio.get_running_loop().create_task(self._steps())
-        elif self._wake is not None and not self._wake.done():
-            self._wake.set_result(False)
+        else:
+            self._timer.interrupt()
 
-    def _leave(self, sequence: _Sequence) -> None:
+    def _leave(self, sequence: SimulatedSequence) -> None:
         """The reader is gone, or has everything: free what it holds."""
         if not sequence.answer.ended:
             self._end(sequence, sequence.finish("cancelled"))
             self._nudge()
 
-    def _end(self, sequence: _Sequence, finish: Finish) -> None:
+    def _end(self, sequence: SimulatedSequence, finish: Finish) -> None:
         sequence.cancelled = finish.reason == "cancelled"
         sequence.answer.end(finish)
         self._running.pop(sequence.work.id, None)
@@ -204,11 +175,11 @@ class SimulatedEngine:
             else:
                 await self._decode()
 
-    def _fits(self, sequence: _Sequence) -> bool:
+    def _fits(self, sequence: SimulatedSequence) -> bool:
         used = sum(other.kv_tokens for other in self._running.values())
         return len(self._running) < self._slots and used + sequence.kv_tokens <= self._kv_tokens
 
-    async def _prefill(self, sequence: _Sequence) -> None:
+    async def _prefill(self, sequence: SimulatedSequence) -> None:
         self._running[sequence.work.id] = sequence
         await asyncio.sleep(sequence.prompt * self._prefill_s)
         if sequence.cancelled:
@@ -223,7 +194,7 @@ class SimulatedEngine:
         if not self._due:
             return
         step_s = self._step_s(len(self._running))
-        self._step += await self._whole_steps(self._due[0][0] - self._step, step_s)
+        self._step += await self._timer.spend(self._due[0][0] - self._step, step_s)
         while self._due and self._due[0][0] <= self._step:
             _, _, sequence = heapq.heappop(self._due)
             if not sequence.cancelled:
@@ -232,80 +203,62 @@ class SimulatedEngine:
     def _step_s(self, n: int) -> float:
         return self._decode_s + max(0, n - 1) * self._decode_s_per_seq
 
-    async def _whole_steps(self, steps: int, step_s: float) -> int:
-        """Spend `steps` steps, or fewer when somebody comes or goes: what runs is completed. Returns how many."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        self._wake = loop.create_future()
-        timer = loop.call_later(steps * step_s, _resolve, self._wake, True)
-        try:
-            if await self._wake or step_s == 0.0:
-                return steps
-        finally:
-            timer.cancel()
-            self._wake = None
-        steps = min(steps, math.ceil((loop.time() - began) / step_s - _STEP_SLACK))
-        await asyncio.sleep(max(0.0, began + steps * step_s - loop.time()))
-        return steps
-
-    def _emit(self, sequence: _Sequence, reached: int) -> None:
+    def _emit(self, sequence: SimulatedSequence, reached: int) -> None:
         """Put out what came up to token number `reached`, and note when the next chunk is due."""
         sequence.put_up_to(reached)
         if reached >= sequence.output:
             self._end(sequence, sequence.finish())
             return
         self._order += 1
-        heapq.heappush(self._due, (sequence.joined + self._next_chunk(sequence) - 1, self._order, sequence))
-
-    def _next_chunk(self, sequence: _Sequence) -> int:
-        """The token that completes the next chunk, counted from 1."""
-        given = sequence.answer.output_tokens
-        if given == 0:
-            return 1
-        return sequence.output if self._emit_every is None else min(sequence.output, given + self._emit_every)
+        heapq.heappush(self._due, (sequence.joined + sequence.next_chunk - 1, self._order, sequence))
 
     # --- a batch at a time: static batching
 
-    async def run_batch(self, works: Sequence[Work], plan: Any = None) -> AsyncIterator[Sequence[Chunk]]:
+    async def run_batch(self, works: Sequence[Work], plan: Any = None) -> AsyncGenerator[Sequence[Chunk]]:
         """See `Engine`. Each turn gives the chunks that one moment brings, in the order of `works`."""
         if _is_timed(works[0]):
-            async for chunks in self._run_seconds(works):
-                yield chunks
+            async with aclosing(self._run_seconds(works)) as turns:
+                async for chunks in turns:
+                    yield chunks
             return
-        numbered = {work.id: Numbered(work) for work in works}
         tried = [(work, self._sequence(work)) for work in works]
-        rows = [row for _, row in tried if isinstance(row, _Sequence)]
+        rows = [row for _, row in tried if isinstance(row, SimulatedSequence)]
         if len(rows) < len(works):
-            yield [numbered[work.id].chunk(finish=why) for work, why in tried if isinstance(why, Finish)]
-        self._running.update((row.work.id, row) for row in rows)
+            yield [Numbered(work).chunk(finish=why) for work, why in tried if isinstance(why, Finish)]
+        async with self._batch_turn, aclosing(self._run_rows(rows)) as turns:
+            async for chunks in turns:
+                yield chunks
+
+    async def _run_rows(self, rows: list[SimulatedSequence]) -> AsyncGenerator[Sequence[Chunk]]:
+        ids = [row.work.id for row in rows]
+        self._running.update(zip(ids, rows, strict=True))
         try:
             if rows:
                 await asyncio.sleep(max(row.prompt for row in rows) * len(rows) * self._prefill_s)
             step, step_s = 1, self._step_s(len(rows))
             while rows:
-                due = [row for row in rows if row.cancelled or self._next_chunk(row) <= step]
+                due = [row for row in rows if row.cancelled or row.next_chunk <= step]
                 if due:
-                    yield [_row_chunk(row, step, numbered[row.work.id]) for row in due]
+                    yield [row.chunk_at(step) for row in due]
                 rows = [row for row in rows if not row.answer.ended]
                 if rows:
-                    step += await self._whole_steps(min(self._next_chunk(row) for row in rows) - step, step_s)
+                    step += await self._timer.spend(min(row.next_chunk for row in rows) - step, step_s)
         finally:
-            for work in works:
-                self._running.pop(work.id, None)
+            for id in ids:
+                self._running.pop(id, None)
 
     # --- the rest of the protocol
 
     async def cancel(self, request_id: str) -> None:
         """See `Engine`. A waiting or running request ends now; a static batch drops the row at its next chunk."""
         if request_id in self._timed:
-            _resolve(self._timed[request_id], False)
+            resolve(self._timed[request_id], False)
         sequence = self._running.get(request_id) or next((s for s in self._waiting if s.work.id == request_id), None)
         if sequence is None:
             return
         if self._batching == "static":
             sequence.cancelled = True
-            if self._wake is not None and not self._wake.done():
-                self._wake.set_result(False)
+            self._timer.interrupt()
         elif not sequence.answer.ended:
             self._end(sequence, sequence.finish("cancelled"))
             self._nudge()
@@ -325,21 +278,10 @@ class SimulatedEngine:
         for sequence in [*self._running.values(), *self._waiting]:
             self._end(sequence, sequence.finish("cancelled"))
         for future in self._timed.values():
-            _resolve(future, False)
+            resolve(future, False)
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.gather(self._loop_task, return_exceptions=True)
-
-
-def _resolve(future: asyncio.Future[bool], value: bool) -> None:
-    if not future.done():
-        future.set_result(value)
-
-
-def _draw(seed: int, request_id: str, low: int, high: int) -> int:
-    """A length in [low, high], the same for the same seed and id in every process."""
-    digest = hashlib.blake2b(f"{seed}/{request_id}".encode(), digest_size=8).digest()
-    return low + int.from_bytes(digest, "big") % (high - low + 1)
 
 
 def _is_timed(work: Work) -> bool:
@@ -348,15 +290,3 @@ def _is_timed(work: Work) -> bool:
 
 def _timed_finish(completed: bool, seconds: float) -> Finish:
     return Finish(reason="stop", usage={"seconds": seconds}) if completed else Finish(reason="cancelled")
-
-
-def _row_chunk(row: _Sequence, step: int, numbered: Numbered) -> Chunk:
-    """What this row of a static batch puts out at decode step `step`; its end when it is cancelled or complete."""
-    if row.cancelled:
-        row.answer.end(row.finish("cancelled"))
-        return numbered.chunk(finish=row.finish("cancelled"))
-    ids = row.put_up_to(step)
-    if step < row.output:
-        return numbered.chunk(Tokens(ids=ids))
-    row.answer.end(row.finish())
-    return numbered.chunk(Tokens(ids=ids), row.finish())

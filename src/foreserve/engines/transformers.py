@@ -9,8 +9,9 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -106,26 +107,26 @@ class _Batch:
 class TransformersEngine:
     """Static batches of any causal language model in a Hugging Face folder. Payload `Generate`, chunk data `Tokens`.
 
-    `dtype` is "bf16", "f16" or "f32". At most `max_running` rows make a batch. A row that has ended gets no more
-    chunks, yet its place is computed to the batch's end. Running out of memory ends the batch's rows with `error`.
-    A stop token is counted and not given out.
+    `weights` is their precision: "bf16", "f16" or "f32". At most `max_running` rows make a batch. A row that has ended
+    gets no more chunks, yet its place is computed to the batch's end. Running out of memory ends the batch's rows with
+    `error`. A stop token is counted and not given out.
     """
 
     def __init__(
         self,
         *,
-        folder: str,
+        model_path: str,
         threads: int | None = None,
         max_running: int = 8,
-        dtype: Literal["bf16", "f16", "f32"] = "bf16",
+        weights: Literal["bf16", "f16", "f32"] = "bf16",
         context_tokens: int | None = None,
     ) -> None:
-        if dtype not in _DTYPES:
-            raise ValueError(f"`dtype` is {dtype!r}; valid: {', '.join(_DTYPES)}")
-        self._folder = Path(folder).expanduser()
+        if weights not in _DTYPES:
+            raise ValueError(f"`weights` is {weights!r}; valid: {', '.join(_DTYPES)}")
+        self._folder = Path(model_path).expanduser()
         self._threads = threads
         self._max_running = max_running
-        self._dtype = dtype
+        self._weights = weights
         self._context_wanted = context_tokens
         self._context = 0
         self._vocabulary = 0
@@ -150,7 +151,7 @@ class TransformersEngine:
         if self._threads:
             torch.set_num_threads(self._threads)
         transformers_logging.disable_progress_bar()
-        dtype = getattr(torch, _DTYPES[self._dtype])
+        dtype = getattr(torch, _DTYPES[self._weights])
         try:
             model = AutoModelForCausalLM.from_pretrained(self._folder, dtype=dtype, local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError, MemoryError) as error:
@@ -166,16 +167,17 @@ class TransformersEngine:
             batching="static",
             capacity={"slots": float(self._max_running), "kv_tokens": float(self._max_running * self._context)},
             features=("logprobs", "top_logprobs", "penalties", "seed", "ignore_eos"),
-            facts={"context_tokens": self._context, "weights": self._dtype},
+            facts={"context_tokens": self._context, "weights": self._weights},
         )
 
     async def run(self, work: Work, plan: Any = None) -> AsyncIterator[Chunk]:
         """A batch of one."""
-        async for chunks in self.run_batch([work], plan):
-            for chunk in chunks:
-                yield chunk
+        async with aclosing(self.run_batch([work], plan)) as steps:
+            async for chunks in steps:
+                for chunk in chunks:
+                    yield chunk
 
-    async def run_batch(self, works: Sequence[Work], plan: Any = None) -> AsyncIterator[Sequence[Chunk]]:
+    async def run_batch(self, works: Sequence[Work], plan: Any = None) -> AsyncGenerator[Sequence[Chunk]]:
         """See `Engine`. Each turn gives the chunks of one decoding step."""
         payloads = [(work, generate_of(work)) for work in works]
         refusals = {work.id: words for work, payload in payloads if (words := self._refusal(payload))}

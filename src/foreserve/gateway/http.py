@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from foreserve import __version__
 from foreserve.app import Running
 from foreserve.clock import wall
-from foreserve.gateway import admin, errors, functions, metrics, openai, schemas
+from foreserve.gateway import admin, errors, functions, metrics, openai, schemas, upstream
 from foreserve.gateway.edge import Edge
 from foreserve.gateway.terms import Keys
 
@@ -35,6 +35,7 @@ def create_app(running: Running, lifespan: Lifespan | None = None) -> FastAPI:
     app.state.metrics = metrics.Metrics(running)
     for part in (openai, functions, metrics, admin):
         app.include_router(part.router)
+    upstream.install(app)
     errors.install(app)
     schemas.install(app)
     server = running.settings.server

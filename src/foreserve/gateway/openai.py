@@ -29,6 +29,7 @@ from foreserve.gateway.disconnect import closing
 from foreserve.gateway.openai_replies import Answer, ChatReplies, CompletionReplies, Replies, usage
 from foreserve.gateway.schemas import describe
 from foreserve.gateway.sse import EventStream, event, merged, raise_error
+from foreserve.gateway.upstream import forwarded, models_of, upstream_of
 from foreserve.services.base import Service
 from foreserve.services.llm import LLM
 from foreserve.services.llm_decoder import Ended
@@ -46,13 +47,14 @@ USUAL_TOKENS = 16
 async def chat(http: HttpRequest) -> Response:
     """Continue a conversation with a model of this server."""
     call = await Call.read(http)
+    if (reply := forwarded(call)) is not None:
+        return reply
     service = call.service(decode_target(call.raw).model, LLM, "model", "model")
     asked = decode_chat(call.raw)
-    payload = await cast(LLM, service.kind).chat(messages_in_words(asked.messages), _chat_sampling(asked))
+    sampling = _chat_sampling(asked)
+    payload = await cast(LLM, service.kind).chat(messages_in_words(asked.messages), sampling)
     streams = _submit(call, service, [payload], asked.n or 1, asked.foreserve)
-    replies = ChatReplies(
-        f"chatcmpl-{call.id}", int(wall()), service.name, _include_usage(asked), asked.logprobs is True
-    )
+    replies = ChatReplies(f"chatcmpl-{call.id}", int(wall()), service.name, _include_usage(asked), sampling.logprobs)
     return await _answer(call, service, asked, streams, replies)
 
 
@@ -60,24 +62,23 @@ async def chat(http: HttpRequest) -> Response:
 async def completions(http: HttpRequest) -> Response:
     """Continue one or several texts, given as text or as token ids."""
     call = await Call.read(http)
+    if (reply := forwarded(call)) is not None:
+        return reply
     service = call.service(decode_target(call.raw).model, LLM, "model", "model")
     asked = decode_completion(call.raw)
     kind = cast(LLM, service.kind)
     sampling = _sampling(asked, asked.max_tokens, asked.logprobs, None, usual_tokens=USUAL_TOKENS)
     payloads = [await kind.complete(prompt, sampling) for prompt in asked.prompts()]
     streams = _submit(call, service, payloads, asked.n or 1, asked.foreserve)
-    replies = CompletionReplies(
-        f"cmpl-{call.id}", int(wall()), service.name, _include_usage(asked), asked.logprobs is not None
-    )
+    replies = CompletionReplies(f"cmpl-{call.id}", int(wall()), service.name, _include_usage(asked), sampling.logprobs)
     return await _answer(call, service, asked, streams, replies)
 
 
 @router.get("/models", **describe("The models there are"))
 async def models(http: HttpRequest) -> Response:
-    """The language models of this server."""
+    """The language models of this server, those that other servers run for it included."""
     call = Call(http, b"")
-    services = call.running.services.values()
-    data = [_model(service, call.created) for service in services if isinstance(service.kind, LLM)]
+    data = [_model(name, service, call.created) for name, service in models_of(call.running)]
     return _json({"object": "list", "data": data})
 
 
@@ -85,11 +86,12 @@ async def models(http: HttpRequest) -> Response:
 async def model(http: HttpRequest, model: str) -> Response:
     """One language model of this server."""
     call = Call(http, b"")
-    return _json(_model(call.service(model, LLM, "model", "model"), call.created))
+    service = upstream_of(call.running, model) or call.service(model, LLM, "model", "model")
+    return _json(_model(model, service, call.created))
 
 
-def _model(service: Service, created: int) -> dict[str, Any]:
-    described: dict[str, Any] = {"id": service.name, "object": "model", "created": created, "owned_by": "foreserve"}
+def _model(name: str, service: Service, created: int) -> dict[str, Any]:
+    described: dict[str, Any] = {"id": name, "object": "model", "created": created, "owned_by": "foreserve"}
     if service.info is not None and "context_tokens" in service.info.facts:
         described["max_model_len"] = service.info.facts["context_tokens"]
     return described

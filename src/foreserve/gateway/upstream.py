@@ -28,6 +28,7 @@ from foreserve.gateway.errors import no_such
 from foreserve.gateway.passing import Passed, onward
 from foreserve.gateway.relay import Relay
 from foreserve.services.base import Service
+from foreserve.services.llm import LLM
 from foreserve.services.observing import Observer, Report
 from foreserve.services.upstream import Upstream
 
@@ -44,17 +45,45 @@ _terms = Decoder(TermsBody)
 
 def forwarded(call: Call) -> Response | None:
     """The reply to a request for a model that is served upstream, `None` when it is for none. Raises RequestError."""
-    there = fields(call.raw)
-    service = None if there is None else _service(call.running, there)
-    if there is None or service is None:
+    services = call.running.services
+    if not any(isinstance(service.kind, Upstream) for service in services.values()):
         return None
-    return forward(call, service, there)
+    there = fields(call.raw)
+    if there is None:
+        return None
+    model = value(there.get("model"))
+    service = _named(call.running, model)
+    if service is not None:
+        return forward(call, service, there)
+    if isinstance(model, str) and model not in services:
+        raise no_such("model", model, [name for name, _ in models_of(call.running)], "model")
+    return None
+
+
+def upstream_of(running: Running, model: str) -> Service | None:
+    """The upstream service of a model, by our name for it or the servers' own; a service's name goes first."""
+    services = running.services
+    if model in services:
+        return services[model] if isinstance(services[model].kind, Upstream) else None
+    every = ((service, service.kind) for service in services.values())
+    return next((service for service, kind in every if isinstance(kind, Upstream) and model in kind.models), None)
+
+
+def models_of(running: Running) -> list[tuple[str, Service]]:
+    """The names of all language models, ours and those upstream, with their services."""
+    found: list[tuple[str, Service]] = []
+    for name, service in running.services.items():
+        if isinstance(service.kind, Upstream) and len(service.kind.models) > 1:
+            found += [(model, service) for model in service.kind.models]
+        elif isinstance(service.kind, Upstream | LLM):
+            found.append((name, service))
+    return found
 
 
 def forward(call: Call, service: Service, there: Mapping[str, msgspec.Raw]) -> Response:
     """Send a JSON request through the queue of `service`. `there` are its fields. Raises RequestError."""
     kind = cast(Upstream, service.kind)
-    request = call.request(service, _order(call, kind, there), _body_terms(there))
+    request = call.request(service, _order(call, service, there), _body_terms(there))
     headers = {}
     if kind.observer is not None:
         headers[OBSERVED] = _observed(kind, kind.observer, request)
@@ -66,31 +95,24 @@ def forward(call: Call, service: Service, there: Mapping[str, msgspec.Raw]) -> R
     return Passed(stream, service.settings.stall_s, headers)
 
 
-def serves(service: Service, model: str) -> bool:
-    """Whether this is an upstream service of that model, by our name for it or the servers' own."""
-    kind = service.kind
-    return isinstance(kind, Upstream) and (model == service.name or model in kind.models)
+def _named(running: Running, model: object) -> Service | None:
+    """Whom a body is for. One that names no model is for the only service there is; an observer minds no name."""
+    if isinstance(model, str) and (service := upstream_of(running, model)) is not None:
+        return service
+    services = list(running.services.values())
+    upstream = [service for service in services if isinstance(service.kind, Upstream)]
+    if model is None and len(services) == len(upstream) == 1:
+        return services[0]
+    observing = next((s for s in upstream if cast(Upstream, s.kind).observer is not None), None)
+    return None if isinstance(model, str) and model in running.services else observing
 
 
-def _service(running: Running, there: Mapping[str, msgspec.Raw]) -> Service | None:
-    """Whom a body is for. One that names no model is for the only service there is."""
-    services = running.services
-    model = value(there.get("model"))
-    if not isinstance(model, str):
-        only = next(iter(services.values()))
-        return only if len(services) == 1 and isinstance(only.kind, Upstream) else None
-    if model in services:
-        return services[model] if isinstance(services[model].kind, Upstream) else None
-    return next((service for service in services.values() if serves(service, model)), None)
-
-
-def _order(call: Call, kind: Upstream, there: Mapping[str, msgspec.Raw]) -> Forward:
+def _order(call: Call, service: Service, there: Mapping[str, msgspec.Raw]) -> Forward:
     """The request as the server gets it: without our own words, the model by its name there."""
+    kind = cast(Upstream, service.kind)
     path = call.http.url.path
-    put = {}
-    model = value(there.get("model"))
-    if isinstance(model, str) and kind.name_there(model) != model:
-        put["model"] = kind.name_there(model)
+    ours = value(there.get("model")) == service.name and kind.name_there(service.name) != service.name
+    put = {"model": kind.name_there(service.name)} if ours else {}
     streams = value(there.get("stream")) is True and path in _STREAMS_WITH_USAGE
     options = value(there.get("stream_options"))
     asked = isinstance(options, dict) and options.get("include_usage") is True
@@ -168,15 +190,23 @@ async def _log_reports(app: FastAPI) -> None:
 # --- every other path
 
 
+def install(app: FastAPI) -> None:
+    """Serve every other path under `/v1` too, if anything is served upstream. The last of the routers: it takes all."""
+    running: Running = app.state.running
+    if any(isinstance(service.kind, Upstream) for service in running.services.values()):
+        app.state.relay = Relay()
+        app.include_router(router)
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     task = asyncio.create_task(_log_reports(app))
-    app.state.relay = Relay()
     try:
         yield
     finally:
         task.cancel()
-        await app.state.relay.close()
+        relay: Relay = app.state.relay
+        await relay.close()
 
 
 router = APIRouter(prefix="/v1", tags=["Upstream"], lifespan=_lifespan)
@@ -200,10 +230,7 @@ async def anything(http: HttpRequest, path: str) -> Response:
         if (reply := forwarded(call)) is not None:
             return reply
         model = value((fields(call.raw) or {}).get("model"))
-        if isinstance(model, str) and not reports(running):
-            if model in running.services:
-                raise NotFound(f"the model {model!r} has no path {http.url.path!r}; /docs lists those there are")
-            names = [name for name, service in running.services.items() if isinstance(service.kind, Upstream)]
-            raise no_such("model", model, names, "model")
+        if isinstance(model, str) and model in running.services:
+            raise NotFound(f"the model {model!r} has no path {http.url.path!r}; /docs lists those there are")
     relay: Relay = http.app.state.relay
     return await relay.send(http, running, _target(http))

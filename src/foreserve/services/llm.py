@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from foreserve.clock import offload
+from foreserve.clock import offload, wall
 from foreserve.core import EngineInfo, EngineSpec, Work
 from foreserve.engines.generation import Generate
 from foreserve.errors import BadRequest, ConfigError, RequestError, Unavailable
@@ -75,6 +75,19 @@ class LLM:
             from foreserve.models.catalog import locate
 
             locate(self.settings.model, self.where)
+
+    @property
+    def engine_name(self) -> str:
+        """The engine that was chosen, also where the settings say `auto`."""
+        return self._engine
+
+    def memory_bytes(self) -> int:
+        """About what one replica will hold. Reads no weights. Raises ConfigError when the model is not there."""
+        if self._engine == SIMULATED:
+            return 0
+        from foreserve.services.llm_memory import memory_bytes
+
+        return memory_bytes(self.settings, self._engine, self.where)
 
     def prepare(self, progress: Progress | None = None) -> None:
         """Make what the engine loads, once: converted weights and a tokenizer, kept in the cache folder.
@@ -146,10 +159,11 @@ class LLM:
         text, limits = self.text, self.limits
         chars = sum(len(message["content"]) for message in messages)
         check_length(chars, limits, "messages")
+        at = wall()
 
         def encode() -> list[int]:
             try:
-                return text.conversation(messages)
+                return text.conversation(messages, at)
             except RequestError:
                 raise
             except Exception as error:

@@ -57,6 +57,7 @@ class Upstream:
         self.idempotent = not settings.observe
         self._engine = entry("engine", "remote", f"{where}: engine")
         self._context: int | None = None
+        self._any_name = False
         self.observer: Observer | None = None
         if settings.observe:
             self.settings = msgspec.structs.replace(settings, queue=QueueSettings(admission="always"))
@@ -103,8 +104,11 @@ class Upstream:
     def ready(self, info: EngineInfo) -> None:
         """Learn what the server serves."""
         self._context = info.facts.get("context_tokens", self._context)
+        there = info.facts.get("models", ())
+        # llama.cpp with one model takes any name for it, and says the name it was asked by in some answers.
+        self._any_name = info.facts.get("make") == "llamacpp" and len(there) == 1
         if self.asked.model is None:
-            self.models = tuple(dict.fromkeys((*self.models, *info.facts.get("models", ()))))
+            self.models = tuple(dict.fromkeys((*self.models, *there)))
 
     def decoder(self, work: Work) -> Passing:
         """See `Passing`."""
@@ -118,7 +122,7 @@ class Upstream:
 
     def name_there(self, asked: str) -> str:
         """What the servers call the model that a client calls `asked`."""
-        if asked in self.models or len(self.models) != 1:
+        if self._any_name or asked in self.models or len(self.models) != 1:
             return asked
         return self.models[0]
 
