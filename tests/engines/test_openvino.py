@@ -59,7 +59,9 @@ class TestWithTheModel:
         assert value["colour"] in ("red", "blue")
         assert 0 <= value["n"] <= 99
 
-    @pytest.mark.parametrize("schema", ['{"type": "nonsense"}', '{"type": ', '{"$ref": "#/nowhere"}'])
+    @pytest.mark.parametrize(
+        "schema", ['{"type": "nonsense"}', '{"type": ', '{"$ref": "#/nowhere"}', '{"type": "string", "pattern": "(["}']
+    )
     async def test_a_schema_that_cannot_be_compiled_hurts_nobody_else(self, subject, schema):
         (expected,) = await subject.run(work("alone", output=60))
         others = asyncio.create_task(subject.run(work("early", output=60)))
@@ -71,8 +73,8 @@ class TestWithTheModel:
         (early,) = await others
         assert (early.reason, len(early.ids)) == ("length", 60)
         assert early.finish.usage == expected.finish.usage
-        (after,) = await subject.run(work("after"))
-        assert after.reason == "length"
+        again, after = await subject.run(work("again", json_schema=schema), work("after"))
+        assert (again.reason, after.reason) == ("rejected", "length")
 
     async def test_what_the_library_refuses_is_rejected_in_its_words(self, subject):
         penalty, top_p, rivals, fine = await subject.run(
@@ -93,7 +95,7 @@ class TestWithTheModel:
         await subject.begun("a")
         with monkeypatch.context() as patch:
             patch.setattr(subject.engine, "_build", broken)
-            (bad,) = await subject.run(work("bad", json_schema="{"))
+            (bad,) = await subject.run(work("bad", json_schema='{"type": "no type"}'))
             (answer,) = await running
         assert (bad.reason, answer.reason) == ("rejected", "error")
         assert "no memory left" in answer.finish.error

@@ -21,7 +21,7 @@ from contextlib import aclosing
 from typing import Any, Literal
 
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
-from foreserve.engines.answer import Numbered, generate_of
+from foreserve.engines.answer import Numbered, generate_of, refusal
 from foreserve.engines.simulated_sequence import SimulatedSequence, StepTimer, draw, resolve
 
 
@@ -137,15 +137,12 @@ class SimulatedEngine:
     def _sequence(self, work: Work) -> SimulatedSequence | Finish:
         """What `work` will put out, or why it cannot run."""
         payload = generate_of(work)
-        prompt = len(payload.prompt)
-        limit = min(self._context, self._kv_tokens)
-        if prompt == 0 or payload.max_tokens < 1 or prompt + payload.max_tokens > limit:
-            asked = f"{prompt} prompt and {payload.max_tokens} output tokens"
-            return Finish(reason="rejected", error=f"{asked} do not fit a context of {limit}")
+        if words := refusal(payload, min(self._context, self._kv_tokens)):
+            return Finish(reason="rejected", error=words)
         output = payload.max_tokens
         if self._output is not None and not payload.ignore_eos:
             output = min(output, draw(self._seed, work.id, self._output[0], self._output[1]))
-        return SimulatedSequence(work, prompt, output, output == payload.max_tokens, self._emit_every)
+        return SimulatedSequence(work, len(payload.prompt), output, output == payload.max_tokens, self._emit_every)
 
     def _nudge(self) -> None:
         """Have the step loop look again."""

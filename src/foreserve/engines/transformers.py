@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from foreserve import clock
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, FinishReason, Work
-from foreserve.engines.answer import Numbered, generate_of
+from foreserve.engines.answer import Numbered, generate_of, refusal
 from foreserve.engines.generation import Generate, Tokens
 from foreserve.engines.sampling import RowSampler, left_padded, top_candidates
 from foreserve.errors import EngineStartError
@@ -209,13 +209,8 @@ class TransformersEngine:
                 self._batch = None
 
     def _refusal(self, payload: Generate) -> str | None:
-        prompt, wanted = len(payload.prompt), payload.max_tokens
-        if prompt == 0 or wanted < 1:
-            return "a prompt and `max_tokens` need at least 1 token each"
-        if prompt + wanted > self._context:
-            return f"{prompt} prompt and {wanted} output tokens are longer than the context of {self._context}"
-        if min(payload.prompt) < 0 or max(payload.prompt) >= self._vocabulary:
-            return f"token ids go from 0 to {self._vocabulary - 1}"
+        if words := refusal(payload, self._context, self._vocabulary):
+            return words
         if payload.json_schema is not None:
             return "the engine cannot hold an answer to a JSON schema"
         if payload.logprobs is not None and payload.logprobs > self._vocabulary:

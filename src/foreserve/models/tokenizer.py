@@ -18,6 +18,9 @@ import tokenizers
 from foreserve.errors import BadRequest, ConfigError
 from foreserve.models.prepare import PreparedModel
 
+LONG_CHARS: Final = 4096
+"""Texts longer than this take milliseconds to encode."""
+
 CONTEXT_IDS: Final = 8
 """Ids kept before new ones where only the tokenizer itself knows how neighbours join (see `_Joined`)."""
 
@@ -55,6 +58,9 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise BadRequest(f"the text holds half a surrogate pair at character {error.start}") from None
         tokenizer = self._tokenizer if specials else self._literal
+        if len(text) > LONG_CHARS:
+            # This call lets other threads run meanwhile; the plain one holds the interpreter for all its milliseconds.
+            return list(tokenizer.encode_batch_fast([text], add_special_tokens=bos)[0].ids)
         return list(tokenizer.encode(text, add_special_tokens=bos).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
