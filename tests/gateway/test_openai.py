@@ -142,6 +142,8 @@ def test_a_passed_deadline(client: httpx.Client):
         ({"temperature": 2.5}, "temperature", "invalid_request"),
         ({"max_tokens": 0}, "max_tokens", "invalid_request"),
         ({"max_tokens": 10**9}, "max_tokens", "context_length_exceeded"),
+        ({"max_completion_tokens": 10**9}, "max_completion_tokens", "context_length_exceeded"),
+        ({"messages": [{"role": "user", "content": ""}] * 50_000}, "messages", "context_length_exceeded"),
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, "messages", "context_length_exceeded"),
         ({"messages": [{"role": "user", "content": "x" * 10**6}]}, "messages", "context_length_exceeded"),
         ({"tools": [{"type": "function"}]}, "tools", "invalid_request"),

@@ -6,6 +6,7 @@ import pytest
 
 from foreserve.core import EngineInfo
 from foreserve.errors import BadRequest
+from foreserve.models import tokenizer
 from foreserve.models.chat_template import ChatTemplate
 from foreserve.models.facts import ModelFacts
 from foreserve.services.llm import LLM
@@ -46,6 +47,15 @@ async def test_pieces_of_text_make_the_whole(smollm2: LLM):
     ids = smollm2.text.encode(text)
     detokenizer = smollm2.text.detokenizer()
     assert "".join(detokenizer.feed([i]) for i in ids) + detokenizer.flush() == text == smollm2.text.decode(ids)
+
+
+@pytest.mark.model
+def test_long_texts_have_the_same_ids(smollm2: LLM, monkeypatch: pytest.MonkeyPatch):
+    text = "Grüße, 世界! <|im_end|> and\n  spaces. " * 300
+    assert len(text) > tokenizer.LONG_CHARS
+    long = smollm2.text.encode(text)
+    monkeypatch.setattr(tokenizer, "LONG_CHARS", len(text))
+    assert smollm2.text.encode(text) == long
 
 
 class Letters:

@@ -19,7 +19,11 @@ def test_everything_asked_for_reaches_the_engine():
         stop=("x",), json_schema="{}",
     )  # fmt: skip
     made = generate([1, 2], wanted, ALL, (256,), "prompt")
-    asked = {name: getattr(wanted, name) for name in Sampling.__struct_fields__ if name not in ("usual_tokens",)}
+    asked = {
+        name: getattr(wanted, name)
+        for name in Sampling.__struct_fields__
+        if name not in ("usual_tokens", "max_tokens_param")
+    }
     assert {name: getattr(made, name) for name in asked} == asked
     assert (made.prompt, made.stop_tokens) == ([1, 2], (256,))
     assert generate([1], Sampling(ignore_eos=True), ALL, (256,), "prompt").stop_tokens == ()

@@ -110,7 +110,10 @@ def _chat_sampling(asked: ChatBody) -> Sampling:
         wanted = asked.response_format.json_schema
         schema = msgspec.json.encode(wanted.schema if wanted else {"type": "object"}).decode()
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-    return _sampling(asked, asked.max_completion_tokens or asked.max_tokens, logprobs, schema)
+    if asked.max_completion_tokens is not None:
+        words = "max_completion_tokens"
+        return _sampling(asked, asked.max_completion_tokens, logprobs, schema, max_tokens_param=words)
+    return _sampling(asked, asked.max_tokens, logprobs, schema)
 
 
 def _sampling(
@@ -119,10 +122,12 @@ def _sampling(
     logprobs: int | None,
     json_schema: str | None,
     usual_tokens: int | None = None,
+    max_tokens_param: str = "max_tokens",
 ) -> Sampling:
     stop = asked.stop or ()
     return Sampling(
         max_tokens=max_tokens,
+        max_tokens_param=max_tokens_param,
         usual_tokens=usual_tokens,
         temperature=1.0 if asked.temperature is None else asked.temperature,
         top_p=1.0 if asked.top_p is None else asked.top_p,

@@ -157,7 +157,8 @@ class LLM:
     async def chat(self, messages: Sequence[Mapping[str, Any]], sampling: Sampling) -> Generate:
         """The payload of a conversation. Raises BadRequest, ContextExceeded, Unavailable."""
         text, limits = self.text, self.limits
-        chars = sum(len(message["content"]) for message in messages)
+        # A template has words of its own for every message, even an empty one.
+        chars = sum(len(message["content"]) + 16 for message in messages)
         check_length(chars, limits, "messages")
         at = wall()
 

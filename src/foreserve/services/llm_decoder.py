@@ -137,6 +137,7 @@ class StopMatcher:
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
         self._longest = max(map(len, stops))
+        self._firsts = frozenset(stop[0] for stop in stops)
         self._held = ""
 
     def feed(self, text: str, last: bool = False) -> tuple[str, bool]:
@@ -153,7 +154,7 @@ class StopMatcher:
         if last:
             return text, False
         for start in range(max(0, len(text) - self._longest + 1), len(text)):
-            if any(stop.startswith(text[start:]) for stop in self._stops):
+            if text[start] in self._firsts and any(stop.startswith(text[start:]) for stop in self._stops):
                 self._held = text[start:]
                 return text[:start], False
         return text, False
