@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from foreserve.core import Chunk, EngineInfo, Finish, Work
+from foreserve.engines.python import PythonEngine
 from foreserve.errors import BadRequest, ConfigError
 from foreserve.services.function import Function, function
 from foreserve.settings import FunctionSettings
@@ -73,3 +76,28 @@ def test_events_are_the_items():
     assert items.feed(Chunk(id="a", index=1, data=None)).events == (None,)
     assert items.feed(Chunk(id="a", index=2, finish=Finish(reason="stop"))).events == ()
     assert items.usage() == {"items": 2.0}
+
+
+@function
+def numbers(to: int) -> Iterator[int]:
+    yield from range(to)
+
+
+@function
+async def told() -> str:
+    return "told"
+
+
+async def test_what_is_decorated_runs_as_itself_when_it_is_named():
+    """As an app file in YAML names it, or a worker finds it."""
+    for decorated, streams, expected in ((numbers, True, [0, 1]), (told, False, ["told"])):
+        named = Function(decorated.settings.target)
+        engine = PythonEngine(**named.engines()[0].options)
+        info = await engine.start()
+        named.ready(info)
+        assert named.streams is streams
+        args = {"to": 2} if streams else {}
+        work = Work(id="a", payload=named.call(args), cost={}, arrival=0.0)
+        items = named.decoder(work)
+        assert [event async for chunk in engine.run(work) for event in items.feed(chunk).events] == expected
+        await engine.close()

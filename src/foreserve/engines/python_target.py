@@ -26,6 +26,8 @@ def load_target(target: str) -> Callable[..., Any]:
             public = [each for each in vars(found) if not each.startswith("_") and callable(getattr(found, each))]
             raise EngineStartError(f"{place} has no {part!r}{choices(part, public)}")
         found = getattr(found, part)
+    # What `@foreserve.function` made stands for the code it wraps: as itself it looks like a plain callable.
+    found = getattr(found, "served_code", None) or found
     if not callable(found):
         raise EngineStartError(f"{target} is {type(found).__name__}, which cannot be called")
     return found  # type: ignore[no-any-return]

@@ -19,6 +19,7 @@ MAX_CHOICES = 128
 """The most answers one request may ask for: prompts times `n`."""
 
 _INT64 = 2**63
+_MOST_TOKENS = 2**21  # more than any context; a longer list is refused before it is looked at
 Tokens = Annotated[int, Meta(ge=1, le=_INT64 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Stop = Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -115,7 +116,7 @@ class Common(Body, frozen=True, kw_only=True):
 class ChatBody(Common, frozen=True, kw_only=True):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Meta(min_length=1)]
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=65_536)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
@@ -140,13 +141,13 @@ class ChatBody(Common, frozen=True, kw_only=True):
 
 
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-TokenPrompt = Annotated[list[TokenId], Meta(min_length=1)]
+TokenPrompt = Annotated[list[TokenId], Meta(min_length=1, max_length=_MOST_TOKENS)]
 
 
 class CompletionBody(Common, frozen=True, kw_only=True):
     """`POST /v1/completions`. `prompt` is a text, several, token ids, or several lists of them."""
 
-    prompt: str | Annotated[list[str | TokenId | TokenPrompt], Meta(min_length=1)]
+    prompt: str | Annotated[list[str | TokenId | TokenPrompt], Meta(min_length=1, max_length=_MOST_TOKENS)]
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     echo: bool | None = None

@@ -65,15 +65,16 @@ class Function:
         self.settings = settings
         self.idempotent = settings.idempotent
         self._where = where
-        self._code = code
+        self.served_code = code
+        """The function itself, where it was decorated; a worker that finds this object by name runs that."""
         self._signature = inspect.signature(code) if code is not None else None
         self._streams = code is not None and (inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function itself, here."""
-        if self._code is None:
+        if self.served_code is None:
             raise ConfigError(f"{self.settings.target} is named, not decorated: import it to call it")
-        return self._code(*args, **kwargs)
+        return self.served_code(*args, **kwargs)
 
     # --- the kind
 
@@ -100,7 +101,7 @@ class Function:
         return {"slots": 1.0}
 
     def ready(self, info: EngineInfo) -> None:
-        if self._code is None:
+        if self.served_code is None:
             self._streams = bool(info.facts.get("streams"))
 
     def decoder(self, work: Work) -> Items:
