@@ -18,10 +18,11 @@ class TestInlineWithCopies(Conformance):
 
 
 class TestInline(Conformance):
+    carries_objects = True
+
     @pytest.fixture
     async def launcher(self):
         launcher = InlineLauncher()
-        launcher.passes_objects = True
         yield launcher
         await launcher.close()
 
