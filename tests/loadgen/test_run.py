@@ -31,9 +31,9 @@ async def test_requests_are_sent_when_due_and_prompts_in_turn():
 
 
 async def test_an_open_loop_does_not_wait_for_answers():
-    async with serving(gap_s=0.1) as fake:
-        await load(fake.url, constant(200.0), limits=Limits(requests=20))
-    assert fake.most_running > 10
+    async with serving() as fake:
+        outcome = await load(fake.url, constant(200.0), "hang", limits=Limits(requests=20, drain_s=0.1))
+    assert [r.ending for r in outcome.results] == [Ending.ABANDONED] * 20
 
 
 async def test_a_seed_gives_the_same_schedule():
@@ -62,7 +62,9 @@ async def test_a_trace_ends_with_its_rows_and_can_bring_lengths():
 async def test_sending_ends_with_the_duration():
     async with serving() as fake:
         outcome = await load(fake.url, constant(50.0), limits=Limits(requests=10**6, duration_s=0.3))
-        assert 5 <= len(outcome.results) <= 16
+        assert outcome.results
+        assert outcome.results[-1].due <= outcome.sending_s
+        assert outcome.sending_s >= 0.3
         outcome = await load(fake.url, ClosedLoop(2), limits=Limits(requests=10**6, duration_s=0.3))
         assert outcome.results
         assert {result.ending for result in outcome.results} == {Ending.DONE}
@@ -70,7 +72,7 @@ async def test_sending_ends_with_the_duration():
 
 async def test_what_the_drain_limit_finds_is_abandoned():
     async with serving() as fake:
-        limits = Limits(requests=4, drain_s=0.2)
+        limits = Limits(requests=4, drain_s=1.0)
         outcome = await load(fake.url, constant(1000.0), "hang", "fine", limits=limits)
         assert [r.ending for r in outcome.results] == [Ending.ABANDONED, Ending.DONE] * 2
         outcome = await load(fake.url, ClosedLoop(2), "hang", limits=Limits(duration_s=0.1, drain_s=0.1))
@@ -87,7 +89,7 @@ async def test_no_drain_still_counts_everything_that_was_sent():
 
 async def test_requests_in_flight_are_bounded_and_what_never_went_out_is_counted():
     async with serving() as fake:
-        limits = Limits(requests=10, duration_s=0.3, drain_s=0.0, max_in_flight=2)
+        limits = Limits(requests=10, duration_s=0.5, drain_s=0.0, max_in_flight=2)
         outcome = await load(fake.url, constant(100.0), "hang", limits=limits)
         assert fake.most_running <= 2
         assert (len(outcome.results), outcome.unsent) == (2, 8)

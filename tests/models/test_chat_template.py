@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import tracemalloc
+import multiprocessing
+import resource
+from typing import Any
 
 import pytest
 
@@ -217,13 +220,26 @@ def template(source: str, **kwargs: str) -> ChatTemplate:
 
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_templates_are_refused_at_load(source: str) -> None:
-    tracemalloc.start()
-    try:
-        with pytest.raises(ConfigError, match="chat template"):
+    with pytest.raises(ConfigError, match="chat template"):
+        template(source)
+
+
+def _grown_by_hostile_templates(grown: Any) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for source in HOSTILE.values():
+        with contextlib.suppress(ConfigError):
             template(source)
-        assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
-    finally:
-        tracemalloc.stop()
+    grown.value = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+def test_hostile_templates_take_little_memory() -> None:
+    context = multiprocessing.get_context("spawn")
+    grown = context.Value("q", -1)
+    process = context.Process(target=_grown_by_hostile_templates, args=(grown,))
+    process.start()
+    process.join(100)
+    assert process.exitcode == 0
+    assert 0 <= grown.value < 150 * 2**20
 
 
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE.keys())
@@ -294,7 +310,7 @@ def test_qwen_like() -> None:
         "<|im_start|>user\nQ<|im_end|>\n"
         '<|im_start|>assistant\nA\n<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
         "<|im_end|>\n<|im_start|>user\n<tool_response>\n22\n</tool_response>\n<tool_response>\n23\n</tool_response>"
-        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+        "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     )
 
 
@@ -362,7 +378,7 @@ def test_long_conversations_stay_within_the_budget(source: str) -> None:
         ("'7'|int + 1.26|round(1)", "8.3"),
         ("'a\nb'|indent(2)", "a\n  b"),
         ("'  x '|trim ~ 'y'.upper()", "xY"),
-        ("[1, 2, 2]|unique|list|length ~ [1, 2]|sum ~ [1, 2]|last ~ [1, 2]|max", "2323"),
+        ("[1, 2, 2]|unique|list|length ~ [1, 2]|sum ~ [1, 2]|last ~ [1, 2]|max", "2322"),
         ("dict(a=1).items()", "[('a', 1)]"),
         ("'x' if messages is sequence and messages is iterable and messages[0] is mapping else 'y'", "x"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -109,7 +109,7 @@ def bench(
     requests: Annotated[
         int | None,
         typer.Option(
-            help="Requests to send; default 100, or a million with --duration or --trace.", rich_help_panel=_LIMIT
+            help="Requests to send; default: the trace's, a million with --duration, else 100.", rich_help_panel=_LIMIT
         ),
     ] = None,
     duration: Annotated[
@@ -174,6 +174,8 @@ def bench(
             trace=None if trace is None else str(trace),
             rate_scale=rate_scale,
             trace_lengths=trace_lengths,
+            prompts=None if prompts is None else str(prompts),
+            shuffle=shuffle,
             seed=seed,
         )
         for_arrivals, for_order, for_jitter = arriving.generator(seed).spawn(3)
@@ -181,9 +183,9 @@ def bench(
         questions = prompting.built_in() if prompts is None else prompting.load(prompts)
         if shuffle:
             questions = [questions[index] for index in for_order.permutation(len(questions))]
-        bounded = duration is not None or trace is not None
+        most = len(times) if isinstance(times, list) else (100 if duration is None else MAX_REQUESTS)
         limits = Limits(
-            requests=requests if requests is not None else (MAX_REQUESTS if bounded else 100),
+            requests=most if requests is None else requests,
             duration_s=MAX_DURATION_S if duration is None else duration,
             drain_s=drain,
             max_in_flight=max_in_flight,
@@ -222,7 +224,7 @@ def bench(
 async def _measure(
     options: ClientOptions,
     prompts: list[prompting.Prompt],
-    times: Iterator[arriving.Arrival] | arriving.ClosedLoop,
+    times: Iterable[arriving.Arrival] | arriving.ClosedLoop,
     limits: Limits,
     trace_lengths: bool,
     jitter: arriving.Generator,

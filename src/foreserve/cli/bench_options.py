@@ -27,7 +27,7 @@ class Process(StrEnum):
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """Which arrivals are asked for: the options of the panel "Load"."""
+    """What load is asked for, as its options say it."""
 
     process: Process
     rate: float | None
@@ -36,6 +36,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     trace: str | None
     rate_scale: float
     trace_lengths: bool
+    prompts: str | None
+    shuffle: bool
     seed: int
 
 
@@ -52,8 +54,13 @@ def process_meant(name: Process | None, trace: Path | None, clients: int | None,
     return chosen
 
 
-def arrival_times(load: Load, rng: arriving.Generator) -> Iterator[arriving.Arrival] | arriving.ClosedLoop:
-    """The arrivals of a load, drawn with `rng`. Raises ConfigError for options that contradict each other."""
+def arrival_times(
+    load: Load, rng: arriving.Generator
+) -> Iterator[arriving.Arrival] | list[arriving.Arrival] | arriving.ClosedLoop:
+    """The arrivals of a load: a list from a trace, else drawn with `rng` without end.
+
+    Raises ConfigError for options that contradict each other.
+    """
     if load.process is not Process.TRACE and (load.rate_scale != 1.0 or load.trace_lengths):
         raise ConfigError("--rate-scale and --trace-lengths need --trace")
     if load.process is Process.CLOSED:
@@ -65,7 +72,7 @@ def arrival_times(load: Load, rng: arriving.Generator) -> Iterator[arriving.Arri
         speed = load.rate_scale if load.rate is None else load.rate / arriving.mean_rate(rows)
         if load.rate is not None and load.rate_scale != 1.0:
             raise ConfigError("--rate and --rate-scale both scale the trace; give one")
-        return arriving.scaled(rows, speed)
+        return list(arriving.scaled(rows, speed))
     rate = 1.0 if load.rate is None else load.rate
     if load.process is Process.CONSTANT:
         return arriving.constant(rate)

@@ -15,7 +15,6 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import Progress, TaskID
 
 from foreserve import __version__
@@ -213,8 +212,10 @@ def _log_to_console(level: str) -> None:
     if level not in logging.getLevelNamesMapping():
         valid = ", ".join(logging.getLevelNamesMapping())
         _wrong(f"FORESERVE_LOG is {level!r}; valid: {valid}", EXIT_WRONG)
-    handler = RichHandler(console=console, show_path=False, rich_tracebacks=False)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", datefmt="%H:%M:%S")
+    # Not rich's handler: laying out one line takes it longer than a request takes us.
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("foreserve").setLevel(level)
 
 

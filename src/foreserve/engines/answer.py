@@ -17,6 +17,18 @@ def generate_of(work: Work) -> Generate:
     return work.payload if isinstance(work.payload, Generate) else msgspec.convert(work.payload, Generate)
 
 
+def refusal(payload: Generate, context: int, vocabulary: int | None = None) -> str | None:
+    """Why a prompt or its lengths cannot run, in words; `None` when they can. Engines do not all notice themselves."""
+    prompt, wanted = len(payload.prompt), payload.max_tokens
+    if prompt == 0 or wanted < 1:
+        return "a prompt and `max_tokens` need at least 1 token each"
+    if prompt + wanted > context:
+        return f"{prompt} prompt and {wanted} output tokens are longer than the context of {context}"
+    if vocabulary is not None and not (min(payload.prompt) >= 0 and max(payload.prompt) < vocabulary):
+        return f"token ids go from 0 to {vocabulary - 1}"
+    return None
+
+
 class Numbered:
     """Makes the chunks of one attempt, with consecutive indices from 0."""
 

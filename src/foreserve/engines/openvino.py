@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from foreserve import clock
-from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, FinishReason, Work
-from foreserve.engines.answer import Numbered, TokenAnswer, generate_of
+from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
+from foreserve.engines.answer import Numbered, generate_of, refusal
 from foreserve.engines.generation import Generate
-from foreserve.engines.openvino_prepare import EXACT, Facts, prepared, require
+from foreserve.engines.openvino_prepare import EXACT, LIBRARY_ERRORS, Facts, prepared, require
+from foreserve.engines.openvino_request import OpenVINORequest, config_of, in_words
+from foreserve.engines.openvino_schema import SchemaCheck
 from foreserve.errors import EngineStartError
 
 log = logging.getLogger(__name__)
@@ -28,25 +28,6 @@ _BLOCK_TOKENS = 32
 
 _TURNS = 6
 """Turns of the loop between two steps: a message needs several to come in and be added, a chunk to be sent."""
-
-
-class _Running:
-    """One request in the pipeline."""
-
-    def __init__(self, work: Work, payload: Generate) -> None:
-        self.payload = payload
-        self.answer = TokenAnswer(work)
-        self.handle: Any = None
-        self.ids: list[int] = []  # all given out, to go on from should the pipeline have to be built again
-        self.stopped_by = 0  # 1 when a stop token ended it: counted, not given out
-        self.stepped = False
-
-    def end(self, reason: FinishReason, error: str | None = None) -> None:
-        usage = {
-            "prompt_tokens": float(len(self.payload.prompt)),
-            "output_tokens": float(len(self.ids) + self.stopped_by),
-        }
-        self.answer.end(Finish(reason=reason, error=error, usage=usage))
 
 
 class OpenVINOEngine:
@@ -87,7 +68,8 @@ class OpenVINOEngine:
         self._ov: Any = None
         self._numpy: Any = None
         self._pipeline: Any = None
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, OpenVINORequest] = {}
+        self._schemas = SchemaCheck()
         self._next_id = 0
         self._pump_task: asyncio.Task[None] | None = None
         self._last_step_s: float | None = None
@@ -101,7 +83,7 @@ class OpenVINOEngine:
         try:
             self._pipeline = self._build()
             kv_tokens = self._warm_up()
-        except (RuntimeError, MemoryError) as error:
+        except LIBRARY_ERRORS as error:
             raise EngineStartError(f"OpenVINO cannot load {self._folder.name}: {error}") from error
         return self._info(kv_tokens)
 
@@ -143,7 +125,10 @@ class OpenVINOEngine:
         The pipeline does not tell its number of blocks, but one token takes one block and usage is told in percent.
         """
         # Named because a request whose handle is dropped is dropped too.
-        warm_up = _Running(_WARM_UP, Generate(prompt=[0], max_tokens=2, temperature=0.0, ignore_eos=True))
+        warm_up = OpenVINORequest(
+            Work(id="warm-up", payload=None, cost={}, arrival=0.0),
+            Generate(prompt=[0], max_tokens=2, temperature=0.0, ignore_eos=True),
+        )
         self._add_to_pipeline(warm_up)
         self._pipeline.step()
         blocks: int = round(100.0 / self._pipeline.get_metrics().cache_usage)
@@ -155,7 +140,7 @@ class OpenVINOEngine:
 
     async def run(self, work: Work, plan: Any = None) -> AsyncIterator[Chunk]:
         """See `Engine`."""
-        running = _Running(work, generate_of(work))
+        running = OpenVINORequest(work, generate_of(work))
         if refused := self._refusal(running.payload):
             yield Numbered(work).chunk(finish=refused)
             return
@@ -163,8 +148,8 @@ class OpenVINOEngine:
             if self._pipeline is None:
                 self._pipeline = self._build()
             self._add_to_pipeline(running)
-        except (RuntimeError, TypeError, ValueError) as error:
-            yield Numbered(work).chunk(finish=Finish(reason="rejected", error=_in_words(error)))
+        except LIBRARY_ERRORS as error:
+            yield Numbered(work).chunk(finish=Finish(reason="rejected", error=in_words(error)))
             return
         self._running[work.id] = running
         if self._pump_task is None or self._pump_task.done():
@@ -179,56 +164,30 @@ class OpenVINOEngine:
 
     def _refusal(self, payload: Generate) -> Finish | None:
         """What the pipeline would not notice, or would notice in the middle of others' work."""
-        prompt, wanted = len(payload.prompt), payload.max_tokens
-        if prompt == 0 or wanted < 1:
-            return Finish(reason="rejected", error="a prompt and `max_tokens` need at least 1 token each")
-        if prompt + wanted > self._context:
-            asked = f"{prompt} prompt and {wanted} output tokens"
-            return Finish(reason="rejected", error=f"{asked} are longer than the context of {self._context}")
-        if min(payload.prompt) < 0 or max(payload.prompt) >= self._facts.vocab_size:
-            return Finish(reason="rejected", error=f"token ids go from 0 to {self._facts.vocab_size - 1}")
+        if words := refusal(payload, self._context, self._facts.vocab_size):
+            return Finish(reason="rejected", error=words)
+        if payload.json_schema is not None and (words := self._schemas.refusal(payload.json_schema)):
+            return Finish(reason="rejected", error=words)
         if payload.logprobs:
             return Finish(reason="rejected", error="the engine has the chosen token's log-probability, no rivals'")
         if self._live() >= self._max_running:
             return Finish(reason="error", error=f"the engine runs {self._max_running} requests already")
         return None
 
-    def _add_to_pipeline(self, running: _Running) -> None:
+    def _add_to_pipeline(self, running: OpenVINORequest) -> None:
         """Add what is left of a request: all of it, or what comes after the tokens it has given out."""
         ids = [*running.payload.prompt, *running.ids]
         tensor = self._ov.Tensor(self._numpy.array([ids], dtype=self._numpy.int64))
         self._next_id += 1
-        config = self._config(running.payload, running.payload.max_tokens - len(running.ids))
+        config = config_of(self._genai, running.payload, running.payload.max_tokens - len(running.ids))
         running.handle = self._pipeline.add_request(self._next_id, tensor, config)
-
-    def _config(self, payload: Generate, max_tokens: int) -> Any:
-        config = self._genai.GenerationConfig()
-        config.apply_chat_template = False
-        config.max_new_tokens = max_tokens
-        config.do_sample = payload.temperature > 0
-        if config.do_sample:
-            config.temperature = payload.temperature
-            config.top_p = payload.top_p
-            # The library's own default is one fixed seed for all.
-            config.rng_seed = secrets.randbits(63) if payload.seed is None else payload.seed % 2**63
-        config.frequency_penalty = payload.frequency_penalty
-        config.presence_penalty = payload.presence_penalty
-        config.logprobs = 0 if payload.logprobs is None else 1
-        config.ignore_eos = payload.json_schema is None and (payload.ignore_eos or not payload.stop_tokens)
-        # The library wants an end token named even where none counts.
-        stop_tokens = payload.stop_tokens or (0,)
-        config.eos_token_id = stop_tokens[0]
-        config.stop_token_ids = set(stop_tokens)
-        if payload.json_schema is not None:
-            config.structured_output_config = self._genai.StructuredOutputConfig(json_schema=payload.json_schema)
-        return config
 
     async def cancel(self, request_id: str) -> None:
         """See `Engine`. The pipeline drops it at its next step."""
         if running := self._running.get(request_id):
             self._cancel(running)
 
-    def _cancel(self, running: _Running) -> None:
+    def _cancel(self, running: OpenVINORequest) -> None:
         if not running.answer.ended:
             running.handle.cancel()
             running.end("cancelled")
@@ -241,7 +200,7 @@ class OpenVINOEngine:
             began = clock.precise()
             try:
                 self._pipeline.step()
-            except RuntimeError as error:
+            except LIBRARY_ERRORS as error:
                 self._recover(error)
             self._last_step_s = clock.precise() - began
             for running in self._running.values():
@@ -250,14 +209,14 @@ class OpenVINOEngine:
             for _ in range(_TURNS):
                 await asyncio.sleep(0)
 
-    def _collect(self, running: _Running) -> None:
+    def _collect(self, running: OpenVINORequest) -> None:
         """Give out what the last step made of one request, and its end."""
         reasons, statuses = self._genai.GenerationFinishReason, self._genai.GenerationStatus
         reason = reasons.NONE
         while running.handle.can_read():
             for output in running.handle.read().values():
                 reason = output.finish_reason
-                self._give_out(running, output, reason == reasons.STOP)
+                running.give_out(output, reason == reasons.STOP)
         status = running.handle.get_status()
         if reason in (reasons.STOP, reasons.LENGTH):
             running.end("stop" if reason == reasons.STOP else "length")
@@ -266,16 +225,7 @@ class OpenVINOEngine:
         elif status != statuses.RUNNING:
             running.end("error", f"the pipeline ended the request with status {status.name}")
 
-    def _give_out(self, running: _Running, output: Any, stopped: bool) -> None:
-        ids, logprobs = list(output.generated_ids), list(output.generated_log_probs)
-        running.stepped = True
-        if stopped and ids and ids[-1] in running.payload.stop_tokens:
-            running.stopped_by = 1
-            ids, logprobs = ids[:-1], logprobs[:-1]
-        running.ids.extend(ids)
-        running.answer.put(ids, None if running.payload.logprobs is None else logprobs)
-
-    def _recover(self, error: RuntimeError) -> None:
+    def _recover(self, error: Exception) -> None:
         """A failed step leaves the pipeline unusable for everybody, so it is built again and who can goes on.
 
         What makes a step fail is a JSON schema that cannot be compiled, found out only there: those that had not begun
@@ -285,21 +235,23 @@ class OpenVINOEngine:
         log.warning("a step failed; building the pipeline again: %s", error)
         live = [running for running in self._running.values() if not running.answer.ended]
         suspects = [running for running in live if running.payload.json_schema is not None and not running.stepped]
+        if len(suspects) == 1:
+            self._schemas.remember(suspects[0].payload.json_schema or "", f"`json_schema`: {in_words(error)}")
         for running in live:
             running.handle = None
             if running in suspects:
-                running.end("rejected", f"`json_schema` cannot be used: {_in_words(error)}")
+                running.end("rejected", f"`json_schema` cannot be used: {in_words(error)}")
             elif not suspects or running.payload.json_schema is not None:
-                running.end("error", f"the engine failed: {_in_words(error)}")
+                running.end("error", f"the engine failed: {in_words(error)}")
         self._pipeline = None  # frees its memory before the new one takes its own
         try:
             self._pipeline = self._build()
             for running in live:
                 if not running.answer.ended:
                     self._add_to_pipeline(running)
-        except RuntimeError as again:
+        except LIBRARY_ERRORS as again:
             for running in live:
-                running.end("error", f"the engine could not be built again: {_in_words(again)}")
+                running.end("error", f"the engine could not be built again: {in_words(again)}")
 
     # --- the rest of the protocol
 
@@ -319,12 +271,3 @@ class OpenVINOEngine:
         if self._pump_task is not None:
             await asyncio.gather(self._pump_task, return_exceptions=True)
         self._pipeline = None
-
-
-_WARM_UP = Work(id="warm-up", payload=None, cost={}, arrival=0.0)
-
-
-def _in_words(error: Exception) -> str:
-    """The library's message without its source paths, short enough to send."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return re.sub(r"^(\[[\d:]+\] )?/\S+:\d+: ", "", lines[-1])[-300:] if lines else type(error).__name__

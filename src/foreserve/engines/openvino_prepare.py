@@ -35,6 +35,9 @@ _WEIGHTS = {1: "f16", 7: "q8_0"}
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 """Properties under which a request's answer does not depend on who else is in the batch."""
 
+LIBRARY_ERRORS = (RuntimeError, LookupError, ValueError, TypeError, MemoryError)
+"""What a C++ exception of the library becomes: its model reader alone raises several of these."""
+
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What a prepared folder holds and what it was made from. It is made anew when any of the latter differs.
@@ -126,6 +129,8 @@ def _make(model: Path, folder: Path) -> Facts:
         (partial / FACTS).write_bytes(msgspec.json.format(msgspec.json.encode(facts)))
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
+    except LIBRARY_ERRORS as error:
+        raise EngineStartError(f"OpenVINO cannot read {model.name}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return facts
@@ -156,10 +161,7 @@ def _convert(model: Path, folder: Path) -> None:
     scheduler = genai.SchedulerConfig()
     scheduler.num_kv_blocks = 1
     save = {"enable_save_ov_model": True}
-    try:
-        genai.ContinuousBatchingPipeline(str(link), scheduler, "CPU", save, save)
-    except RuntimeError as error:
-        raise EngineStartError(f"OpenVINO cannot read {model.name}: {error}") from error
+    genai.ContinuousBatchingPipeline(str(link), scheduler, "CPU", save, save)
     link.unlink()
     if not (folder / MODEL).is_file():
         raise EngineStartError(f"OpenVINO wrote no {MODEL} for {model.name}")

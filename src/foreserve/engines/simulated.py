@@ -16,11 +16,12 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Literal
 
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
-from foreserve.engines.answer import Numbered, generate_of
+from foreserve.engines.answer import Numbered, generate_of, refusal
 from foreserve.engines.simulated_sequence import SimulatedSequence, StepTimer, draw, resolve
 
 
@@ -96,9 +97,10 @@ class SimulatedEngine:
     async def run(self, work: Work, plan: Any = None) -> AsyncIterator[Chunk]:
         """See `Engine`."""
         if self._batching == "static" or _is_timed(work):
-            async for chunks in self.run_batch([work], plan):
-                for chunk in chunks:
-                    yield chunk
+            async with aclosing(self.run_batch([work], plan)) as turns:
+                async for chunks in turns:
+                    for chunk in chunks:
+                        yield chunk
             return
         sequence = self._sequence(work)
         if isinstance(sequence, Finish):
@@ -112,7 +114,7 @@ class SimulatedEngine:
         finally:
             self._leave(sequence)
 
-    async def _run_seconds(self, works: Sequence[Work]) -> AsyncIterator[Sequence[Chunk]]:
+    async def _run_seconds(self, works: Sequence[Work]) -> AsyncGenerator[Sequence[Chunk]]:
         """Works of the other kind, together: all take as long as the longest."""
         seconds = max(float(work.payload["seconds"]) for work in works)
         loop = asyncio.get_running_loop()
@@ -135,15 +137,12 @@ class SimulatedEngine:
     def _sequence(self, work: Work) -> SimulatedSequence | Finish:
         """What `work` will put out, or why it cannot run."""
         payload = generate_of(work)
-        prompt = len(payload.prompt)
-        limit = min(self._context, self._kv_tokens)
-        if prompt == 0 or payload.max_tokens < 1 or prompt + payload.max_tokens > limit:
-            asked = f"{prompt} prompt and {payload.max_tokens} output tokens"
-            return Finish(reason="rejected", error=f"{asked} do not fit a context of {limit}")
+        if words := refusal(payload, min(self._context, self._kv_tokens)):
+            return Finish(reason="rejected", error=words)
         output = payload.max_tokens
         if self._output is not None and not payload.ignore_eos:
             output = min(output, draw(self._seed, work.id, self._output[0], self._output[1]))
-        return SimulatedSequence(work, prompt, output, output == payload.max_tokens, self._emit_every)
+        return SimulatedSequence(work, len(payload.prompt), output, output == payload.max_tokens, self._emit_every)
 
     def _nudge(self) -> None:
         """Have the step loop look again."""
@@ -212,21 +211,22 @@ class SimulatedEngine:
 
     # --- a batch at a time: static batching
 
-    async def run_batch(self, works: Sequence[Work], plan: Any = None) -> AsyncIterator[Sequence[Chunk]]:
+    async def run_batch(self, works: Sequence[Work], plan: Any = None) -> AsyncGenerator[Sequence[Chunk]]:
         """See `Engine`. Each turn gives the chunks that one moment brings, in the order of `works`."""
         if _is_timed(works[0]):
-            async for chunks in self._run_seconds(works):
-                yield chunks
+            async with aclosing(self._run_seconds(works)) as turns:
+                async for chunks in turns:
+                    yield chunks
             return
         tried = [(work, self._sequence(work)) for work in works]
         rows = [row for _, row in tried if isinstance(row, SimulatedSequence)]
         if len(rows) < len(works):
             yield [Numbered(work).chunk(finish=why) for work, why in tried if isinstance(why, Finish)]
-        async with self._batch_turn:
-            async for chunks in self._run_rows(rows):
+        async with self._batch_turn, aclosing(self._run_rows(rows)) as turns:
+            async for chunks in turns:
                 yield chunks
 
-    async def _run_rows(self, rows: list[SimulatedSequence]) -> AsyncIterator[Sequence[Chunk]]:
+    async def _run_rows(self, rows: list[SimulatedSequence]) -> AsyncGenerator[Sequence[Chunk]]:
         ids = [row.work.id for row in rows]
         self._running.update(zip(ids, rows, strict=True))
         try:

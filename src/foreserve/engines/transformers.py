@@ -9,14 +9,15 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from foreserve import clock
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, FinishReason, Work
-from foreserve.engines.answer import Numbered, generate_of
+from foreserve.engines.answer import Numbered, generate_of, refusal
 from foreserve.engines.generation import Generate, Tokens
 from foreserve.engines.sampling import RowSampler, left_padded, top_candidates
 from foreserve.errors import EngineStartError
@@ -106,9 +107,9 @@ class _Batch:
 class TransformersEngine:
     """Static batches of any causal language model in a Hugging Face folder. Payload `Generate`, chunk data `Tokens`.
 
-    `weights` is their precision: "bf16", "f16" or "f32". At most `max_running` rows make a batch. A row that has ended gets no more
-    chunks, yet its place is computed to the batch's end. Running out of memory ends the batch's rows with `error`.
-    A stop token is counted and not given out.
+    `weights` is their precision: "bf16", "f16" or "f32". At most `max_running` rows make a batch. A row that has ended
+    gets no more chunks, yet its place is computed to the batch's end. Running out of memory ends the batch's rows with
+    `error`. A stop token is counted and not given out.
     """
 
     def __init__(
@@ -171,11 +172,12 @@ class TransformersEngine:
 
     async def run(self, work: Work, plan: Any = None) -> AsyncIterator[Chunk]:
         """A batch of one."""
-        async for chunks in self.run_batch([work], plan):
-            for chunk in chunks:
-                yield chunk
+        async with aclosing(self.run_batch([work], plan)) as steps:
+            async for chunks in steps:
+                for chunk in chunks:
+                    yield chunk
 
-    async def run_batch(self, works: Sequence[Work], plan: Any = None) -> AsyncIterator[Sequence[Chunk]]:
+    async def run_batch(self, works: Sequence[Work], plan: Any = None) -> AsyncGenerator[Sequence[Chunk]]:
         """See `Engine`. Each turn gives the chunks of one decoding step."""
         payloads = [(work, generate_of(work)) for work in works]
         refusals = {work.id: words for work, payload in payloads if (words := self._refusal(payload))}
@@ -207,13 +209,8 @@ class TransformersEngine:
                 self._batch = None
 
     def _refusal(self, payload: Generate) -> str | None:
-        prompt, wanted = len(payload.prompt), payload.max_tokens
-        if prompt == 0 or wanted < 1:
-            return "a prompt and `max_tokens` need at least 1 token each"
-        if prompt + wanted > self._context:
-            return f"{prompt} prompt and {wanted} output tokens are longer than the context of {self._context}"
-        if min(payload.prompt) < 0 or max(payload.prompt) >= self._vocabulary:
-            return f"token ids go from 0 to {self._vocabulary - 1}"
+        if words := refusal(payload, self._context, self._vocabulary):
+            return words
         if payload.json_schema is not None:
             return "the engine cannot hold an answer to a JSON schema"
         if payload.logprobs is not None and payload.logprobs > self._vocabulary:

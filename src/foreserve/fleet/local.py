@@ -26,6 +26,7 @@ from foreserve.messages import (
 )  # fmt: skip
 from foreserve.ports import Connection, Listener
 from foreserve.runtime import bootstrap
+from foreserve.runtime.outbox import MessageTooLong
 from foreserve.runtime.wire import BYE, HELLO, MAX_MESSAGE_BYTES
 
 log = logging.getLogger(__name__)
@@ -75,13 +76,15 @@ class LocalConnection:
     # --- Connection
 
     def send(self, message: ToWorker) -> None:
-        """As `Connection.send`. Work too long to carry ends `rejected`; a `Feed` too long raises TooLarge."""
+        """As `Connection.send`. Work that cannot be carried ends `rejected`; such a `Feed` raises TooLarge."""
         if self.gone.is_set() or self._returncode is not None:
             return
-        data = encode(message)
-        if len(data) > self._hub.max_message_bytes:
-            self._too_long(message, len(data))
-        elif self._early is not None:
+        try:
+            data = self._encode(message)
+        except (MessageTooLong, TypeError, ValueError) as error:
+            self._refuse(message, error)
+            return
+        if self._early is not None:
             self._early.append(data)
         elif not self._hub.send(self._identity, data):
             self._end("it has stopped reading its messages")
@@ -170,21 +173,27 @@ class LocalConnection:
             return False
         return True
 
-    def _too_long(self, message: ToWorker, size: int) -> None:
-        words = f"{size} bytes as a message to the engine; at most {self._hub.max_message_bytes} are carried"
+    def _encode(self, message: ToWorker) -> bytes:
+        data = encode(message)
+        if len(data) > self._hub.max_message_bytes:
+            raise MessageTooLong(len(data), self._hub.max_message_bytes)
+        return data
+
+    def _refuse(self, message: ToWorker, error: Exception) -> None:
+        words = f"cannot be sent to the engine: {error}"
         if isinstance(message, Run) and len(message.works) > 1:
             for work in message.works:
                 self.send(Run((work,), message.plan))
         elif isinstance(message, Run):
             (work,) = message.works
-            finish = Finish(reason="rejected", error=f"the request has {words}")
+            finish = Finish(reason="rejected", error=f"the request {words}")
             chunk = Chunk(id=work.id, index=0, attempt=work.attempt, finish=finish)
             self._loop.call_soon(self._watch.heard, Chunks((chunk,)))
         elif isinstance(message, Feed):
-            raise TooLarge(f"this part of the prompt has {words}")
+            raise TooLarge(f"this part of the prompt {words}")
         else:
-            self._refuse_start(f"{self._name}: the engine's options have {words}")
-            self._end("the engine did not start: its options are too long")
+            self._refuse_start(f"{self._name}: the engine's options are wrong: {type(message).__name__} {words}")
+            self._end(f"the engine did not start: {self._start_failed}")
 
 
 class LocalLauncher:

@@ -45,13 +45,14 @@ class WorkerProcess:
         )
         self.pid = self._process.pid
         self._alive = True
+        self._output: asyncio.ReadTransport | None = None
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         threading.Thread(target=self._wait, name=f"foreserve-wait-{name}", daemon=True).start()
 
     async def log_output(self) -> None:
         """Log what it prints, line by line, until it prints no more."""
         assert self._process.stdout is not None
-        self._transport, _ = await self._loop.connect_read_pipe(lambda: _Lines(self._line), self._process.stdout)
+        self._output, _ = await self._loop.connect_read_pipe(lambda: _Lines(self._line), self._process.stdout)
 
     def last_words(self, lines: int = 3) -> str:
         """The last `lines` non-empty lines it has printed, joined by ` | `."""
@@ -69,7 +70,8 @@ class WorkerProcess:
 
     def close(self) -> None:
         """Give the pipes back."""
-        self._transport.close()
+        if self._output is not None:
+            self._output.close()
         _close(self._process.stdin)
 
     def _sweep(self) -> None:

@@ -28,10 +28,10 @@ async def live() -> Response:
 
 @router.get("/health/ready", **describe("Whether some service can serve", open_to_all=True, statuses=(503,)))
 async def ready(http: HttpRequest) -> Response:
-    """200 when some service has a ready replica, else 503; both say how each service stands and why."""
+    """200 once all services have started and while some has a ready replica, else 503; both say how each one stands."""
     running = Call(http, b"").running
     services = {name: _readiness(service) for name, service in running.services.items()}
-    is_ready = any(service.ready for service in running.services.values())
+    is_ready = running.started and any(service.ready for service in running.services.values())
     body = {"status": "ready" if is_ready else "not ready", "services": services}
     return _json(body, 200 if is_ready else 503, {} if is_ready else {"retry-after": "1"})
 

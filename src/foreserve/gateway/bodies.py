@@ -170,6 +170,7 @@ _NOTHING_ASKED: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
+    "verbosity": ("medium",),
     "logit_bias": ({},),
     "store": (False,),
     "suffix": ("",),

@@ -23,6 +23,9 @@ from foreserve.gateway.terms import Keys
 
 log = logging.getLogger(__name__)
 
+PROBES = frozenset({"/health/live", "/health/ready", "/metrics", "/v1/foreserve/status"})
+"""Asked again and again by machines: their lines in the log are for debugging alone."""
+
 OPEN_PATHS = "/health/"
 """Paths that need no key: an orchestrator's probes bring none."""
 
@@ -100,7 +103,8 @@ class _Exchange:
                 await self._answer(Response(body, 500, media_type="application/json"))
         finally:
             trace = f" trace={self._traceparent['trace']}" if self._traceparent else ""
-            log.info(
+            log.log(
+                logging.DEBUG if self._scope["path"] in PROBES else logging.INFO,
                 "%s %r %s %.1f ms %s%s",
                 self._scope["method"],
                 self._scope["path"],

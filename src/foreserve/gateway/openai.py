@@ -51,11 +51,10 @@ async def chat(http: HttpRequest) -> Response:
         return reply
     service = call.service(decode_target(call.raw).model, LLM, "model", "model")
     asked = decode_chat(call.raw)
-    payload = await cast(LLM, service.kind).chat(messages_in_words(asked.messages), _chat_sampling(asked))
+    sampling = _chat_sampling(asked)
+    payload = await cast(LLM, service.kind).chat(messages_in_words(asked.messages), sampling)
     streams = _submit(call, service, [payload], asked.n or 1, asked.foreserve)
-    replies = ChatReplies(
-        f"chatcmpl-{call.id}", int(wall()), service.name, _include_usage(asked), asked.logprobs is True
-    )
+    replies = ChatReplies(f"chatcmpl-{call.id}", int(wall()), service.name, _include_usage(asked), sampling.logprobs)
     return await _answer(call, service, asked, streams, replies)
 
 
@@ -71,9 +70,7 @@ async def completions(http: HttpRequest) -> Response:
     sampling = _sampling(asked, asked.max_tokens, asked.logprobs, None, usual_tokens=USUAL_TOKENS)
     payloads = [await kind.complete(prompt, sampling) for prompt in asked.prompts()]
     streams = _submit(call, service, payloads, asked.n or 1, asked.foreserve)
-    replies = CompletionReplies(
-        f"cmpl-{call.id}", int(wall()), service.name, _include_usage(asked), asked.logprobs is not None
-    )
+    replies = CompletionReplies(f"cmpl-{call.id}", int(wall()), service.name, _include_usage(asked), sampling.logprobs)
     return await _answer(call, service, asked, streams, replies)
 
 
@@ -113,7 +110,10 @@ def _chat_sampling(asked: ChatBody) -> Sampling:
         wanted = asked.response_format.json_schema
         schema = msgspec.json.encode(wanted.schema if wanted else {"type": "object"}).decode()
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-    return _sampling(asked, asked.max_completion_tokens or asked.max_tokens, logprobs, schema)
+    if asked.max_completion_tokens is not None:
+        words = "max_completion_tokens"
+        return _sampling(asked, asked.max_completion_tokens, logprobs, schema, max_tokens_param=words)
+    return _sampling(asked, asked.max_tokens, logprobs, schema)
 
 
 def _sampling(
@@ -122,10 +122,12 @@ def _sampling(
     logprobs: int | None,
     json_schema: str | None,
     usual_tokens: int | None = None,
+    max_tokens_param: str = "max_tokens",
 ) -> Sampling:
     stop = asked.stop or ()
     return Sampling(
         max_tokens=max_tokens,
+        max_tokens_param=max_tokens_param,
         usual_tokens=usual_tokens,
         temperature=1.0 if asked.temperature is None else asked.temperature,
         top_p=1.0 if asked.top_p is None else asked.top_p,

@@ -70,12 +70,15 @@ class Replies(Protocol):
 
 
 class _Common:
-    def __init__(self, reply_id: str, created: int, model: str, include_usage: bool, logprobs: bool) -> None:
+    """`logprobs` is how many candidates were asked for at each place, 0 for the chosen token alone."""
+
+    def __init__(self, reply_id: str, created: int, model: str, include_usage: bool, logprobs: int | None) -> None:
         self._id = reply_id
         self._created = created
         self._model = model
         self._include_usage = include_usage
-        self._logprobs = logprobs
+        self._logprobs = logprobs is not None
+        self._rivals = bool(logprobs)
 
     def _event(self, kind: str, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
         chunk = {"id": self._id, "object": kind, "created": self._created, "model": self._model, "choices": choices}
@@ -161,7 +164,7 @@ class CompletionReplies(_Common):
             logprobs = {
                 "tokens": [entry.token for entry in answer.logprobs],
                 "token_logprobs": [entry.logprob for entry in answer.logprobs],
-                "top_logprobs": None,
+                "top_logprobs": [dict(entry.top) for entry in answer.logprobs] if self._rivals else None,
                 "text_offset": [entry.offset for entry in answer.logprobs],
             }
         reason = answer.ended.reason if answer.ended else None
@@ -169,11 +172,12 @@ class CompletionReplies(_Common):
 
 
 def _token(entry: TokenLogprob) -> dict[str, Any]:
-    """A token of chat's `logprobs`. Bytes are not known of a token that is not whole characters."""
-    whole = "\ufffd" not in entry.token
-    return {
-        "token": entry.token,
-        "logprob": entry.logprob,
-        "bytes": list(entry.token.encode()) if whole else None,
-        "top_logprobs": [],
-    }
+    """A token of chat's `logprobs`."""
+    top = [_candidate(token, logprob) for token, logprob in entry.top]
+    return {**_candidate(entry.token, entry.logprob), "top_logprobs": top}
+
+
+def _candidate(token: str, logprob: float) -> dict[str, Any]:
+    """Bytes are not known of a token that is not whole characters."""
+    whole = "\ufffd" not in token
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode()) if whole else None}

@@ -75,11 +75,11 @@ async def first_model(url: str, headers: Mapping[str, str], limit_s: float = 10.
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=limit_s)) as session,
             session.get(address, headers=dict(headers)) as response,
         ):
-            body = await response.content.read(MAX_ERROR_BYTES) if response.status != 200 else await response.read()
+            if response.status != 200:
+                raise ConfigError(f"{address}: status {response.status}: {(await _error_body(response))[:500]}")
+            body = await _whole_body(response)
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         raise ConfigError(f"{address}: {_in_words(error, limit_s)}") from None
-    if response.status != 200:
-        raise ConfigError(f"{address}: status {response.status}: {body.decode('utf-8', 'replace')[:500]}")
     try:
         models = msgspec.json.decode(body)["data"]
         return str(models[0]["id"])

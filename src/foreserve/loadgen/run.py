@@ -70,7 +70,7 @@ class Run(msgspec.Struct, frozen=True):
 async def run(
     client: Client,
     prompts: Sequence[Prompt],
-    arrivals: Iterator[Arrival] | ClosedLoop,
+    arrivals: Iterable[Arrival] | ClosedLoop,
     limits: Limits,
     *,
     trace_lengths: bool = False,
@@ -85,7 +85,8 @@ async def run(
     """
     for prompt in prompts:
         client.body(prompt)
-    return await _Runner(client, prompts, limits, trace_lengths).go(arrivals, on_progress, stop or asyncio.Event())
+    times = arrivals if isinstance(arrivals, ClosedLoop) else iter(arrivals)
+    return await _Runner(client, prompts, limits, trace_lengths).go(times, on_progress, stop or asyncio.Event())
 
 
 class _Runner:

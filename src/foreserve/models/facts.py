@@ -83,12 +83,19 @@ def _ends(header: Header, tokens: list[str], eos: int | None) -> tuple[int, ...]
 def _kv_bytes(header: Header, architecture: str, layers: int) -> int:
     """Two bytes for every key and value element; heads may differ from layer to layer."""
     key = f"{architecture}.attention"
-    heads = max([1, *(int(n) for n in header.numbers(f"{key}.head_count"))])
+    heads = max([1, *_counts(header, f"{key}.head_count")])
     each = header.integer(f"{architecture}.embedding_length") // heads
     k, v = header.integer(f"{key}.key_length", each), header.integer(f"{key}.value_length", each)
-    kv_heads = [int(n) for n in header.numbers(f"{key}.head_count_kv")] or [heads]
+    kv_heads = _counts(header, f"{key}.head_count_kv") or [heads]
     total = sum(kv_heads) if len(kv_heads) == layers else max(kv_heads) * layers
     return total * (k + v) * 2
+
+
+def _counts(header: Header, key: str) -> list[int]:
+    counts = header.numbers(key)
+    if not all(isinstance(count, int) and 0 <= count < 2**20 for count in counts):
+        raise ConfigError(f"{header.path}: the field {key} holds {str(counts)[:40]}; expected counts")
+    return [int(count) for count in counts]
 
 
 def from_folder(folder: Path, weights_bytes: int) -> ModelFacts:

@@ -12,6 +12,9 @@ from foreserve.registry import choices
 
 _CONTROL, _USER_DEFINED, _UNKNOWN = 3, 4, 2
 
+MAX_PIECE_CHARS: Final = 16_000_000
+"""Over all pieces of a SentencePiece vocabulary; the largest have some 2,000,000."""
+
 _WORDS_3: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -45,9 +48,9 @@ def from_gguf(header: Header) -> Tokenizer:
         tokenizer = builders[model](header)
         _add_special(tokenizer, header)
         _add_template(tokenizer, header, model)
-    except ConfigError:
+    except (ConfigError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # `tokenizers` raises plain exceptions for merges and tokens that do not fit together
+    except BaseException as error:  # for what does not fit together `tokenizers` raises plain exceptions, or panics
         raise ConfigError(f"{header.path}: its tokenizer cannot be built: {error}") from error
     return tokenizer
 
@@ -109,6 +112,8 @@ def _merges(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, 
 
     Ways to make the same piece come in the order of their parts, as in Hugging Face's conversion.
     """
+    if sum(map(len, vocabulary)) > MAX_PIECE_CHARS:
+        raise ValueError(f"its pieces have more than {MAX_PIECE_CHARS} characters")
     found: list[tuple[float, int, int, str, str]] = []
     for piece, index in vocabulary.items():
         if len(piece) > 256:

@@ -90,8 +90,9 @@ class _Plan:
         self.engine = engine
         self.cache = cache
         self.progress = progress
-        self.weights = _weights(source, engine, weights)
-        self.in_place = source.form != "gguf" or self.weights == _own_precision(source)
+        own = _own_precision(source) if engine == "openvino" else None
+        self.weights = _weights(source, engine, weights, own)
+        self.in_place = source.form != "gguf" or self.weights == own
         self.file = "model.gguf" if engine == "openvino" else "model"
 
     @property
@@ -153,7 +154,7 @@ class _Plan:
             )
 
 
-def _weights(source: Source, engine: str, weights: str | None) -> str | None:
+def _weights(source: Source, engine: str, weights: str | None, own: str | None) -> str | None:
     valid = WEIGHTS.get((source.form, engine))
     if valid is None:
         engines = [name for form, name in WEIGHTS if form == source.form]
@@ -163,7 +164,6 @@ def _weights(source: Source, engine: str, weights: str | None) -> str | None:
             f"engine {engine!r} cannot run {source.path} ({source.form}){choices(engine, engines)} for it{words}"
         )
     if weights is None:
-        own = _own_precision(source) if engine == "openvino" else None
         return own or (valid[0] if valid else None)
     if weights not in valid:
         hint = choices(weights, valid) or "; an OpenVINO folder has its own, leave it out"

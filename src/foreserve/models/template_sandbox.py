@@ -24,6 +24,8 @@ from foreserve.models.template_tables import FILTERS, METHODS, TESTS
 MAX_TEMPLATE_CHARS: Final = 128 * 1024
 MAX_NODES: Final = 20_000
 MAX_NODE_DEPTH: Final = 120
+MACRO_CALL: Final = 20
+"""Work that calling a macro takes beside its body."""
 
 _FORBIDDEN: Final = (
     *(nodes.Import, nodes.FromImport, nodes.Include, nodes.Extends, nodes.Block),
@@ -98,9 +100,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         current.get().spend(work=1)
+        values.key(argument)  # before anything hashes it, or writes it into an error
         if isinstance(obj, (dict, list, tuple, str)):
             try:
-                return obj[values.key(argument)]
+                return obj[argument]
             except (TypeError, LookupError):
                 pass
         return self.getattr(obj, argument) if isinstance(argument, str) else self.undefined(obj=obj, name=argument)
@@ -108,9 +111,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         budget = current.get()
         budget.spend(work=1 + len(args) + len(kwargs))
-        if isinstance(__obj, _Method):
-            return __obj(*args, **kwargs)
         if isinstance(__obj, Macro):
+            budget.spend(work=MACRO_CALL)
             if budget.calls >= MAX_DEPTH:
                 raise OverBudget(f"macros call one another more than {MAX_DEPTH} deep")
             budget.calls += 1
@@ -118,6 +120,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
                 return __context.call(__obj, *args, **kwargs)
             finally:
                 budget.calls -= 1
+        for scope in ("_loop_vars", "_block_vars"):  # Jinja's own, for functions that take the context
+            kwargs.pop(scope, None)
+        if isinstance(__obj, _Method):
+            return __obj(*args, **kwargs)
         if any(__obj is function for function in __self._functions):
             return __obj(*args, **kwargs)
         loop = getattr(__obj, "__self__", None)

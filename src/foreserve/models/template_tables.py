@@ -113,8 +113,11 @@ def _worded(name: str) -> Callable[..., Any]:
     return run
 
 
-def _plain(name: str, passing: str = "", deep: bool = False) -> Callable[..., Any]:
-    """Jinja's own filter, its value paid for: walked to its end if `deep`; generators become lists."""
+def _plain(name: str, passing: str = "", deep: bool = False, glance: bool = False) -> Callable[..., Any]:
+    """Jinja's own filter, its value paid for: walked to its end if `deep`, touched only if `glance`.
+
+    Generators become lists.
+    """
     function = PLAIN_FILTERS[name]
 
     @pass_context
@@ -123,7 +126,9 @@ def _plain(name: str, passing: str = "", deep: bool = False) -> Callable[..., An
         budget.spend(work=2)
         if deep:
             budget.measure(value)
-        if isinstance(value, str):
+        if glance and isinstance(value, (str, *values.CONTAINERS)):
+            pass
+        elif isinstance(value, str):
             budget.scan(value)
             budget.spend(built=len(value))
         elif isinstance(value, values.CONTAINERS):
@@ -170,9 +175,10 @@ FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "list": _own(values.each),
     "default": _own(PLAIN_FILTERS["default"]),
     "d": _own(PLAIN_FILTERS["default"]),
-    **{name: _plain(name) for name in ("length", "count", "reverse", "items", "float", "abs")},
+    **{name: _plain(name, glance=True) for name in ("length", "count")},
+    **{name: _plain(name) for name in ("reverse", "items", "float", "abs")},
     **{name: _worded(name) for name in ("upper", "lower", "capitalize", "title", "trim", "wordcount", "truncate")},
-    **{name: _plain(name, "environment") for name in ("first", "last")},
+    **{name: _plain(name, "environment", glance=True) for name in ("first", "last")},
     **{name: _plain(name, "context") for name in ("map", "select", "reject", "selectattr", "rejectattr")},
     **{name: _plain(name, "environment", deep=True) for name in ("sort", "unique", "min", "max")},
     "dictsort": _plain("dictsort", deep=True),

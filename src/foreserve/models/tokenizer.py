@@ -15,8 +15,11 @@ from typing import Any, Final
 
 import tokenizers
 
-from foreserve.errors import ConfigError
+from foreserve.errors import BadRequest, ConfigError
 from foreserve.models.prepare import PreparedModel
+
+LONG_CHARS: Final = 4096
+"""Texts longer than this take milliseconds to encode."""
 
 CONTEXT_IDS: Final = 8
 """Ids kept before new ones where only the tokenizer itself knows how neighbours join (see `_Joined`)."""
@@ -47,9 +50,17 @@ class Tokenizer:
 
         With `specials` the text of special tokens becomes those tokens, as llama.cpp and transformers do for a
         rendered chat template; without, it is text like any other. With `bos` the beginning (and end) tokens that the
-        model wants round a plain prompt are added; a chat template writes its own.
+        model wants round a plain prompt are added; a chat template writes its own. Raises BadRequest for text that
+        is not Unicode (half a surrogate pair, as JSON can bring it).
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRequest(f"the text holds half a surrogate pair at character {error.start}") from None
         tokenizer = self._tokenizer if specials else self._literal
+        if len(text) > LONG_CHARS:
+            # This call lets other threads run meanwhile; the plain one holds the interpreter for all its milliseconds.
+            return list(tokenizer.encode_batch_fast([text], add_special_tokens=bos)[0].ids)
         return list(tokenizer.encode(text, add_special_tokens=bos).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -172,7 +183,9 @@ def _pieces_of(tokenizer: Any, special: frozenset[int]) -> Callable[[], _Pieces]
 def _read(file: Path) -> Any:
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # `tokenizers` raises plain exceptions
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # `tokenizers` raises plain exceptions, or panics
         raise ConfigError(f"{file}: not a usable tokenizer: {error}") from None
     # Files of encoders ask for these; a prompt that is cut or filled up in silence would be another prompt.
     tokenizer.no_truncation()

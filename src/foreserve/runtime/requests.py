@@ -19,8 +19,12 @@ from foreserve.runtime.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
-ABORT_LIMIT_S = 5.0
-"""How long an engine may take to end a request it was told to cancel before it is taken from it by force."""
+ABORT_LIMIT_S = 60.0
+"""How long an engine may take to end a request it was told to cancel before it is taken from it by force.
+
+Longer than a step, since the finish gives the slot back and the engine should really have stopped by then. It is there
+so that an engine that forgets a cancel does not lose its slots one by one.
+"""
 
 
 def finish(reason: FinishReason, error: str | None = None) -> Finish:

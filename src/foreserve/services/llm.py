@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from foreserve.clock import offload
+from foreserve.clock import offload, wall
 from foreserve.core import EngineInfo, EngineSpec, Work
 from foreserve.engines.generation import Generate
 from foreserve.errors import BadRequest, ConfigError, RequestError, Unavailable
@@ -157,12 +157,14 @@ class LLM:
     async def chat(self, messages: Sequence[Mapping[str, Any]], sampling: Sampling) -> Generate:
         """The payload of a conversation. Raises BadRequest, ContextExceeded, Unavailable."""
         text, limits = self.text, self.limits
-        chars = sum(len(message["content"]) for message in messages)
+        # A template has words of its own for every message, even an empty one.
+        chars = sum(len(message["content"]) + 16 for message in messages)
         check_length(chars, limits, "messages")
+        at = wall()
 
         def encode() -> list[int]:
             try:
-                return text.conversation(messages)
+                return text.conversation(messages, at)
             except RequestError:
                 raise
             except Exception as error:

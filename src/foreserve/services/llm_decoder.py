@@ -17,11 +17,15 @@ from foreserve.services.llm_text import Text
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One output token: its text by itself, its log-probability, and where its text begins in the answer."""
+    """One output token: its text by itself, its log-probability, and where its text begins in the answer.
+
+    `top` has the likeliest candidates for its place, best first, where they were asked for.
+    """
 
     token: str
     logprob: float
     offset: int
+    top: tuple[tuple[str, float], ...] = ()
 
 
 class TextDelta(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +55,7 @@ class TextDecoder:
         self._prompt_tokens = len(asked.prompt)
         self._stop_tokens = frozenset(asked.stop_tokens)
         self._stops = StopMatcher(asked.stop) if asked.stop else None
-        self._wants_logprobs = asked.logprobs is not None
+        self._logprobs_wanted = asked.logprobs
         self._text = text
         self._words = text.detokenizer()
         self._output_tokens = 0
@@ -96,7 +100,7 @@ class TextDecoder:
         """Text of a chunk's tokens. A stop token counts as output but has no text."""
         tokens = data if isinstance(data, Tokens) else msgspec.convert(data, Tokens)
         self._output_tokens += len(tokens.ids)
-        if not self._wants_logprobs or tokens.logprobs is None:
+        if self._logprobs_wanted is None or tokens.logprobs is None:
             ids = tokens.ids
             if self._stop_tokens and not self._stop_tokens.isdisjoint(ids):
                 ids = [token for token in ids if token not in self._stop_tokens]
@@ -104,10 +108,12 @@ class TextDecoder:
             self._made += len(text)
             return text
         parts: list[str] = []
-        for token, logprob in zip(tokens.ids, tokens.logprobs, strict=True):
+        tops = tokens.top or [[] for _ in tokens.ids]
+        for token, logprob, top in zip(tokens.ids, tokens.logprobs, tops, strict=True):
             if token in self._stop_tokens:
                 continue
-            entry = TokenLogprob(token=self._text.decode([token]), logprob=logprob, offset=self._made)
+            candidates = tuple((self._text.decode([id_]), value) for id_, value in top[: self._logprobs_wanted])
+            entry = TokenLogprob(token=self._text.decode([token]), logprob=logprob, offset=self._made, top=candidates)
             self._logprobs.append(entry)
             parts.append(self._words.feed([token]))
             self._made += len(parts[-1])
@@ -131,6 +137,7 @@ class StopMatcher:
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
         self._longest = max(map(len, stops))
+        self._firsts = frozenset(stop[0] for stop in stops)
         self._held = ""
 
     def feed(self, text: str, last: bool = False) -> tuple[str, bool]:
@@ -147,7 +154,7 @@ class StopMatcher:
         if last:
             return text, False
         for start in range(max(0, len(text) - self._longest + 1), len(text)):
-            if any(stop.startswith(text[start:]) for stop in self._stops):
+            if text[start] in self._firsts and any(stop.startswith(text[start:]) for stop in self._stops):
                 self._held = text[start:]
                 return text[:start], False
         return text, False

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from foreserve.errors import BadRequest
-from foreserve.models.catalog import Source, locate
+from foreserve.models.catalog import locate
 from foreserve.models.chat_template import ChatTemplate
 from foreserve.models.facts import ModelFacts
 from foreserve.models.prepare import PreparedModel, prepare
 from foreserve.models.tokenizer import Detokenizer, Tokenizer
 from foreserve.settings import LLMSettings
+
+_wall: ContextVar[float] = ContextVar("wall", default=0.0)
+"""The time for a template that writes the date: it may be rendered in a thread, where there is no loop to ask."""
 
 
 class PreparedText:
@@ -30,16 +34,17 @@ class PreparedText:
         facts = model.facts
         template = None
         if facts.chat_template is not None:
-            template = ChatTemplate(facts.chat_template, facts.bos_token, facts.eos_token)
+            template = ChatTemplate(facts.chat_template, facts.bos_token, facts.eos_token, wall=_wall.get)
         return cls(Tokenizer.load(model), template, facts)
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, bos=True)
 
-    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def conversation(self, messages: Sequence[Mapping[str, Any]], wall: float) -> list[int]:
         if self._template is None:
             raise BadRequest("this model has no chat template; use /v1/completions", param="messages")
-        return self._tokenizer.encode(self._template.render(list(messages), add_generation_prompt=True))
+        _wall.set(wall)
+        return self._tokenizer.encode(self._template.render([dict(said) for said in messages]))
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids)
@@ -52,12 +57,11 @@ def prepared(
     settings: LLMSettings, engine: str, where: str, progress: Callable[[float, str], None] | None
 ) -> tuple[PreparedText, dict[str, Any]]:
     """The model's text side, and the options of `engine` for it. Slow the first time. Raises ConfigError."""
-    source = locate(settings.model, where)
-    model = prepare(source, engine, settings.weights, progress)
-    return PreparedText.of(model), _options(settings, engine, source, model)
+    model = prepare(locate(settings.model, where), engine, settings.weights, progress)
+    return PreparedText.of(model), _options(settings, engine, model)
 
 
-def _options(settings: LLMSettings, engine: str, source: Source, model: PreparedModel) -> dict[str, Any]:
+def _options(settings: LLMSettings, engine: str, model: PreparedModel) -> dict[str, Any]:
     """The settings in the words of each engine of ours; a user's own gets what all of them take."""
     options: dict[str, Any] = {
         "model_path": str(model.weights_path),
@@ -75,5 +79,5 @@ def _options(settings: LLMSettings, engine: str, source: Source, model: Prepared
                 "cache_dir": str(model.folder),
             }
         case "transformers":
-            options |= {"weights": model.weights}
+            options |= {"weights": model.weights or "bf16"}
     return options

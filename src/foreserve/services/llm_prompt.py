@@ -14,8 +14,8 @@ from foreserve.engines.generation import Generate
 from foreserve.errors import BadRequest, ContextExceeded
 from foreserve.services.llm_text import Text
 
-OFFLOAD_CHARS = 16_384
-"""Texts longer than this are tokenised off the event loop, which would stand still for more than some 10 ms."""
+OFFLOAD_CHARS = 4096
+"""Texts longer than this are tokenised off the event loop, which would stand still for milliseconds."""
 
 CHARS_PER_TOKEN = 128
 """No vocabulary in use has longer tokens: a text beyond context times this cannot fit and is not even tokenised."""
@@ -25,9 +25,11 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How to continue, in the words of `Generate`.
 
     `max_tokens=None` is what the service's settings say, else `usual_tokens`, else up to the end of the context.
+    `max_tokens_param` is how the client called it.
     """
 
     max_tokens: int | None = None
+    max_tokens_param: str = "max_tokens"
     usual_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
@@ -89,7 +91,7 @@ def generate(prompt: list[int], wanted: Sampling, limits: Limits, eos_ids: Seque
         raise ContextExceeded(
             f"{wanted.max_tokens} output tokens were asked for; the context is {limits.context_tokens} tokens and the "
             f"prompt takes {len(prompt)} of them, which leaves room for {room}",
-            param="max_tokens",
+            param=wanted.max_tokens_param,
         )
     return Generate(
         prompt=prompt,

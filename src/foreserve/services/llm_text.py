@@ -33,8 +33,11 @@ class Text(Protocol):
         """The prompt that a plain text is, with the token that begins a text where the model wants one."""
         ...
 
-    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The prompt of a conversation, up to where the assistant speaks. Raises BadRequest, or what a template may."""
+    def conversation(self, messages: Sequence[Mapping[str, Any]], wall: float) -> list[int]:
+        """The prompt of a conversation, up to where the assistant speaks. Raises BadRequest, or what a template may.
+
+        Some templates write the date: `wall` is seconds since the epoch. It may be called off the event loop.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
@@ -58,7 +61,7 @@ class ByteText:
     def detokenizer(self) -> _ByteDetokenizer:
         return _ByteDetokenizer()
 
-    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def conversation(self, messages: Sequence[Mapping[str, Any]], wall: float) -> list[int]:
         return self.encode("".join(f"{said['role']}: {said['content']}\n" for said in messages) + "assistant: ")
 
 

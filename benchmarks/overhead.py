@@ -1,0 +1,182 @@
+"""What our server costs: the same engine driven directly, through our server, and a server of the field beside it.
+
+The engine has one core, the gateway and the client the other; the direct run has the engine's core alone. The sides
+take turns within each repetition. Prompts are real, their token counts equal on both sides, 64 tokens are forced.
+
+The peer is llama.cpp's server (`pip install xllamacpp`) on the same weights (f16), one thread, as many slots.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks.common import Report, arguments, bars, picture, ratios
+from benchmarks.data import samples
+from benchmarks.load import send_now
+from benchmarks.servers import foreserve, free_port, on_cores, running
+from foreserve.loadgen.arrivals import ClosedLoop
+from foreserve.loadgen.client import ClientOptions
+from foreserve.loadgen.prompts import Prompt
+from foreserve.loadgen.run import Limits
+from foreserve.loadgen.stats import summarise
+from foreserve.services.llm import LLM
+
+ENGINE, REST = {0}, {1}
+SLOTS = 16
+BATCHED_TOKENS = 512
+KV_GB = 1.0
+
+APP = f"""
+import foreserve as fs
+app = fs.App(
+    chat=fs.LLM("smollm2", engine="openvino", threads=1, max_running={SLOTS}, max_batched_tokens={BATCHED_TOKENS},
+                kv_cache_gb={KV_GB}, prefix_caching=False, queue={{"max_wait_s": 600.0}}),
+    state={{"history": False}},
+)
+"""
+
+PEER = """
+import sys, time, xllamacpp as xlc
+p = xlc.CommonParams()
+p.model.path = sys.argv[1]
+p.port = int(sys.argv[2]); p.hostnames = ["127.0.0.1"]
+p.n_parallel = {slots}; p.n_ctx = {slots} * 1024; p.warmup = True
+p.cpuparams.n_threads = 1; p.cpuparams_batch.n_threads = 1
+p.cache_ram_mib = 0
+server = xlc.Server(p)
+while True: time.sleep(3600)
+"""
+
+
+class Direct:
+    """The baseline's process (see `direct`)."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._in: IO[str] = process.stdin
+        self._out: IO[str] = process.stdout
+        self._read()
+
+    def run(self, prompts: Sequence[Sequence[int]], max_tokens: int, concurrency: int) -> dict[str, Any]:
+        self._in.write(json.dumps({"prompts": prompts, "max_tokens": max_tokens, "concurrency": concurrency}) + "\n")
+        self._in.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self._out.readline() or "{}")
+        if not answer:
+            raise RuntimeError("the direct engine ended")
+        return answer
+
+
+@contextmanager
+def direct(folder: Path, kv_blocks: int) -> Iterator[Direct]:
+    """The baseline on the engine's core, ready."""
+    command = [sys.executable, "-m", "benchmarks.direct", str(folder), str(SLOTS), str(BATCHED_TOKENS), str(kv_blocks)]
+    with on_cores(ENGINE):
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield Direct(process)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def load(url: str, prompts: Sequence[str], max_tokens: int, clients: int, model: str) -> tuple[float, list[float]]:
+    """Output tokens a second and every TTFT of a closed loop over `prompts`, once each."""
+    options = ClientOptions(
+        url=url,
+        model=model,
+        endpoint="completions",
+        max_tokens=max_tokens,
+        extra={"ignore_eos": True, "temperature": 0},
+    )
+    made = [Prompt(prompt=prompt) for prompt in prompts]
+    limits = Limits(requests=len(made), duration_s=900.0)
+    results = send_now(options, made, ClosedLoop(clients), limits).results
+    wrong = [result for result in results if result.ending != "done"]
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} of {len(results)} requests did not end well: {wrong[0].error}")
+    summary = summarise(results)
+    if summary.output_tokens != max_tokens * len(made):
+        raise RuntimeError(f"{summary.output_tokens} tokens came, {max_tokens * len(made)} were asked")
+    seconds = max(r.ended for r in results) - min(r.sent for r in results)
+    return summary.output_tokens / seconds, [r.first - r.sent for r in results if r.first is not None]
+
+
+def main() -> None:
+    """Run it."""
+    args = arguments(__doc__)
+    repetitions, requests, single, max_tokens = (1, 16, 6, 24) if args.quick else (5, 48, 24, 64)
+    settings = {"slots": SLOTS, "requests": requests, "max_tokens": max_tokens, "repetitions": repetitions}
+    report = Report("overhead", settings | {"model": "SmolLM2-135M-Instruct f16", "engine_threads": 1})
+    kind = LLM("smollm2", engine="openvino", threads=1, max_running=SLOTS, kv_cache_gb=KV_GB)
+    kind.prepare()
+    options = kind.engines()[0].options
+    folder = Path(options["cache_dir"]) / "model.openvino"
+    needed = requests * repetitions + single
+    texts = [sample.prompt for sample in samples("sharegpt", needed, report, max_chars=600)]
+    ids = [kind.text.encode(text) for text in texts]
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    ours: list[float] = []
+    alone: list[float] = []
+    peer: list[float] = []
+    with ExitStack() as stack:
+        app = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "app.py"
+        app.write_text(APP)
+        server = stack.enter_context(foreserve(str(app), cores=REST, engine_cores=ENGINE))
+        facts = json.loads((folder / "foreserve.json").read_text())
+        engine = stack.enter_context(direct(folder, int(KV_GB * 2**30) // int(facts["kv_block_bytes"])))
+        stack.enter_context(on_cores(REST))
+        load(server.url, texts[:4], 8, 4, "chat")
+        engine.run(ids[:4], 8, 4)
+
+        added: list[float] = []
+        for index in range(single):
+            first = engine.run([ids[index]], 4, 1)["ttft"][0]
+            added.append((load(server.url, [texts[index]], 4, 1, "chat")[1][0] - first) * 1000)
+        for turn in range(repetitions):
+            part = slice(single + turn * requests, single + (turn + 1) * requests)
+            base = engine.run(ids[part], max_tokens, SLOTS)
+            alone.append(base["tokens"] / base["seconds"])
+            ours.append(load(server.url, texts[part], max_tokens, SLOTS, "chat")[0])
+
+    if importlib.util.find_spec("xllamacpp"):
+        port = free_port()
+        command = [sys.executable, "-c", PEER.format(slots=SLOTS), options["model_path"], str(port)]
+        with running(command, port, ready="/health", cores=ENGINE) as server, on_cores(REST):
+            load(server.url, texts[:4], 8, 4, "any")
+            for turn in range(repetitions):
+                part = slice(single + turn * requests, single + (turn + 1) * requests)
+                peer.append(load(server.url, texts[part], max_tokens, SLOTS, "any")[0])
+        report.note("the peer is llama.cpp's server as packaged by xllamacpp: an AVX2 build, CPU only")
+        report.add("tokens_vs_peer", ratios(ours, peer), "above 1")
+        report.add("peer_tokens_per_s", peer)
+    else:
+        report.note("no peer was measured: pip install xllamacpp")
+    report.add("tokens_vs_direct", ratios(ours, alone), "at least 0.95")
+    report.add("added_ttft_p50_ms", added, "below 5")
+    report.add("tokens_per_s", ours)
+    report.add("direct_tokens_per_s", alone)
+    sides = {"engine alone": alone, "Foreserve": ours} | ({"llama.cpp": peer} if peer else {})
+    with picture("overhead", f"Output tokens a second, {SLOTS} clients, one engine core") as axes:
+        bars(axes[0], sides, "tokens/s")
+    report.finish(args.json)
+
+
+if __name__ == "__main__":
+    main()

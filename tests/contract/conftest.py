@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from foreserve import App, function
+from tests.gateway.house import House, serving
+from tests.gateway.scripted import ScriptedLLM
+
+KEY = "contract-key"
+
+
+@function(launcher="inline")
+def echo(**values: object) -> object:
+    return values
+
+
+@function(launcher="inline")
+def items(**values: object) -> Iterator[object]:
+    yield from values.values()
+
+
+@pytest.fixture(scope="module")
+def house() -> Iterator[House]:
+    """A scripted model that can be made to do everything, another with one slot and a queue of one, and a function."""
+    app = App(
+        chat=ScriptedLLM(),
+        small=ScriptedLLM(slots=1, queue={"max_waiting": 1}),
+        away=ScriptedLLM(replicas=0),
+        echo=echo,
+        items=items,
+        server={"api_keys": [{"key": KEY}]},
+        state={"history": False},
+    )
+    with serving(app) as house:
+        yield house
+
+
+@pytest.fixture
+def base_url(house: House) -> str:
+    """Where the API of the server under test is."""
+    return f"{house.url}/v1"

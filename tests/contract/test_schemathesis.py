@@ -1,0 +1,92 @@
+"""Whatever is sent by the OpenAPI page, and beside it: no unexpected 5xx, only statuses and shapes that it names."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from tests.contract.conftest import KEY
+from tests.gateway.house import House
+
+HEADERS = {"authorization": f"Bearer {KEY}"}
+
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+
+EXAMPLES = 20
+
+OPERATIONS = [
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+    "GET /v1/models",
+    "GET /v1/models/{model}",
+    "POST /v1/functions/{name}",
+    "GET /health/live",
+    "GET /health/ready",
+    "GET /metrics",
+    "GET /v1/foreserve/status",
+]
+
+
+def page_of(house: House) -> dict[str, Any]:
+    page: dict[str, Any] = httpx.get(f"{house.url}/openapi.json", headers=HEADERS).json()
+    return page
+
+
+def with_names_there_are(page: dict[str, Any]) -> dict[str, Any]:
+    """Else nearly everything would end at a 404."""
+    for body in ("ChatBody", "CompletionBody"):
+        page["components"]["schemas"][body]["properties"]["model"] = {"enum": ["chat"]}
+    page["paths"]["/v1/functions/{name}"]["post"]["parameters"][-1]["schema"] = {"enum": ["echo", "items"]}
+    return page
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_no_surprises(house: House, label: str, mode: GenerationMode):
+    schema = schemathesis.openapi.from_dict(with_names_there_are(page_of(house)))
+    method, path = label.split()
+    operation = schema[path][method]
+
+    @settings(
+        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def each(case: schemathesis.Case) -> None:
+        case.call_and_validate(base_url=house.url, headers=HEADERS, checks=CHECKS, timeout=20)
+
+    try:
+        each()
+    except Unsatisfiable:
+        pytest.skip("nothing of the kind can be made for this path")
+
+
+def test_every_path_of_the_page_is_tried(house: House):
+    page = page_of(house)
+    assert sorted(OPERATIONS) == sorted(f"{m.upper()} {path}" for path, all_ in page["paths"].items() for m in all_)
+
+
+def test_the_page_has_every_body_and_status(house: House):
+    page = page_of(house)
+    chat = page["paths"]["/v1/chat/completions"]["post"]
+    assert set(chat["responses"]) == {"200", "400", "401", "404", "413", "429", "500", "503", "504"}
+    assert chat["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/ChatBody")
+    schemas = page["components"]["schemas"]
+    assert schemas["ChatBody"]["additionalProperties"] is False
+    assert {"ChatBody", "CompletionBody", "Message", "Error"} <= set(schemas)
+    text = json.dumps(page)
+    named = {part.partition('"')[0] for part in text.split('"#/components/schemas/')[1:]}
+    assert named <= set(schemas)

@@ -1,0 +1,315 @@
+import asyncio
+import contextvars
+import logging
+import threading
+
+import pytest
+
+from foreserve.core import Work
+from foreserve.engines.python import PythonEngine
+from foreserve.errors import EngineStartError
+from foreserve.simulation import clock
+
+tenant = contextvars.ContextVar("tenant", default="nobody")
+
+
+def call(id="a", **args):
+    return Work(id=id, payload={"args": args}, cost={"slots": 1.0}, arrival=0.0)
+
+
+async def engine(target, **options):
+    made = PythonEngine(target, **options)
+    await made.start()
+    return made
+
+
+async def outcome(target, **args):
+    """The items and the finish of one call."""
+    made = await engine(target)
+    chunks = [chunk async for chunk in made.run(call(**args))]
+    await made.close()
+    assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
+    assert all(chunk.finish is None for chunk in chunks[:-1])
+    assert chunks[-1].data is None
+    return [chunk.data for chunk in chunks[:-1]], chunks[-1].finish
+
+
+def add(a, b=1):
+    return a + b
+
+
+async def add_later(a, b=1):
+    await asyncio.sleep(0)
+    return a + b
+
+
+def count(n):
+    yield from range(n)
+
+
+async def count_later(n):
+    for i in range(n):
+        await asyncio.sleep(0)
+        yield i
+
+
+@pytest.mark.parametrize(
+    ("target", "args", "items"),
+    [
+        (add, {"a": 2}, [3]),
+        (add_later, {"a": 2, "b": 5}, [7]),
+        (count, {"n": 3}, [0, 1, 2]),
+        (count_later, {"n": 3}, [0, 1, 2]),
+        (count, {"n": 0}, []),
+        (lambda: None, {}, [None]),
+        (lambda: count(2), {}, [0, 1]),
+        (lambda: add_later(1), {}, [2]),
+    ],
+)
+async def test_every_kind_of_function_gives_its_items(target, args, items):
+    given, finish = await outcome(target, **args)
+    assert given == items
+    assert finish.reason == "stop"
+    assert finish.usage["items"] == len(items)
+
+
+@pytest.mark.parametrize("target", [add, add_later, count, count_later])
+async def test_wrong_arguments_are_rejected_before_the_call(target):
+    items, finish = await outcome(target, x=1)
+    assert items == []
+    assert finish.reason == "rejected"
+    assert "argument" in finish.error
+
+
+async def test_arguments_that_are_no_mapping_are_rejected():
+    made = await engine(add)
+    chunks = [chunk async for chunk in made.run(Work(id="a", payload={"args": [1]}, cost={}, arrival=0.0))]
+    assert chunks[-1].finish.reason == "rejected"
+
+
+async def fail_later():
+    raise ValueError("no such thing")
+
+
+def fail_after_one():
+    yield 1
+    raise ValueError("no such thing")
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("target", "items"), [(lambda: fail(ValueError("no such thing")), []), (fail_later, []), (fail_after_one, [1])]
+)
+async def test_an_exception_is_an_error_in_words_and_its_traceback_is_logged(target, items, caplog):
+    with caplog.at_level(logging.ERROR):
+        given, finish = await outcome(target)
+    assert given == items
+    assert (finish.reason, finish.error) == ("error", "ValueError: no such thing")
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize("error", [StopIteration(1), KeyboardInterrupt(), SystemExit(3)])
+async def test_exceptions_that_mean_something_to_python_end_only_the_call(error):
+    _, finish = await outcome(lambda: fail(error))
+    assert finish.reason == "error"
+    assert finish.error.startswith(type(error).__name__)
+
+
+async def test_results_that_cannot_be_sent_are_errors_and_arrays_become_lists():
+    numpy = pytest.importorskip("numpy")
+    _, finish = await outcome(object)
+    assert finish.reason == "error"
+    assert "object" in finish.error
+    items, _ = await outcome(lambda: {"scores": numpy.arange(3), "best": numpy.float32(0.5), "raw": b"\x00"})
+    assert items == [{"scores": [0, 1, 2], "best": 0.5, "raw": b"\x00"}]
+
+
+async def test_context_variables_reach_the_function_and_hold_from_item_to_item():
+    def items():
+        tenant.set(tenant.get() + "!")
+        yield tenant.get()
+        yield tenant.get()
+
+    async def later():
+        return tenant.get()
+
+    tenant.set("acme")
+    assert (await outcome(items))[0] == ["acme!", "acme!"]
+    assert (await outcome(later))[0] == ["acme"]
+    assert tenant.get() == "acme"
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_an_item_is_made_only_when_it_is_asked_for(kind):
+    made = []
+
+    def sync():
+        for i in range(10):
+            made.append(i)
+            yield i
+
+    async def later():
+        for i in range(10):
+            made.append(i)
+            yield i
+
+    run = (await engine(sync if kind == "sync" else later)).run(call())
+    await anext(run)
+    await anext(run)
+    await asyncio.sleep(0.02)
+    assert made == [0, 1]
+    await run.aclose()
+
+
+@pytest.mark.parametrize("how", ["cancel", "leave"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_generator_is_closed_when_it_is_not_wanted_any_more(kind, how):
+    closed = threading.Event()
+
+    def sync():
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    async def later():
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    made = await engine(sync if kind == "sync" else later)
+    run = made.run(call())
+    await anext(run)
+    if how == "cancel":
+        await made.cancel("a")
+        assert (await anext(run)).finish.reason == "cancelled"
+    await run.aclose()
+    assert closed.is_set()
+    assert (await made.load()).running == 0
+
+
+async def test_an_async_function_is_cancelled():
+    cancelled = asyncio.Event()
+
+    async def forever():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    made = await engine(forever)
+    answer = asyncio.create_task(anext(made.run(call())))
+    await asyncio.sleep(0.01)
+    await made.cancel("a")
+    assert (await answer).finish.reason == "cancelled"
+    assert cancelled.is_set()
+
+
+async def test_a_plain_function_that_is_cancelled_runs_on_and_its_slot_comes_back_when_it_ends():
+    go, running = threading.Event(), threading.Event()
+
+    def stuck():
+        running.set()
+        go.wait(10)
+        return "late"
+
+    made = await engine(stuck)
+    answer = asyncio.create_task(anext(made.run(call())))
+    await asyncio.to_thread(running.wait, 10)
+    await made.cancel("a")
+    await asyncio.sleep(0.02)
+    assert not answer.done()
+    assert (await made.load()).running == 1
+    go.set()
+    chunk = await answer
+    assert (chunk.data, chunk.finish.reason) == (None, "cancelled")
+
+
+async def test_a_call_whose_reader_is_gone_is_counted_until_its_thread_ends():
+    go, running = threading.Event(), threading.Event()
+
+    def stuck():
+        running.set()
+        go.wait(10)
+
+    made = await engine(stuck)
+    answer = asyncio.create_task(anext(made.run(call())))
+    await asyncio.to_thread(running.wait, 10)
+    answer.cancel()
+    await asyncio.gather(answer, return_exceptions=True)
+    assert (await made.load()).running == 1
+    go.set()
+    async with asyncio.timeout(10):
+        while (await made.load()).running:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def test_calls_run_side_by_side_in_a_bounded_pool():
+    together = threading.Barrier(3)
+
+    def meet():
+        return together.wait(10)
+
+    made = await engine(meet, max_running=3)
+
+    async def one(id):
+        first, *_ = [chunk async for chunk in made.run(call(id))]
+        return first.data
+
+    assert sorted(await asyncio.gather(*(one(f"r{i}") for i in range(3)))) == [0, 1, 2]
+    await made.close()
+
+
+async def test_timeouts_of_async_generators_may_span_items():
+    async def items():
+        async with asyncio.timeout(30):
+            yield 1
+            yield 2
+
+    assert (await outcome(items))[0] == [1, 2]
+
+
+def test_functions_run_on_a_virtual_clock():
+    async def slow(n):
+        for i in range(n):
+            await asyncio.sleep(3600)
+            yield i
+
+    async def main():
+        return await outcome(slow, n=5), await outcome(add, a=1), asyncio.get_running_loop().time()
+
+    (items, finish), (added, _), now = clock.run(main())
+    assert (items, finish.usage["seconds"], added, now) == ([0, 1, 2, 3, 4], 5 * 3600, [2], 5 * 3600)
+
+
+async def test_targets_are_found_in_files_and_modules(tmp_path):
+    (tmp_path / "helper_of_shop.py").write_text("FACTOR = 3\n")
+    (tmp_path / "shop.py").write_text(
+        "from helper_of_shop import FACTOR\n\ndef price(n: int):\n    return n * FACTOR\n\nLABEL = 'shop'\n"
+    )
+    assert (await outcome(f"{tmp_path / 'shop.py'}:price", n=2))[0] == [6]
+    assert (await outcome("operator:neg"))[1].reason == "rejected"
+    info = await PythonEngine(f"{tmp_path / 'shop.py'}:price", max_running=2).start()
+    assert info.capacity == {"slots": 2.0}
+    assert info.facts == {"streams": False, "parameters": ["n"]}
+    for target, words in [
+        (f"{tmp_path / 'shop.py'}:prize", "did you mean 'price'"),
+        (f"{tmp_path / 'shop.py'}:LABEL", "cannot be called"),
+        (f"{tmp_path / 'none.py'}:price", "there is no file"),
+        ("no_such_module_here:x", "cannot import"),
+        ("nothing", "valid:"),
+    ]:
+        with pytest.raises(EngineStartError, match=words):
+            await PythonEngine(target).start()
+
+
+async def test_a_module_that_fails_is_told_with_its_error(tmp_path):
+    (tmp_path / "broken_shop.py").write_text("1 / 0\n")
+    with pytest.raises(EngineStartError, match="ZeroDivisionError"):
+        await PythonEngine(f"{tmp_path / 'broken_shop.py'}:price").start()

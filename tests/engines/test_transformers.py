@@ -1,0 +1,115 @@
+import asyncio
+import logging
+
+import pytest
+
+from foreserve.core import Work
+from foreserve.engines.transformers import TransformersEngine
+from foreserve.errors import EngineStartError
+from tests.engines.contract import Subject, work
+
+
+@pytest.fixture
+async def subject(tiny_llama):
+    engine = TransformersEngine(model_path=str(tiny_llama), max_running=4, threads=1, weights="f32")
+    yield Subject(engine, await engine.start())
+    await engine.close()
+
+
+async def test_rows_are_those_of_generate_alone(subject, tiny_llama):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    prompts = [[5, 6, 7], [9], [3] * 20]
+    answers = await subject.run(*(work(f"r{i}", output=10, prompt=prompt) for i, prompt in enumerate(prompts)))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        alone = model.generate(
+            torch.tensor([prompt]), max_new_tokens=10, do_sample=False, pad_token_id=0, eos_token_id=None
+        )
+        assert answer.ids == alone[0, len(prompt) :].tolist()
+
+
+async def test_a_seeded_row_is_the_same_in_whatever_batch(subject):
+    seeded = {"temperature": 1.0, "seed": 11, "output": 12}
+    (alone,) = await subject.run(work("a", **seeded))
+    others = [work(f"o{i}", output=3 + i, temperature=2.0, prompt=[4] * (9 + i)) for i in range(2)]
+    *_, among = await subject.run(*others, work("b", **seeded))
+    assert among.ids == alone.ids
+
+
+async def test_a_row_that_ended_gets_no_more_chunks(subject):
+    short, long = await subject.run(work("short", output=2), work("long", output=20))
+    assert len(short.chunks) == 2
+    assert len(long.chunks) == 20
+
+
+async def test_rivals_come_with_their_log_probabilities(subject):
+    (answer,) = await subject.run(work("a", output=3, logprobs=4))
+    for chunk in answer.chunks:
+        (top,) = chunk.data.top
+        assert len(top) == 4
+        assert top[0] == (chunk.data.ids[0], chunk.data.logprobs[0])
+
+
+async def test_out_of_memory_ends_each_row_with_an_error_and_the_engine_goes_on(subject, monkeypatch, caplog):
+    def no_memory(**_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+        patch.setattr(subject.engine._model, "generate", no_memory)
+        answers = await subject.run(work("a"), work("b"))
+    assert [(answer.reason, answer.finish.error) for answer in answers] == [("error", "out of memory")] * 2
+    (after,) = await subject.run(work("c"))
+    assert after.reason == "length"
+
+
+async def test_a_failure_in_the_middle_ends_the_rows_that_had_not_ended(subject, monkeypatch, caplog):
+    real = subject.engine._model.forward
+    calls = []
+
+    def failing(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise ValueError("lost a layer")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(subject.engine._model, "forward", failing)
+    short, long = await subject.run(work("short", output=2), work("long", output=9))
+    assert short.reason == "length"
+    assert (long.reason, long.finish.error) == ("error", "ValueError: lost a layer")
+    assert long.finish.usage["output_tokens"] == len(long.ids) == 3
+
+
+async def test_what_it_lacks_is_rejected(subject):
+    schema, rivals = await subject.run(work("a", json_schema="{}"), work("b", logprobs=65))
+    assert schema.reason == rivals.reason == "rejected"
+
+
+async def test_more_rows_than_a_batch_holds_are_all_rejected(subject):
+    answers = await subject.run(*(work(f"r{i}") for i in range(5)))
+    assert {answer.reason for answer in answers} == {"rejected"}
+
+
+async def test_cancelling_every_row_ends_the_batch_early(subject):
+    running = asyncio.create_task(subject.run(work("a", output=100), work("b", output=100)))
+    await subject.begun("a")
+    await asyncio.gather(subject.engine.cancel("a"), subject.engine.cancel("b"))
+    answers = await running
+    assert {answer.reason for answer in answers} == {"cancelled"}
+
+
+async def test_run_is_a_batch_of_one(subject):
+    each: Work = work("a", output=3)
+    chunks = [chunk async for chunk in subject.engine.run(each)]
+    assert [len(chunk.data.ids) for chunk in chunks] == [1, 1, 1]
+
+
+async def test_what_is_no_model_is_told_in_words(tmp_path, tiny_llama):
+    with pytest.raises(EngineStartError, match=r"no config\.json"):
+        await TransformersEngine(model_path=str(tmp_path)).start()
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(EngineStartError, match="cannot load"):
+        await TransformersEngine(model_path=str(tmp_path)).start()
+    with pytest.raises(ValueError, match="bf16"):
+        TransformersEngine(model_path=str(tiny_llama), weights="q4")

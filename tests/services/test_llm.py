@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+
+from foreserve.core import EngineInfo, Work
+from foreserve.engines.generation import Generate
+from foreserve.errors import BadRequest, ConfigError, ContextExceeded, Unavailable
+from foreserve.services.llm import LLM
+from foreserve.services.llm_prompt import Sampling
+from foreserve.settings import LLMSettings
+
+INFO = EngineInfo(batching="continuous", capacity={"slots": 4, "kv_tokens": 4096}, facts={"context_tokens": 2048})
+
+
+def ready() -> LLM:
+    llm = LLM("simulated")
+    llm.prepare()
+    llm.ready(INFO)
+    return llm
+
+
+def test_words_and_their_mistakes():
+    assert LLM("simulated", replicas=2).settings.replicas == 2
+    assert LLM(model="simulated").settings.model == "simulated"
+    for wrong, words in (
+        (lambda: LLM("simulated", max_runing=3), "max_running"),
+        (lambda: LLM("simulated", model="simulated"), "twice"),
+        (lambda: LLM(), "model"),
+        (lambda: LLM("simulated", engine="simulatd"), "did you mean 'simulated'"),
+        (lambda: LLM("simulated", engine="openvino"), "go together"),
+        (lambda: LLM("smollm2", engine="simulated"), "go together"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            wrong()
+    settings = LLMSettings(model="simulated")
+    assert LLM.from_settings(settings, "app.yaml: services.chat").settings is settings
+
+
+def test_the_engine_of_the_simulated_model():
+    specs = LLM("simulated", replicas=2, max_running=3, context_tokens=100, engine_options={"decode_s": 0.5}).engines()
+    assert len(specs) == 2
+    assert specs[0].factory == "foreserve.engines.simulated:SimulatedEngine"
+    assert specs[0].options == {"slots": 3, "context_tokens": 100, "decode_s": 0.5}
+
+
+def test_the_policy_suits_the_engine():
+    assert LLM("simulated").policy == "fcfs"
+    assert LLM("simulated", engine_options={"batching": "static"}).policy == "fixed"
+    assert LLM("some/folder", engine="transformers").policy == "fixed"
+
+
+def test_a_model_that_is_not_there_is_found_out_early():
+    with pytest.raises(ConfigError, match="nowhere"):
+        LLM("nowhere/at/all", engine="transformers").check()
+    LLM("simulated").check()
+
+
+async def test_nothing_can_be_asked_before_a_replica_was_ready():
+    llm = LLM("simulated")
+    with pytest.raises(Unavailable):
+        await llm.complete("a", Sampling())
+    llm.prepare()
+    with pytest.raises(Unavailable):
+        await llm.complete("a", Sampling())
+
+
+async def test_a_conversation_becomes_a_priced_payload():
+    llm = ready()
+    payload = await llm.chat([{"role": "user", "content": "hi"}], Sampling(max_tokens=10))
+    assert bytes(payload.prompt) == b"user: hi\nassistant: "
+    assert llm.price(payload) == {"slots": 1.0, "kv_tokens": len(payload.prompt) + 10.0}
+    assert llm.events_bound(payload) >= 10
+    llm.decoder(Work(id="a", payload=payload, cost={}, arrival=0.0))
+
+
+async def test_long_texts_are_read_off_the_loop_and_checked_alike():
+    llm = ready()
+    long = "x" * 20_000
+    for asking in (llm.chat([{"role": "user", "content": long}], Sampling()), llm.complete(long, Sampling())):
+        with pytest.raises(ContextExceeded, match="context is 2048"):
+            await asking
+    assert isinstance(await llm.complete([1, 2], Sampling()), Generate)
+
+
+async def test_what_a_template_raises_is_about_the_messages(monkeypatch: pytest.MonkeyPatch):
+    llm = ready()
+
+    def refuse(messages: object, wall: float) -> list[int]:
+        raise ValueError("roles must alternate")
+
+    monkeypatch.setattr(llm.text, "conversation", refuse)
+    with pytest.raises(BadRequest, match="roles must alternate") as caught:
+        await llm.chat([{"role": "user", "content": "hi"}], Sampling())
+    assert caught.value.param == "messages"
