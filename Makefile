@@ -15,7 +15,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install dev test test-slow lint format bench soak clean
+.PHONY: help serve install dev test test-slow test-peers lint format bench soak clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -32,6 +32,12 @@ test: dev ## fast tests
 
 test-slow: dev ## tests with the real models, and long ones
 	$(BIN)/python -m pytest -m "(slow or model) and not peer and not gpu" $(ARGS)
+
+test-peers: dev ## upstream mode against real llama.cpp and vLLM servers, made in .venv/peers (4 GB)
+	$(PIP) install --quiet -c constraints.txt langgraph langchain-openai
+	tests/peer/setup.sh .venv/peers
+	FORESERVE_PEER_LLAMACPP=$(CURDIR)/.venv/peers/llamacpp/bin/python \
+	FORESERVE_PEER_VLLM=$(CURDIR)/.venv/peers/vllm/bin/python $(BIN)/python -m pytest -m peer tests/peer $(ARGS)
 
 lint: dev ## ruff, the import direction, strict types
 	$(BIN)/ruff check .

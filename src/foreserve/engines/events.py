@@ -57,8 +57,13 @@ def told(event: bytes) -> Told | None:
     """Token counts told by a server-sent event, or `None`. Cheap where it tells none."""
     if b'"usage"' not in event and b'"timings"' not in event:
         return None
-    lines = _DATA.findall(event)
-    return told_by_json(b"\n".join(lines)) if lines else None
+    data = data_of(event)
+    return told_by_json(data) if data else None
+
+
+def data_of(event: bytes) -> bytes:
+    """The data of a server-sent event, empty when it has none."""
+    return b"\n".join(_DATA.findall(event))
 
 
 def told_by_json(body: bytes) -> Told | None:

@@ -8,6 +8,7 @@ still be put right: by asking once more, or on another replica.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -19,7 +20,8 @@ import msgspec
 from yarl import URL
 
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
-from foreserve.engines.events import EventSplitter, EventTooLong, told, told_by_json
+from foreserve.engines.counting import Counting
+from foreserve.engines.events import EventSplitter, EventTooLong, told_by_json
 from foreserve.engines.forwarding import Body, Forward, Head
 from foreserve.engines.json_fields import asking_for_usage
 from foreserve.engines.refusals import BACK_PRESSURE, refusal
@@ -234,23 +236,35 @@ class RemoteEngine:
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if response.headers.get("Content-Encoding", "identity") != "identity":
             kind = "encoded"
-        events = EventSplitter()
+        read = functools.partial(call.within, response.content.readany, self._timeout_s)
+        if kind == "text/event-stream":
+            events, counts = EventSplitter(), Counting(counting)
+            try:
+                while data := await read():
+                    self._watch.heard()
+                    if kept := counts.feed(events.feed(data)):
+                        yield kept
+            except (aiohttp.ClientError, OSError, Silent, EventTooLong):
+                if kept := counts.rest():
+                    yield kept
+                raise
+            finally:
+                usage.update(counts.usage)
+            if rest := counts.rest() + events.rest():
+                yield rest
+            return
         held = bytearray()
-        while data := await call.within(response.content.readany, self._timeout_s):
+        while data := await read():
             self._watch.heard()
-            if kind == "text/event-stream":
-                kept = [event for event in events.feed(data) if not _counted(event, usage, counting)]
-                if kept:
-                    yield b"".join(kept)
-            elif kind == "application/json" and len(held) + len(data) <= _GATHER_BYTES:
+            if kind == "application/json" and len(held) + len(data) <= _GATHER_BYTES:
                 held += data
             else:
                 yield bytes(held) + data
                 held.clear()
-        if held and (said := told_by_json(bytes(held))) is not None:
-            usage.update(said.usage)
-        if rest := bytes(held) + events.rest():
-            yield rest
+        if held:
+            if (said := told_by_json(bytes(held))) is not None:
+                usage.update(said.usage)
+            yield bytes(held)
 
     def _error(self, what: str, usage: dict[str, float]) -> Finish:
         return Finish(reason="error", error=f"the server {self._server.url} {what}", usage=usage)
@@ -276,12 +290,3 @@ class RemoteEngine:
         if served.make == "llamacpp" or not served.models or self._model in (None, *served.models):
             return served
         raise EngineStartError(f"{self._server.url} has no model {self._model!r}; valid: {', '.join(served.models)}")
-
-
-def _counted(event: bytes, usage: dict[str, float], ours: bool) -> bool:
-    """Note the counts that `event` tells. True when it tells nothing else and only we had asked for it."""
-    said = told(event)
-    if said is None:
-        return False
-    usage.update(said.usage)
-    return ours and said.apart

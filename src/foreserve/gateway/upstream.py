@@ -113,7 +113,7 @@ def _order(call: Call, service: Service, there: Mapping[str, msgspec.Raw]) -> Fo
     path = call.http.url.path
     ours = value(there.get("model")) == service.name and kind.name_there(service.name) != service.name
     put = {"model": kind.name_there(service.name)} if ours else {}
-    streams = value(there.get("stream")) is True and path in _STREAMS_WITH_USAGE
+    streams = value(there.get("stream")) is True and path in _STREAMS_WITH_USAGE and _one_answer(there)
     options = value(there.get("stream_options"))
     asked = isinstance(options, dict) and options.get("include_usage") is True
     limits = (value(there.get(name)) for name in _LIMITS)
@@ -125,6 +125,12 @@ def _order(call: Call, service: Service, there: Mapping[str, msgspec.Raw]) -> Fo
         count_tokens=streams and not asked and kind.observer is None,
         max_tokens=next((n for n in limits if isinstance(n, int) and 0 < n < 2**53), None),
     )
+
+
+def _one_answer(there: Mapping[str, msgspec.Raw]) -> bool:
+    """Whether `n` and the prompts ask for one answer: the ends of several cannot be put back as they were."""
+    prompt = bytes(there.get("prompt", b""))[:64].translate(None, b" \t\r\n")
+    return value(there.get("n")) in (None, 1) and not prompt.startswith((b'["', b"[["))
 
 
 def _target(http: HttpRequest) -> str:
