@@ -1,7 +1,8 @@
 """The embedded engine driven by itself, with nothing of ours between: the baseline of `overhead`.
 
-A process of its own that reads one JSON line a run (`{"prompts": [[ids]], "max_tokens": n, "concurrency": n}`) and
-answers with one (`{"seconds": s, "tokens": n, "ttft": [s]}`). It keeps `concurrency` requests in the pipeline.
+A process of its own that reads one JSON line a run (`{"prompts": [[ids]], "max_tokens": [n], "concurrency": n}`) and
+answers with one (`{"seconds": s, "tokens": n, "ttft": [s],
+"first": [ids]}`). It keeps `concurrency` requests in the pipeline.
 """
 
 from __future__ import annotations
@@ -28,30 +29,39 @@ def serve(folder: str, slots: int, max_batched_tokens: int, kv_blocks: int) -> N
     number = 0
     for line in sys.stdin:
         run: dict[str, Any] = json.loads(line)
-        waiting = list(reversed(run["prompts"]))
+        waiting = list(zip(run["prompts"], run["max_tokens"], strict=True))[::-1]
         handles: dict[int, tuple[Any, float]] = {}
         ttft: dict[int, float] = {}
+        firsts: list[int] = []
         tokens = 0
         began = time.perf_counter()
         while waiting or handles:
             while waiting and len(handles) < run["concurrency"]:
+                prompt, length = waiting.pop()
                 config = genai.GenerationConfig()
                 config.apply_chat_template = False
-                config.max_new_tokens = run["max_tokens"]
+                config.max_new_tokens = length
                 config.ignore_eos = True
                 config.do_sample = False
                 number += 1
-                ids = openvino.Tensor(numpy.array([waiting.pop()], dtype=numpy.int64))
+                ids = openvino.Tensor(numpy.array([prompt], dtype=numpy.int64))
                 handles[number] = (pipeline.add_request(number, ids, config), time.perf_counter())
             pipeline.step()
             for request, (handle, added) in list(handles.items()):
                 while handle.can_read():
                     for output in handle.read().values():
-                        ttft.setdefault(request, time.perf_counter() - added)
+                        if request not in ttft:
+                            ttft[request] = time.perf_counter() - added
+                            firsts.append(output.generated_ids[0])
                         tokens += len(output.generated_ids)
                 if handle.get_status() != genai.GenerationStatus.RUNNING:
                     del handles[request]
-        answer = {"seconds": time.perf_counter() - began, "tokens": tokens, "ttft": list(ttft.values())}
+        answer = {
+            "seconds": time.perf_counter() - began,
+            "tokens": tokens,
+            "ttft": list(ttft.values()),
+            "first": firsts,
+        }
         print(json.dumps(answer), flush=True)
 
 
