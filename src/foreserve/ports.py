@@ -68,13 +68,14 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     """What admission knows of a service.
 
     `slots` is the sum over its ready replicas; `seconds_per_request` the recent mean time on a replica (`None` until
-    something has ended).
+    something has ended) and `seconds_deviation` the recent mean distance from it.
     """
 
     waiting: int
     running: int
     slots: float
     seconds_per_request: float | None
+    seconds_deviation: float = 0.0
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,6 +35,15 @@ def test_a_deadline_that_cannot_be_met_refuses():
     assert "deadline" not in refusal.reason or refusal.retry_after >= LEAST_RETRY_S
 
 
+def test_a_deadline_leaves_room_for_deviations():
+    policy = Bounded(max_waiting=1000, max_wait_s=100)
+    spread = QueueView(waiting=10, running=4, slots=4, seconds_per_request=2.0, seconds_deviation=0.5)
+    assert policy.admit(work(deadline=8.0), spread, 0) is None
+    refusal = policy.admit(work(deadline=7.9), spread, 0)
+    assert refusal is not None
+    assert "3.0 s of work" in refusal.reason
+
+
 def test_nothing_is_refused_on_a_guess():
     policy = Bounded(max_waiting=1000, max_wait_s=0.001)
     assert policy.admit(work(deadline=0.1), view(500, pace=None), 0) is None

@@ -8,6 +8,9 @@ from foreserve.ports import QueueView, Refusal
 LEAST_RETRY_S = 1.0
 """`Retry-After` is at least this, so that refused clients do not return in the same instant."""
 MOST_RETRY_S = 60.0
+MARGIN = 2.0
+"""Mean deviations of the time on a replica that a deadline must leave room for. Under overload the queue stands at the
+limit of what is admitted; without a margin every second request there would be started and then expire."""
 
 
 def predicted_wait(view: QueueView) -> float:
@@ -42,7 +45,7 @@ class Bounded:
                 wait - self._max_wait_s,
             )
         if work.deadline is not None and view.waiting:
-            needed = wait + (view.seconds_per_request or 0.0)
+            needed = wait + (view.seconds_per_request or 0.0) + MARGIN * view.seconds_deviation
             left = work.deadline - now
             if needed > left:
                 words = (

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from foreserve.core import Chunk, Cost, Finish, Outcome, OutcomeKind, Work, add, fits
 from foreserve.dispatch.flight import Flight, ended, verdict
 from foreserve.dispatch.ledger import Ledger
+from foreserve.dispatch.pace import Pace
 from foreserve.dispatch.stream import Stream
 from foreserve.errors import ClientGone, Expired, ReplicaLost, RequestError, Shed, Unavailable
 from foreserve.ports import Admission, BatchPolicy, Pick, Placement, QueueView, Room, Wait
@@ -71,7 +72,7 @@ class Dispatcher:
         self._runners: dict[str, Runner] = {}
         self._waiting: dict[str, Flight] = {}
         self._running: dict[str, Flight] = {}
-        self._seconds_per_request: float | None = None
+        self._pace = Pace()
         self._turn: asyncio.Handle | None = None
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -129,10 +130,7 @@ class Dispatcher:
         self._waiting.pop(outcome.id, None)
         self._running.pop(outcome.id, None)
         flight.disarm()
-        if outcome.kind is OutcomeKind.DONE and outcome.started is not None:
-            taken = outcome.ended - outcome.started
-            known = self._seconds_per_request
-            self._seconds_per_request = taken if known is None else known + 0.1 * (taken - known)
+        self._pace.settled(outcome)
         self._policy.settled(outcome)
         self._ledger.end(outcome)
         flight.stream.end(outcome)
@@ -235,7 +233,8 @@ class Dispatcher:
             waiting=len(self._waiting),
             running=len(self._running),
             slots=sum(capacity.get("slots", 1.0) for capacity in capacities),
-            seconds_per_request=self._seconds_per_request,
+            seconds_per_request=self._pace.seconds,
+            seconds_deviation=self._pace.deviation,
         )
 
     def wake(self) -> None:
