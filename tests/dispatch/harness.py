@@ -119,5 +119,10 @@ class House:
         self.dispatcher.submit(work, stream)
         return stream
 
+    def turned_away(self, request_id: str) -> bool:
+        now = asyncio.get_running_loop().time()
+        stream = Stream(request_id, PlainDecoder, bound=1, stall_s=1.0, on_leave=self.dispatcher.leave)
+        return self.dispatcher.turn_away(Work(id=request_id, payload=None, cost={}, arrival=now), stream)
+
     def ended(self) -> dict[str, str]:
         return {outcome.id: outcome.kind.value for outcome in self.outcomes}

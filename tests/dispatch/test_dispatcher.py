@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import ClassVar
 
 import pytest
 
-from foreserve.core import Chunk, Finish, OutcomeKind
-from foreserve.dispatch.batching import FixedBatches
+from foreserve.core import Chunk, Finish, Outcome, OutcomeKind
+from foreserve.dispatch.admission import Bounded
+from foreserve.dispatch.batching import FirstCome, FixedBatches
 from foreserve.dispatch.dispatcher import MOST_ATTEMPTS
 from foreserve.errors import Expired, ReplicaLost, Shed, Unavailable
 from foreserve.simulation.clock import run
@@ -297,5 +299,41 @@ def test_every_finish_becomes_one_outcome(finish: Finish, kind: OutcomeKind, cod
         outcome = await stream.settled()
         assert (outcome.kind, outcome.code) == (kind, code)
         house.ledger.check(idle=True)
+
+    run(main())
+
+
+def test_what_would_be_refused_whatever_it_costs_is_turned_away_and_counted():
+    async def main() -> None:
+        house = House(admission=Bounded(max_waiting=1, max_wait_s=1000))
+        house.replica()
+        assert not house.turned_away("early")
+        house.submit("runs", 10.0)
+        await asyncio.sleep(0)
+        house.submit("waits", 10.0)
+        assert house.turned_away("late")
+        assert house.ended() == {"late": "shed"}
+        assert house.ledger.ended(OutcomeKind.SHED) == 1
+        assert list(house.ledger.open) == ["runs", "waits"]
+
+    run(main())
+
+
+def test_a_policy_hears_only_of_what_it_was_given():
+    class Listening(FirstCome):
+        heard: ClassVar[list[str]] = []
+
+        def settled(self, outcome: Outcome) -> None:
+            self.heard.append(outcome.id)
+
+    async def main() -> None:
+        house = House(policy=Listening(), admission=Bounded(max_waiting=1, max_wait_s=1000))
+        house.replica()
+        first = house.submit("first")
+        await asyncio.sleep(0)
+        second, third = house.submit("second"), house.submit("third")
+        for stream in (first, second, third):
+            await stream.settled()
+        assert Listening.heard == ["first", "second"]
 
     run(main())

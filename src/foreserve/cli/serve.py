@@ -161,6 +161,7 @@ async def _serve(app: App) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             backlog=settings.max_connections,
             timeout_graceful_shutdown=int(settings.drain_s),
         )

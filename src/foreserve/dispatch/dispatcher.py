@@ -131,7 +131,8 @@ class Dispatcher:
         self._running.pop(outcome.id, None)
         flight.disarm()
         self._pace.settled(outcome)
-        self._policy.settled(outcome)
+        if flight.queued:
+            self._policy.settled(outcome)
         self._ledger.end(outcome)
         flight.stream.end(outcome)
         self._settled(outcome)
@@ -143,16 +144,35 @@ class Dispatcher:
         now = self._loop.time()
         self._ledger.enter(work.id, child=work.parent is not None)
         flight = Flight(self.service, work, stream)
-        if self.unavailable is not None:
-            return self._end(flight, verdict(flight, OutcomeKind.FAILED, Unavailable, self.unavailable, now, retry=1.0))
-        if work.deadline is not None and work.deadline <= now:
-            return self._end(flight, verdict(flight, OutcomeKind.EXPIRED, Expired, "its deadline had passed", now))
-        refusal = self._admission.admit(work, self.view(), now)
-        if refusal is not None:
-            shed = verdict(flight, OutcomeKind.SHED, Shed, refusal.reason, now, retry=refusal.retry_after)
-            return self._end(flight, shed)
+        refused = self._refusal(flight, now)
+        if refused is not None:
+            return self._end(flight, refused)
         self._wait(flight, now)
         flight.expire(self._loop, self._expired)
+        return None
+
+    def turn_away(self, work: Work, stream: Stream) -> bool:
+        """End a request that would be refused whatever it costs, before anybody works out what it does.
+
+        `work` has no payload and no cost yet. False, and nothing has happened, when it may be submitted.
+        """
+        flight = Flight(self.service, work, stream)
+        refused = self._refusal(flight, self._loop.time())
+        if refused is None:
+            return False
+        self._ledger.enter(work.id, child=work.parent is not None)
+        self._end(flight, refused)
+        return True
+
+    def _refusal(self, flight: Flight, now: float) -> Outcome | None:
+        """The outcome of a request that is not taken in."""
+        if self.unavailable is not None:
+            return verdict(flight, OutcomeKind.FAILED, Unavailable, self.unavailable, now, retry=1.0)
+        if flight.work.deadline is not None and flight.work.deadline <= now:
+            return verdict(flight, OutcomeKind.EXPIRED, Expired, "its deadline had passed", now)
+        refusal = self._admission.admit(flight.work, self.view(), now)
+        if refusal is not None:
+            return verdict(flight, OutcomeKind.SHED, Shed, refusal.reason, now, retry=refusal.retry_after)
         return None
 
     def leave(self, request_id: str, reason: str) -> None:
@@ -163,6 +183,7 @@ class Dispatcher:
 
     def _wait(self, flight: Flight, now: float) -> None:
         self._waiting[flight.work.id] = flight
+        flight.queued = True
         flight.wait(self._loop, self._max_wait_s, self._overdue)
         self._policy.add(flight.work, now)
         self.wake()

@@ -19,6 +19,8 @@ class Flight:
         self.service = service
         self.work = work
         self.stream = stream
+        self.queued = False
+        """Whether the batch policy has ever heard of it."""
         self.replica: str | None = None
         self.why = ""
         self.started: float | None = None

@@ -52,16 +52,24 @@ class Call:
             raise no_such(what, name, there_are, param)
         return service
 
-    def request(self, service: Service, payload: Any, body_terms: TermsBody | None) -> Request:
-        """What the dispatcher takes in. Raises BadRequest for terms that are wrong."""
+    def request(self, service: Service, body_terms: TermsBody | None) -> Request:
+        """A request on its terms, its payload still to be made. Raises BadRequest for terms that are wrong."""
         key: ApiKey | None = self.http.scope.get(KEY)
         agreed = terms(self.http.headers, body_terms, key, service.settings)
         return Request(
             id=self.id,
             service=service.name,
-            payload=payload,
+            payload=None,
             arrival=self.arrival,
             deadline=None if agreed.deadline_s is None else self.arrival + agreed.deadline_s,
             utility=agreed.utility,
             tenant=agreed.tenant,
         )
+
+    def admitted(self, service: Service, body_terms: TermsBody | None) -> Request:
+        """As `request`; raises what it ended with (Shed, Unavailable, Expired) when it is turned away already."""
+        request = self.request(service, body_terms)
+        refused = service.turn_away(request)
+        if refused is not None and (error := refused.error()) is not None:
+            raise error
+        return request

@@ -37,7 +37,7 @@ async def call_function(http: HttpRequest, name: str) -> Response:
     kind = cast(Function, service.kind)
     payload = kind.call(_decode(call.raw))
     streaming = _wants_stream(http)
-    stream = service.submit(call.request(service, payload, None))
+    stream = service.submit(msgspec.structs.replace(call.admitted(service, None), payload=payload))
     if streaming:
         return EventStream(_events(stream), [stream], stall_s=service.settings.stall_s, last=event(b"[DONE]"))
     items: list[Any] = []

@@ -12,13 +12,13 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
 from foreserve.clock import wall
+from foreserve.core import Request
 from foreserve.dispatch.stream import Stream
 from foreserve.engines.generation import Generate
 from foreserve.gateway.bodies import (
     ChatBody,
     Common,
     CompletionBody,
-    TermsBody,
     decode_chat,
     decode_completion,
     decode_target,
@@ -52,8 +52,9 @@ async def chat(http: HttpRequest) -> Response:
     service = call.service(decode_target(call.raw).model, LLM, "model", "model")
     asked = decode_chat(call.raw)
     sampling = _chat_sampling(asked)
+    request = call.admitted(service, asked.foreserve)
     payload = await cast(LLM, service.kind).chat(messages_in_words(asked.messages), sampling)
-    streams = _submit(call, service, [payload], asked.n or 1, asked.foreserve)
+    streams = _submit(service, request, [payload], asked.n or 1)
     replies = ChatReplies(f"chatcmpl-{call.id}", int(wall()), service.name, _include_usage(asked), sampling.logprobs)
     return await _answer(call, service, asked, streams, replies)
 
@@ -68,8 +69,9 @@ async def completions(http: HttpRequest) -> Response:
     asked = decode_completion(call.raw)
     kind = cast(LLM, service.kind)
     sampling = _sampling(asked, asked.max_tokens, asked.logprobs, None, usual_tokens=USUAL_TOKENS)
+    request = call.admitted(service, asked.foreserve)
     payloads = [await kind.complete(prompt, sampling) for prompt in asked.prompts()]
-    streams = _submit(call, service, payloads, asked.n or 1, asked.foreserve)
+    streams = _submit(service, request, payloads, asked.n or 1)
     replies = CompletionReplies(f"cmpl-{call.id}", int(wall()), service.name, _include_usage(asked), sampling.logprobs)
     return await _answer(call, service, asked, streams, replies)
 
@@ -145,11 +147,9 @@ def _include_usage(asked: Common) -> bool:
     return asked.stream_options is not None and asked.stream_options.include_usage is True
 
 
-def _submit(
-    call: Call, service: Service, payloads: Sequence[Generate], n: int, body_terms: TermsBody | None
-) -> Sequence[Stream]:
+def _submit(service: Service, request: Request, payloads: Sequence[Generate], n: int) -> Sequence[Stream]:
     """One stream for each choice, those of one prompt next to each other. Several are children of one root request."""
-    request = call.request(service, payloads[0], body_terms)
+    request = msgspec.structs.replace(request, payload=payloads[0])
     if len(payloads) == n == 1:
         return [service.submit(request)]
     every: list[object] = [_nth(payload, i) for payload in payloads for i in range(n)]

@@ -83,7 +83,9 @@ def models_of(running: Running) -> list[tuple[str, Service]]:
 def forward(call: Call, service: Service, there: Mapping[str, msgspec.Raw]) -> Response:
     """Send a JSON request through the queue of `service`. `there` are its fields. Raises RequestError."""
     kind = cast(Upstream, service.kind)
-    request = call.request(service, _order(call, service, there), _body_terms(there))
+    terms = _body_terms(there)
+    request = call.request(service, terms) if kind.observer is not None else call.admitted(service, terms)
+    request = msgspec.structs.replace(request, payload=_order(call, service, there))
     headers = {}
     if kind.observer is not None:
         headers[OBSERVED] = _observed(kind, kind.observer, request)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-from foreserve.core import EngineInfo, Outcome, OutcomeKind, Request, Work
+from foreserve.core import Chunk, EngineInfo, Outcome, OutcomeKind, Request, Work
 from foreserve.dispatch.dispatcher import Dispatcher
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.stream import Stream
 from foreserve.fleet.replicas import Replicas
-from foreserve.ports import Kind
+from foreserve.ports import Decoded, Kind
 from foreserve.settings import ServiceSettings
 
 
@@ -61,19 +61,7 @@ class Service:
 
         Raises LedgerError when its id is that of an open request.
         """
-        work = Work(
-            id=request.id,
-            payload=request.payload,
-            cost=dict(self.kind.price(request.payload)),
-            arrival=request.arrival,
-            deadline=request.deadline,
-            utility=request.utility,
-            tenant=request.tenant,
-            parent=request.parent,
-            root_arrival=request.root_arrival,
-            affinity=request.affinity,
-            idempotent=self.kind.idempotent,
-        )
+        work = self._work(request, dict(self.kind.price(request.payload)))
         stream = Stream(
             request.id,
             lambda: self.kind.decoder(work),
@@ -83,6 +71,30 @@ class Service:
         )
         self.dispatcher.submit(work, stream)
         return stream
+
+    def turn_away(self, request: Request) -> Outcome | None:
+        """How a request has ended that would be refused whatever it costs; `None` when it may be submitted.
+
+        Asked before the payload is made (`request.payload` is not looked at), so that refusing under overload costs
+        little. What is turned away is in the ledger as any other.
+        """
+        stream = Stream(request.id, Unread, bound=1, stall_s=self.settings.stall_s, on_leave=self.dispatcher.leave)
+        return stream.outcome if self.dispatcher.turn_away(self._work(request, {}), stream) else None
+
+    def _work(self, request: Request, cost: dict[str, float]) -> Work:
+        return Work(
+            id=request.id,
+            payload=request.payload,
+            cost=cost,
+            arrival=request.arrival,
+            deadline=request.deadline,
+            utility=request.utility,
+            tenant=request.tenant,
+            parent=request.parent,
+            root_arrival=request.root_arrival,
+            affinity=request.affinity,
+            idempotent=self.kind.idempotent,
+        )
 
     def submit_group(self, request: Request, payloads: list[object]) -> Group:
         """Take in one root request that is served as several children, one for each payload (OpenAI's `n`)."""
@@ -126,6 +138,16 @@ class Service:
             running=view.running,
             info=self.info,
         )
+
+
+class Unread:
+    """The decoder of a request that never runs."""
+
+    def feed(self, chunk: Chunk) -> Decoded:
+        return Decoded()
+
+    def usage(self) -> dict[str, float]:
+        return {}
 
 
 class Group:
