@@ -66,7 +66,10 @@ def test_no_surprises(house: House, label: str, mode: GenerationMode):
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def each(case: schemathesis.Case) -> None:
-        case.call_and_validate(base_url=house.url, headers=HEADERS, checks=CHECKS, timeout=20)
+        response = case.call(base_url=house.url, headers=HEADERS, timeout=20)
+        asked_for = response.status_code == 504 and response.json()["error"]["code"] == "deadline_exceeded"
+        checks = [check for check in CHECKS if not (asked_for and check is not_a_server_error)]
+        case.validate_response(response, checks=checks)
 
     try:
         each()
