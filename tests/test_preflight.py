@@ -146,7 +146,7 @@ def test_an_interpreter_without_the_packages_names_the_command(findings: Any, tm
     bare = script(tmp_path, f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
     finding = findings(Plain(ServiceSettings(python=bare)))["it: interpreter"]
     assert not finding.ok
-    assert finding.detail == f"lacks msgspec, zmq: {bare} -m pip install msgspec pyzmq"
+    assert finding.detail == f"lacks msgspec: {bare} -m pip install msgspec"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The messages between gateway and worker: typed, frozen, one tagged union each way.
 
-The worker side needs nothing but msgspec, pyzmq and its engine, so this module imports nothing else.
+The worker side needs nothing but msgspec and its engine, so this module imports nothing else.
 """
 
 from __future__ import annotations

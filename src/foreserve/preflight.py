@@ -25,7 +25,7 @@ from foreserve.errors import ConfigError
 from foreserve.settings import Environment, ServerSettings
 from foreserve.state import history_file
 
-WORKER = {"msgspec": "msgspec", "zmq": "pyzmq"}
+WORKER = {"msgspec": "msgspec"}
 """What every worker's interpreter must have: modules, and the packages that bring them."""
 
 EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {

@@ -165,7 +165,7 @@ class Tells(Echo):
     """What the worker process sees of its surroundings."""
 
     async def start(self):
-        modules = ("foreserve", "msgspec", "zmq", "numpy", "pytest")
+        modules = ("foreserve", "msgspec", "numpy", "pytest")
         return EngineInfo(
             batching="continuous",
             capacity={"slots": 1},

@@ -9,7 +9,6 @@ import msgspec
 
 from foreserve.core import Chunk, EngineSpec, Finish
 from foreserve.errors import TooLarge
-from foreserve.fleet.hub import Hub
 from foreserve.fleet.process import WorkerProcess, environment, how_it_ended, interpreter
 from foreserve.fleet.watch import Watch, heartbeat_s
 from foreserve.messages import (
@@ -27,46 +26,46 @@ from foreserve.messages import (
 from foreserve.ports import Connection, Listener
 from foreserve.runtime import bootstrap
 from foreserve.runtime.outbox import MessageTooLong
-from foreserve.runtime.wire import BYE, HELLO, MAX_MESSAGE_BYTES
+from foreserve.runtime.wire import MAX_MESSAGE_BYTES, Wire, pair
 
 log = logging.getLogger(__name__)
 
-LAST_MESSAGES_S = 0.05
-LAST_MESSAGES_ORDERLY_S = 0.15
-"""How long after its end a worker's last messages may arrive: after a crash, and after an end of its own."""
+LEAVE_S = 10.0
+"""How long a worker may take to end once it has closed its connection; by itself it takes half of that at most."""
 
 
 class LocalConnection:
     """One worker process. What is sent before it has come up waits for it."""
 
-    def __init__(self, name: str, spec: EngineSpec, listener: Listener, hub: Hub) -> None:
+    def __init__(self, name: str, spec: EngineSpec, listener: Listener, max_message_bytes: int) -> None:
         self._name = name
-        self._hub = hub
+        self._limit = max_message_bytes
         self._listener = listener
         self._watch = Watch(spec, listener, self._end)
-        self._identity = hub.join(self._received)
-        self._early: list[bytes] | None = []
         self._why: str | None = None
         self._returncode: int | None = None
-        self._said_all = False
+        self._silent = False
         self._start_failed: str | None = None
         self._loop = asyncio.get_running_loop()
         self._process: WorkerProcess | None = None
+        self._wire: Wire | None = None
+        self._leaving: asyncio.TimerHandle | None = None
         self.gone = asyncio.Event()
         self.pid: int | None = None
 
     async def start(self, spec: EngineSpec) -> None:
         """Start the process and send it `Start`."""
-        command = [
-            interpreter(spec.python), bootstrap.__file__,
-            self._hub.endpoint, self._identity, str(self._hub.max_message_bytes), _log_level(),
-        ]  # fmt: skip
+        python = interpreter(spec.python)
+        env = environment(spec.env, spec.python is not None)
         try:
-            self._process = WorkerProcess(
-                self._name, command, environment(spec.env, spec.python is not None), self._ended
-            )
+            ours, theirs = pair()
+            self._wire = Wire(ours, self._received, self._hung_up, max_message_bytes=self._limit)
+            with theirs:
+                fd = theirs.fileno()
+                command = [python, bootstrap.__file__, str(fd), str(self._limit), _log_level()]
+                self._process = WorkerProcess(self._name, command, env, self._ended, (fd,))
         except OSError as error:
-            self._refuse_start(f"{self._name}: the interpreter {command[0]} cannot be run: {error.strerror}")
+            self._refuse_start(f"{self._name}: the interpreter {python} cannot be run: {error.strerror}")
             self._loop.call_soon(self._finally)
             return
         self.pid = self._process.pid
@@ -84,9 +83,7 @@ class LocalConnection:
         except (MessageTooLong, TypeError, ValueError) as error:
             self._refuse(message, error)
             return
-        if self._early is not None:
-            self._early.append(data)
-        elif not self._hub.send(self._identity, data):
+        if self._wire is not None and not self._wire.send(data):
             self._end("it has stopped reading its messages")
 
     async def stop(self, grace_s: float) -> None:
@@ -106,21 +103,12 @@ class LocalConnection:
     # --- what comes from the worker
 
     def _received(self, data: bytes) -> None:
-        if data == HELLO:
-            early, self._early = self._early or [], None
-            for waiting in early:
-                self._hub.send(self._identity, waiting)
-        elif data == BYE:
-            self._said_all = True
-            if self._returncode is not None:
-                self._finally()
-        else:
-            try:
-                message = decode_from_worker(data)
-            except msgspec.DecodeError as error:
-                self._end(f"it sent a message that this version does not know: {error}")
-                return
-            self._heard(message)
+        try:
+            message = decode_from_worker(data)
+        except msgspec.DecodeError as error:
+            self._end(f"it sent a message that this version does not know: {error}")
+            return
+        self._heard(message)
 
     def _heard(self, message: FromWorker) -> None:
         if isinstance(message, StartFailed):
@@ -139,16 +127,27 @@ class LocalConnection:
 
     def _ended(self, returncode: int) -> None:
         self._returncode = returncode
-        if self._said_all:
+        if self._silent or self._wire is None:
             self._finally()
         else:
-            self._loop.call_later(LAST_MESSAGES_ORDERLY_S if returncode == 0 else LAST_MESSAGES_S, self._finally)
+            self._wire.peer_ended()
+
+    def _hung_up(self, reason: str) -> None:
+        self._silent = True
+        if self._returncode is not None:
+            self._finally()
+        elif reason:
+            self._end(reason)
+        else:
+            self._leaving = self._loop.call_later(LEAVE_S, self._end, "it closed its connection and did not end")
 
     def _finally(self) -> None:
         if self.gone.is_set():
             return
-        self._hub.read()
-        self._hub.leave(self._identity)
+        if self._leaving is not None:
+            self._leaving.cancel()
+        if self._wire is not None:
+            self._wire.close()
         if self._process is not None:
             if self._returncode == bootstrap.CANNOT_RUN and self._start_failed is None:
                 self._refuse_start(f"{self._name}: {self._process.last_words(1)}")
@@ -175,8 +174,8 @@ class LocalConnection:
 
     def _encode(self, message: ToWorker) -> bytes:
         data = encode(message)
-        if len(data) > self._hub.max_message_bytes:
-            raise MessageTooLong(len(data), self._hub.max_message_bytes)
+        if len(data) > self._limit:
+            raise MessageTooLong(len(data), self._limit)
         return data
 
     def _refuse(self, message: ToWorker, error: Exception) -> None:
@@ -204,26 +203,20 @@ class LocalLauncher:
 
     def __init__(self, *, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self._max_message_bytes = max_message_bytes
-        self._hub: Hub | None = None
         self._connections: dict[LocalConnection, None] = {}
 
     async def launch(self, name: str, spec: EngineSpec, listener: Listener) -> Connection:
         """As `Launcher.launch`. An interpreter that does not exist or lacks packages is a `StartFailed`."""
-        if self._hub is None:
-            self._hub = Hub(self._max_message_bytes)
-        connection = LocalConnection(name, spec, listener, self._hub)
+        connection = LocalConnection(name, spec, listener, self._max_message_bytes)
         self._connections = {known: None for known in self._connections if not known.gone.is_set()}
         self._connections[connection] = None
         await connection.start(spec)
         return connection
 
     async def close(self) -> None:
-        """End all processes, within about two seconds, and remove the socket's folder."""
+        """End all processes, within about two seconds."""
         await asyncio.gather(*(connection.stop(2.0) for connection in self._connections))
         self._connections.clear()
-        if self._hub is not None:
-            self._hub.close()
-            self._hub = None
 
 
 def _log_level() -> str:

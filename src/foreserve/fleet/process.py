@@ -19,19 +19,29 @@ LAST_LINES = 20
 LINE_CHARACTERS = 500
 """How much of a worker's output is kept to explain its end."""
 
+OUTPUT_S = 0.5
+"""How long after the end of a worker its output may stay open: a process that it has detached may hold it for ever."""
+
 _LEVELS = {name: logging.getLevelName(name) for name in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")}
 
 
 class WorkerProcess:
-    """`ended(returncode)` is called once in the loop, when the process is gone.
+    """`ended(returncode)` is called once in the loop, when the process is gone and its output has been logged.
 
     Its own session keeps a Ctrl-C in the terminal from it, since the gateway drains workers first. Its standard input
     is a pipe that is never written: its end tells the worker that we are gone. Call from the thread that runs the loop:
     on Linux the kernel ends a worker with the thread that has started it.
     """
 
-    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], ended: Callable[[int], None]) -> None:
-        """Raises OSError when the interpreter cannot be run."""
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        ended: Callable[[int], None],
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        """Of our descriptors it gets `pass_fds` alone. Raises OSError when the interpreter cannot be run."""
         self._name = name
         self._ended = ended
         self._loop = asyncio.get_running_loop()
@@ -42,9 +52,12 @@ class WorkerProcess:
             stderr=subprocess.STDOUT,
             env=env,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
         self.pid = self._process.pid
         self._alive = True
+        self._returncode: int | None = None
+        self._output_ended = self._told = False
         self._output: asyncio.ReadTransport | None = None
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         threading.Thread(target=self._wait, name=f"foreserve-wait-{name}", daemon=True).start()
@@ -52,7 +65,9 @@ class WorkerProcess:
     async def log_output(self) -> None:
         """Log what it prints, line by line, until it prints no more."""
         assert self._process.stdout is not None
-        self._output, _ = await self._loop.connect_read_pipe(lambda: _Lines(self._line), self._process.stdout)
+        self._output, _ = await self._loop.connect_read_pipe(
+            lambda: _Lines(self._line, self._read_all), self._process.stdout
+        )
 
     def last_words(self, lines: int = 3) -> str:
         """The last `lines` non-empty lines it has printed, joined by ` | `."""
@@ -95,7 +110,21 @@ class WorkerProcess:
     def _reap(self) -> None:
         self._sweep()
         self._alive = False
-        self._ended(self._process.wait())
+        self._returncode = self._process.wait()
+        if self._output_ended:
+            self._tell()
+        else:
+            self._loop.call_later(OUTPUT_S, self._tell)
+
+    def _read_all(self) -> None:
+        self._output_ended = True
+        if self._returncode is not None:
+            self._tell()
+
+    def _tell(self) -> None:
+        if not self._told and self._returncode is not None:
+            self._told = True
+            self._ended(self._returncode)
 
     def _line(self, line: str) -> None:
         self._lines.append(line[:LINE_CHARACTERS])
@@ -139,8 +168,9 @@ def interpreter(python: str | None) -> str:
 class _Lines(asyncio.Protocol):
     """Cuts a byte stream into lines; a line without an end is cut at 64 KiB."""
 
-    def __init__(self, line: Callable[[str], None]) -> None:
+    def __init__(self, line: Callable[[str], None], ended: Callable[[], None]) -> None:
         self._line = line
+        self._ended = ended
         self._rest = b""
 
     def data_received(self, data: bytes) -> None:
@@ -156,6 +186,7 @@ class _Lines(asyncio.Protocol):
         if self._rest:
             self._line(self._rest.decode(errors="replace"))
             self._rest = b""
+        self._ended()
 
 
 def _close(pipe: IO[bytes] | None) -> None:

@@ -1,4 +1,4 @@
-"""Entry of a worker process, run by path: `PYTHON bootstrap.py ENDPOINT IDENTITY MAX_MESSAGE_BYTES LOG_LEVEL`.
+"""Entry of a worker process, run by path: `PYTHON bootstrap.py FD MAX_MESSAGE_BYTES LOG_LEVEL`.
 
 The interpreter may be one in which Foreserve is not installed. This file makes the package it lies in importable there
 and nothing else: no folder of ours gets on the path, so that interpreter's own packages stay as they are. Kept to the
@@ -12,7 +12,7 @@ import sys
 CANNOT_RUN = 78
 """Exit code (EX_CONFIG) when this interpreter cannot be a worker; why is on standard error."""
 
-NEEDED = {"msgspec": "msgspec", "zmq": "pyzmq"}
+NEEDED = {"msgspec": "msgspec"}
 """What a worker imports beside its engine, and the package that brings it."""
 
 NICENESS = 3

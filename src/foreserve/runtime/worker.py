@@ -7,19 +7,19 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable
 
 import msgspec
-import zmq
 
 from foreserve.messages import Exit, FromWorker, decode_to_worker, encode
 from foreserve.runtime.factory import load_factory
 from foreserve.runtime.host import EngineHost
 from foreserve.runtime.outbox import MessageTooLong
-from foreserve.runtime.wire import BYE, HELLO, Wire, socket
+from foreserve.runtime.wire import Wire
 
 log = logging.getLogger(__name__)
 
@@ -33,38 +33,41 @@ ORPHAN_S = 5.0
 """How long an engine may take to close once the gateway is gone."""
 
 UNREAD_BYTES = 1 << 30
-"""What may wait here for a gateway that does not read, beyond what the socket holds."""
+"""What may wait here for a gateway that does not read, beyond what the wire holds."""
 
 
 class Worker:
     """Carries messages between the socket and the host. While the gateway does not read, engines are not asked."""
 
-    def __init__(self, wire_socket: zmq.Socket[bytes], max_message_bytes: int) -> None:
+    def __init__(self, sock: socket.socket, max_message_bytes: int) -> None:
         self._limit = max_message_bytes
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
-        self._wire = Wire(wire_socket, self._heard, self._room)
+        self._wire = Wire(sock, self._heard, self._gone, self._room, max_message_bytes)
         self.host = EngineHost(load_factory, self._send)
-        self._put(HELLO)
 
     async def run(self) -> int:
         """Until the host has closed. Returns the exit code."""
         await self.host.closed.wait()
-        self._put(BYE)
-        for _ in range(100):
-            if not self._outbox:
-                break
-            await asyncio.sleep(FLUSH_S / 100)
-        self._wire.close(FLUSH_S)
+        try:
+            # Nothing waits in the wire only when nothing waits here: `_room` comes first.
+            await asyncio.wait_for(self._wire.written.wait(), FLUSH_S)
+        except TimeoutError:
+            log.warning("the gateway reads nothing; its last messages are lost")
+        self._wire.close()
         return START_FAILED if self.host.start_failed else 0
 
-    def _heard(self, frames: list[bytes]) -> None:
+    def _heard(self, data: bytes) -> None:
         try:
-            message = decode_to_worker(frames[0])
+            message = decode_to_worker(data)
         except msgspec.DecodeError as error:
             log.error("a message from the gateway is none that this version knows: %s", error)
             return
         self.host.handle(message)
+
+    def _gone(self, reason: str) -> None:
+        log.warning("the gateway is gone; ending%s", f": {reason}" if reason else "")
+        self.host.handle(Exit())
 
     def _send(self, message: FromWorker) -> None:
         data = encode(message)
@@ -91,26 +94,22 @@ class Worker:
         self.host.resume()
 
 
-async def serve(endpoint: str, identity: str, max_message_bytes: int) -> int:
-    """Be the worker `identity` of the gateway at `endpoint`. Returns the exit code."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    dealer = socket(context, zmq.SocketType.DEALER, max_message_bytes)
-    dealer.set(zmq.SocketOption.IDENTITY, identity.encode())
-    dealer.connect(endpoint)
-    worker = Worker(dealer, max_message_bytes)
+async def serve(fd: int, max_message_bytes: int) -> int:
+    """Be the worker of the gateway at the other end of `fd`. Returns the exit code."""
+    sock = socket.socket(fileno=fd)
+    sock.set_inheritable(False)  # what the engine starts shall not hold the gateway's line
+    worker = Worker(sock, max_message_bytes)
     loop = asyncio.get_running_loop()
     _when_orphaned(lambda: loop.call_soon_threadsafe(worker.host.handle, Exit()))
-    code = await worker.run()
-    context.term()
-    return code
+    return await worker.run()
 
 
 def main(arguments: list[str]) -> int:
-    """`ENDPOINT IDENTITY MAX_MESSAGE_BYTES LOG_LEVEL`. Returns the exit code."""
-    endpoint, identity, max_message_bytes, level = arguments
+    """`FD MAX_MESSAGE_BYTES LOG_LEVEL`. Returns the exit code."""
+    fd, max_message_bytes, level = arguments
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     _die_with_parent()
-    code = asyncio.run(serve(endpoint, identity, int(max_message_bytes)))
+    code = asyncio.run(serve(int(fd), int(max_message_bytes)))
     # Threads that an engine has left behind would keep the interpreter from ending.
     _after(ORPHAN_S, lambda: os._exit(code))
     return code
