@@ -3,10 +3,12 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -154,6 +156,85 @@ async def test_a_worker_does_not_outlive_its_gateway(engine, step_s, tmp_path):
     await _until_dead(pid)
 
 
+async def test_a_worker_ends_when_its_connection_does(launcher, ear):
+    connection = await launcher.launch("echo-1", spec(), ear)
+    await ear.first(Ready)
+    connection._wire._socket.shutdown(socket.SHUT_WR)
+    assert (await ear.gone()).startswith(
+        "exit code 0; its last words: WARNING foreserve.runtime.worker: the gateway is"
+    )
+
+
+def _engine(folder: Path, on_run: str) -> EngineSpec:
+    """An engine whose worker does `on_run` after its first word; `fd` is its end of the connection."""
+    path = folder / "faulty.py"
+    path.write_text(
+        textwrap.dedent(f"""
+        import asyncio, os, subprocess, sys
+        sys.path.append({str(ENGINES.parent)!r})
+        from engines import Echo
+        from foreserve.core import Chunk
+
+        class Faulty(Echo):
+            async def run(self, work, plan=None):
+                yield Chunk(id=work.id, index=0, data={{"word": "before"}})
+                await asyncio.sleep(0.05)
+                fd = int(sys.argv[1])
+                {on_run}
+                await asyncio.sleep(60)
+        """)
+    )
+    return EngineSpec(factory=f"{path}:Faulty")
+
+
+@pytest.mark.parametrize(
+    ("on_run", "reason"),
+    [
+        ("os.close(fd)", "it closed its connection and did not end"),
+        ("os.write(fd, bytes([255] * 100))", "it sent a message of 4294967295 bytes; at most 268435456 are carried"),
+        ("os.write(fd, bytes([1, 0, 0, 0, 193]))", "it sent a message that this version does not know: "),
+    ],
+)
+async def test_a_worker_that_breaks_its_connection_is_ended(launcher, ear, tmp_path, monkeypatch, on_run, reason):
+    monkeypatch.setattr("foreserve.fleet.local.LEAVE_S", 0.1)
+    connection = await launcher.launch("f", _engine(tmp_path, on_run), ear)
+    await ear.first(Ready)
+    connection.send(Run((work("a"),)))
+    assert (await ear.gone()).startswith(reason)
+    assert ear.words("a") == ["before"]
+    assert not _alive(connection.pid)
+
+
+async def test_a_process_that_a_worker_has_detached_does_not_hide_its_end(launcher, ear, tmp_path):
+    """It has the worker's output, and as a fork its end of the connection."""
+    pid_file = tmp_path / "pid"
+    fork = f"(os.setsid(), open({str(pid_file)!r}, 'w').write(str(os.getpid())), os.execlp('sleep', 'sleep', '60'))"
+    on_run = f"os.set_inheritable(fd, True); os.fork() or {fork}; import time; time.sleep(0.3); os._exit(7)"
+    connection = await launcher.launch("f", _engine(tmp_path, on_run), ear)
+    await ear.first(Ready)
+    connection.send(Run((work("a"),)))
+    assert await ear.gone() == "exit code 7"
+    assert ear.words("a") == ["before"]
+    os.kill(int(pid_file.read_text()), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are seen in /proc")
+async def test_a_worker_has_its_own_descriptors_alone(launcher, ear, tmp_path):
+    other = Ear()
+    await launcher.launch("echo-1", spec(), other)
+    await other.first(Ready)
+    listing = "subprocess.run(['ls', '-l', '/proc/self/fd']); os._exit(7)"
+    connection = await launcher.launch("f", _engine(tmp_path, listing), ear)
+    await ear.first(Ready)
+    folder = f"/proc/{connection.pid}/fd"
+    ours = [os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)]
+    assert sum(name.startswith("socket:") for name in ours) == 3  # its line, and the pair that its loop wakes itself by
+    connection.send(Run((work("a"),)))
+    await ear.gone()
+    assert "socket:" not in connection._process.last_words(20)  # of what an engine starts
+    assert "pipe:" in connection._process.last_words(20)
+
+
 # --- the two loops do not hinder each other
 
 
@@ -202,6 +283,34 @@ async def test_a_worker_that_reads_nothing_is_ended(ear):
     for _ in range(100_000):
         connection.send(Abort(("a" * 1000,)))
     assert await ear.gone() == "it has stopped reading its messages"
+
+
+async def test_nothing_is_lost_while_the_gateway_does_not_read(ear, tmp_path):
+    engine = tmp_path / "talks.py"
+    engine.write_text(
+        textwrap.dedent(f"""
+        import asyncio, sys
+        sys.path.append({str(ENGINES.parent)!r})
+        from engines import Echo
+        from foreserve.core import Chunk, Finish
+
+        class Talks(Echo):
+            async def run(self, work, plan=None):
+                for index in range(100):
+                    await asyncio.sleep(0)
+                    yield Chunk(id=work.id, index=index, data={{"word": str(index), "more": bytes(1_000_000)}})
+                yield Chunk(id=work.id, index=100, finish=Finish(reason="stop"))
+        """)
+    )
+    launcher = LocalLauncher(max_message_bytes=2_000_000)
+    connection = await launcher.launch("t", EngineSpec(factory=f"{engine}:Talks"), ear)
+    await ear.first(Ready)
+    connection.send(Run((work("a"),)))
+    time.sleep(0.5)  # noqa: ASYNC251  # more comes than the connection holds
+    assert ear.words("a") == []
+    assert (await ear.finish("a")).reason == "stop"
+    assert ear.words("a") == [str(index) for index in range(100)]
+    await launcher.close()
 
 
 async def test_what_cannot_be_encoded_is_refused(launcher, ear):
