@@ -12,6 +12,7 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import islice
 
 log = logging.getLogger(__name__)
@@ -39,10 +40,8 @@ def pair() -> tuple[socket.socket, socket.socket]:
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     for end in ends:
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            try:
+            with suppress(OSError):  # where so much is not granted, the default is enough
                 end.setsockopt(socket.SOL_SOCKET, option, SOCKET_BYTES)
-            except OSError:
-                pass  # where so much is not granted, the default is enough
     return ends
 
 
