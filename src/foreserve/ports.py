@@ -68,7 +68,8 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     """What admission knows of a service.
 
     `slots` is the sum over its ready replicas; `seconds_per_request` the recent mean time on a replica (`None` until
-    something has ended) and `seconds_deviation` the recent mean distance from it.
+    something has ended) and `seconds_deviation` the recent mean distance from it. `seconds_between_starts` is that of the
+    queue while it was not empty (`None` until it has been).
     """
 
     waiting: int
@@ -76,6 +77,7 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     slots: float
     seconds_per_request: float | None
     seconds_deviation: float = 0.0
+    seconds_between_starts: float | None = None
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

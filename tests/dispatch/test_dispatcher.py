@@ -337,3 +337,20 @@ def test_a_policy_hears_only_of_what_it_was_given():
         assert Listening.heard == ["first", "second"]
 
     run(main())
+
+
+def test_a_request_that_can_no_longer_be_done_in_time_is_not_begun():
+    async def main() -> None:
+        house = House()
+        replica = house.replica()
+        for number in range(3):
+            await house.submit(f"before{number}", 2.0).settled()
+        start = asyncio.get_running_loop().time()
+        house.submit("long", 3.0)
+        hopeless = house.submit("hopeless", 2.0, deadline=start + 4.0)
+        outcome = await hopeless.settled()
+        assert (outcome.kind, outcome.ended) == (OutcomeKind.EXPIRED, start + 2.0)
+        assert "no longer be done" in outcome.reason
+        assert "hopeless" not in [batch[0] for batch in replica.batches]
+
+    run(main())

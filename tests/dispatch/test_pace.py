@@ -10,21 +10,23 @@ def outcome(seconds: float, kind: OutcomeKind = OutcomeKind.DONE, started: float
 
 def test_means_follow_what_is_done():
     pace = Pace()
-    assert pace.seconds is None
+    assert pace.service.value is None
+    assert pace.least_service() == 0.0
     for _ in range(200):
-        pace.settled(outcome(1.0))
         pace.settled(outcome(3.0))
-    assert pace.seconds == pytest.approx(2.0, abs=0.2)
-    assert pace.deviation == pytest.approx(1.0, abs=0.2)
+        pace.settled(outcome(5.0))
+    assert pace.service.value == pytest.approx(4.0, abs=0.2)
+    assert pace.service.deviation == pytest.approx(1.0, abs=0.2)
+    assert pace.least_service() == pytest.approx(2.0, abs=0.5)
 
 
 def test_what_expired_counts_only_where_it_took_longer():
     pace = Pace()
     pace.settled(outcome(2.0))
     pace.settled(outcome(1.0, OutcomeKind.EXPIRED))
-    assert pace.seconds == 2.0
+    assert pace.service.value == 2.0
     pace.settled(outcome(4.0, OutcomeKind.EXPIRED))
-    assert pace.seconds == pytest.approx(2.2)
+    assert pace.service.value == pytest.approx(2.2)
 
 
 def test_what_never_ran_teaches_nothing():
@@ -32,4 +34,16 @@ def test_what_never_ran_teaches_nothing():
     pace.settled(outcome(5.0, OutcomeKind.SHED, started=None))
     pace.settled(outcome(5.0, OutcomeKind.FAILED))
     pace.settled(outcome(5.0, OutcomeKind.EXPIRED))
-    assert pace.seconds is None
+    assert pace.service.value is None
+
+
+def test_starts_count_only_while_others_wait():
+    pace = Pace()
+    pace.started(1, 3, 10.0)
+    assert pace.interval.value is None
+    pace.started(1, 0, 12.0)
+    assert pace.interval.value == 2.0
+    pace.started(1, 5, 900.0)
+    assert pace.interval.value == 2.0, "nobody waited before this one"
+    pace.started(4, 1, 908.0)
+    assert pace.interval.value == 2.0, "four in eight seconds"

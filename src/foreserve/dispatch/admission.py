@@ -14,15 +14,16 @@ limit of what is admitted; without a margin every second request there would be 
 
 
 def predicted_wait(view: QueueView) -> float:
-    """Seconds until a request that joins the queue now would start: those ahead of it, by Little's law.
+    """Seconds until a request that joins the queue now would start: those ahead of it, at the pace of recent starts.
 
-    While requests wait, as many run as can; otherwise the slots say how many could. 0 while nothing has ended yet: a
-    new service refuses nobody on a guess.
+    Until that is known, by Little's law: as many side by side as run now. 0 while nothing has ended yet: a new service
+    refuses nobody on a guess.
     """
     if not view.waiting or view.seconds_per_request is None:
         return 0.0
-    side_by_side = view.running or view.slots or 1.0
-    return view.waiting * view.seconds_per_request / side_by_side
+    if view.seconds_between_starts is not None:
+        return view.waiting * view.seconds_between_starts
+    return view.waiting * view.seconds_per_request / (view.running or view.slots or 1.0)
 
 
 class Bounded:

@@ -103,6 +103,7 @@ class Dispatcher:
             del self._waiting[flight.work.id]
             self._running[flight.work.id] = flight
             flight.start(runner.name, pick.why, now)
+        self._pace.started(len(flights), len(self._waiting), now)
         runner.run(works, pick.plan)
 
     def chunks(self, runner: Runner, chunks: Sequence[Chunk]) -> None:
@@ -184,7 +185,10 @@ class Dispatcher:
     def _wait(self, flight: Flight, now: float) -> None:
         self._waiting[flight.work.id] = flight
         flight.queued = True
-        flight.wait(self._loop, self._max_wait_s, self._overdue)
+        latest_start = now + self._max_wait_s
+        if flight.work.deadline is not None:
+            latest_start = min(latest_start, flight.work.deadline - self._pace.least_service())
+        flight.wait(self._loop, latest_start, self._overdue)
         self._policy.add(flight.work, now)
         self.wake()
 
@@ -199,7 +203,12 @@ class Dispatcher:
         return True
 
     def _overdue(self, flight: Flight) -> None:
-        if self._runners:
+        """It has waited as long as it may, or too long to be done by its deadline: no replica shall begin it."""
+        waited = self._loop.time() - flight.work.arrival
+        if waited < self._max_wait_s and flight.work.deadline is not None:
+            words = f"after {waited:.1f} s in the queue it could no longer be done by its deadline"
+            self._stop(flight, OutcomeKind.EXPIRED, Expired, words)
+        elif self._runners:
             words = f"it waited {self._max_wait_s:g} s, the most that the queue allows"
             self._stop(flight, OutcomeKind.SHED, Shed, words)
         else:
@@ -254,8 +263,9 @@ class Dispatcher:
             waiting=len(self._waiting),
             running=len(self._running),
             slots=sum(capacity.get("slots", 1.0) for capacity in capacities),
-            seconds_per_request=self._pace.seconds,
-            seconds_deviation=self._pace.deviation,
+            seconds_per_request=self._pace.service.value,
+            seconds_deviation=self._pace.service.deviation,
+            seconds_between_starts=self._pace.interval.value,
         )
 
     def wake(self) -> None:

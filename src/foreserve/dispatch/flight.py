@@ -57,9 +57,9 @@ class Flight:
         self._next_index = 0
         self.stream.restart()
 
-    def wait(self, loop: asyncio.AbstractEventLoop, max_wait_s: float, overdue: Callable[[Flight], None]) -> None:
-        """Set the timer of the queue's bound, which its start cancels."""
-        self._queue_timer = loop.call_later(max_wait_s, overdue, self)
+    def wait(self, loop: asyncio.AbstractEventLoop, latest: float, overdue: Callable[[Flight], None]) -> None:
+        """Set the timer of its latest start (loop seconds), which a start cancels."""
+        self._queue_timer = loop.call_at(latest, overdue, self)
 
     def expire(self, loop: asyncio.AbstractEventLoop, expired: Callable[[Flight], None]) -> None:
         """Set the timer of the deadline, if it has one."""

@@ -1,4 +1,4 @@
-"""How long requests take on a replica, lately."""
+"""How fast a service is, lately: how long a request takes on a replica, how often one can start."""
 
 from __future__ import annotations
 
@@ -8,31 +8,54 @@ WEIGHT = 0.1
 """Of the newest request, in the moving means."""
 
 
+class Mean:
+    """Exponentially weighted mean and mean absolute deviation."""
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+        self.deviation = 0.0
+
+    def take(self, sample: float) -> None:
+        """Learn from one sample; the first one is taken as it is."""
+        if self.value is None:
+            self.value = sample
+            return
+        off = sample - self.value
+        self.value += WEIGHT * off
+        self.deviation += WEIGHT * (abs(off) - self.deviation)
+
+
 class Pace:
-    """Exponentially weighted mean and mean absolute deviation of the seconds from start to end.
+    """`service` is the seconds from start to end; `interval` those from one start to the next while others wait.
 
     A request that expired while it ran would have taken longer still: it counts where it took longer than the mean,
     or the mean would know only of those that were quick enough.
     """
 
     def __init__(self) -> None:
-        self.seconds: float | None = None
-        self.deviation = 0.0
+        self.service = Mean()
+        self.interval = Mean()
+        self._last_start: float | None = None
+
+    def started(self, count: int, still_waiting: int, now: float) -> None:
+        """`count` requests were started together and `still_waiting` were left."""
+        if self._last_start is not None:
+            self.interval.take((now - self._last_start) / count)
+            for _ in range(count - 1):
+                self.interval.take((now - self._last_start) / count)
+        # Without a queue the next start tells of arrivals, not of what the replicas can do.
+        self._last_start = now if still_waiting else None
 
     def settled(self, outcome: Outcome) -> None:
         """Learn from one outcome."""
         if outcome.started is None:
             return
         taken = outcome.ended - outcome.started
-        if outcome.kind is OutcomeKind.DONE or (
-            outcome.kind is OutcomeKind.EXPIRED and self.seconds is not None and taken > self.seconds
-        ):
-            self._take(taken)
+        done = outcome.kind is OutcomeKind.DONE
+        longer = self.service.value is not None and taken > self.service.value
+        if done or (outcome.kind is OutcomeKind.EXPIRED and longer):
+            self.service.take(taken)
 
-    def _take(self, taken: float) -> None:
-        if self.seconds is None:
-            self.seconds = taken
-            return
-        off = taken - self.seconds
-        self.seconds += WEIGHT * off
-        self.deviation += WEIGHT * (abs(off) - self.deviation)
+    def least_service(self) -> float:
+        """Seconds below which a request is hardly ever done; 0 while nothing is known."""
+        return max((self.service.value or 0.0) - 2 * self.service.deviation, 0.0)
