@@ -68,15 +68,15 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     """What admission knows of a service.
 
     `slots` is the sum over its ready replicas; `seconds_per_request` the recent mean time on a replica (`None` until
-    something has ended) and `seconds_deviation` the recent mean distance from it. `seconds_between_starts` is that of the
-    queue while it was not empty (`None` until it has been).
+    something has ended). `seconds_between_starts` is the pace of the queue while it was not empty (`None` until it has
+    been). `stretch` is how much longer than predicted nearly all recent requests took, queue and replica together.
     """
 
     waiting: int
     running: int
     slots: float
     seconds_per_request: float | None
-    seconds_deviation: float = 0.0
+    stretch: float = 1.0
     seconds_between_starts: float | None = None
 
 

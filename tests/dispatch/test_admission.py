@@ -1,5 +1,5 @@
 from foreserve.core import Work
-from foreserve.dispatch.admission import LEAST_RETRY_S, MOST_RETRY_S, Always, Bounded
+from foreserve.dispatch.admission import LEAST_RETRY_S, MOST_RETRY_S, Always, Bounded, predicted_total, predicted_wait
 from foreserve.ports import QueueView
 
 
@@ -35,13 +35,19 @@ def test_a_deadline_that_cannot_be_met_refuses():
     assert "deadline" not in refusal.reason or refusal.retry_after >= LEAST_RETRY_S
 
 
-def test_a_deadline_leaves_room_for_deviations():
+def test_a_deadline_leaves_room_for_recent_errors():
     policy = Bounded(max_waiting=1000, max_wait_s=100)
-    spread = QueueView(waiting=10, running=4, slots=4, seconds_per_request=2.0, seconds_deviation=0.5)
-    assert policy.admit(work(deadline=8.0), spread, 0) is None
-    refusal = policy.admit(work(deadline=7.9), spread, 0)
+    wrong = QueueView(waiting=10, running=4, slots=4, seconds_per_request=2.0, stretch=1.5)
+    assert policy.admit(work(deadline=10.5), wrong, 0) is None  # (5 s + 2 s) * 1.5
+    refusal = policy.admit(work(deadline=10.4), wrong, 0)
     assert refusal is not None
-    assert "3.0 s of work" in refusal.reason
+    assert "5.5 s of work" in refusal.reason
+
+
+def test_the_pace_of_starts_tells_the_wait():
+    paced = QueueView(waiting=10, running=4, slots=4, seconds_per_request=2.0, seconds_between_starts=0.25)
+    assert predicted_wait(paced) == 2.5
+    assert predicted_total(paced) == 4.5
 
 
 def test_nothing_is_refused_on_a_guess():

@@ -13,8 +13,8 @@ def test_means_follow_what_is_done():
     assert pace.service.value is None
     assert pace.least_service() == 0.0
     for _ in range(200):
-        pace.settled(outcome(3.0))
-        pace.settled(outcome(5.0))
+        pace.settled(outcome(3.0), 0.0)
+        pace.settled(outcome(5.0), 0.0)
     assert pace.service.value == pytest.approx(4.0, abs=0.2)
     assert pace.service.deviation == pytest.approx(1.0, abs=0.2)
     assert pace.least_service() == pytest.approx(2.0, abs=0.5)
@@ -22,18 +22,18 @@ def test_means_follow_what_is_done():
 
 def test_what_expired_counts_only_where_it_took_longer():
     pace = Pace()
-    pace.settled(outcome(2.0))
-    pace.settled(outcome(1.0, OutcomeKind.EXPIRED))
+    pace.settled(outcome(2.0), 0.0)
+    pace.settled(outcome(1.0, OutcomeKind.EXPIRED), 0.0)
     assert pace.service.value == 2.0
-    pace.settled(outcome(4.0, OutcomeKind.EXPIRED))
+    pace.settled(outcome(4.0, OutcomeKind.EXPIRED), 0.0)
     assert pace.service.value == pytest.approx(2.2)
 
 
 def test_what_never_ran_teaches_nothing():
     pace = Pace()
-    pace.settled(outcome(5.0, OutcomeKind.SHED, started=None))
-    pace.settled(outcome(5.0, OutcomeKind.FAILED))
-    pace.settled(outcome(5.0, OutcomeKind.EXPIRED))
+    pace.settled(outcome(5.0, OutcomeKind.SHED, started=None), 9.0)
+    pace.settled(outcome(5.0, OutcomeKind.FAILED), 0.0)
+    pace.settled(outcome(5.0, OutcomeKind.EXPIRED), 0.0)
     assert pace.service.value is None
 
 
@@ -47,3 +47,14 @@ def test_starts_count_only_while_others_wait():
     assert pace.interval.value == 2.0, "nobody waited before this one"
     pace.started(4, 1, 908.0)
     assert pace.interval.value == 2.0, "four in eight seconds"
+
+
+def test_predictions_that_fell_short_stretch_the_next_ones():
+    pace = Pace()
+    assert pace.stretch() == 1.0
+    for _ in range(100):
+        pace.settled(outcome(2.0), 2.5)  # arrived 1 s before its start: 3 s in all
+    assert pace.stretch() == pytest.approx(1.2, abs=0.01)
+    for _ in range(100):
+        pace.settled(outcome(2.0), 30.0)
+    assert pace.stretch() == 1.0

@@ -8,9 +8,6 @@ from foreserve.ports import QueueView, Refusal
 LEAST_RETRY_S = 1.0
 """`Retry-After` is at least this, so that refused clients do not return in the same instant."""
 MOST_RETRY_S = 60.0
-MARGIN = 2.0
-"""Mean deviations of the time on a replica that a deadline must leave room for. Under overload the queue stands at the
-limit of what is admitted; without a margin every second request there would be started and then expire."""
 
 
 def predicted_wait(view: QueueView) -> float:
@@ -26,10 +23,17 @@ def predicted_wait(view: QueueView) -> float:
     return view.waiting * view.seconds_per_request / (view.running or view.slots or 1.0)
 
 
+def predicted_total(view: QueueView) -> float:
+    """Seconds until a request that joins the queue now would be done: predicted wait and recent service time."""
+    return predicted_wait(view) + (view.seconds_per_request or 0.0)
+
+
 class Bounded:
     """`bounded`: refuse when `max_waiting` wait, or when the wait would outlast `max_wait_s` or the deadline.
 
-    A deadline must leave room for the recent time of a request as well, once it is known.
+    A deadline must leave room for the time on the replica as well, stretched by how wrong such predictions were of
+    late: under overload the queue stands at the limit of what is admitted, and with plain means every second request there
+    would be begun in vain.
     """
 
     def __init__(self, max_waiting: int, max_wait_s: float) -> None:
@@ -46,7 +50,7 @@ class Bounded:
                 wait - self._max_wait_s,
             )
         if work.deadline is not None and view.waiting:
-            needed = wait + (view.seconds_per_request or 0.0) + MARGIN * view.seconds_deviation
+            needed = predicted_total(view) * view.stretch
             left = work.deadline - now
             if needed > left:
                 words = (

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from foreserve.core import Chunk, Cost, Finish, Outcome, OutcomeKind, Work, add, fits
+from foreserve.dispatch.admission import predicted_total
 from foreserve.dispatch.flight import Flight, ended, verdict
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
@@ -131,7 +132,7 @@ class Dispatcher:
         self._waiting.pop(outcome.id, None)
         self._running.pop(outcome.id, None)
         flight.disarm()
-        self._pace.settled(outcome)
+        self._pace.settled(outcome, flight.predicted_s)
         if flight.queued:
             self._policy.settled(outcome)
         self._ledger.end(outcome)
@@ -171,7 +172,9 @@ class Dispatcher:
             return verdict(flight, OutcomeKind.FAILED, Unavailable, self.unavailable, now, retry=1.0)
         if flight.work.deadline is not None and flight.work.deadline <= now:
             return verdict(flight, OutcomeKind.EXPIRED, Expired, "its deadline had passed", now)
-        refusal = self._admission.admit(flight.work, self.view(), now)
+        view = self.view()
+        flight.predicted_s = predicted_total(view)
+        refusal = self._admission.admit(flight.work, view, now)
         if refusal is not None:
             return verdict(flight, OutcomeKind.SHED, Shed, refusal.reason, now, retry=refusal.retry_after)
         return None
@@ -264,7 +267,7 @@ class Dispatcher:
             running=len(self._running),
             slots=sum(capacity.get("slots", 1.0) for capacity in capacities),
             seconds_per_request=self._pace.service.value,
-            seconds_deviation=self._pace.service.deviation,
+            stretch=self._pace.stretch(),
             seconds_between_starts=self._pace.interval.value,
         )
 

@@ -19,6 +19,8 @@ class Flight:
         self.service = service
         self.work = work
         self.stream = stream
+        self.predicted_s = 0.0
+        """From arrival to end, as it was predicted when it came; 0 where nothing could be."""
         self.queued = False
         """Whether the batch policy has ever heard of it."""
         self.replica: str | None = None

@@ -28,6 +28,8 @@ class Mean:
 class Pace:
     """`service` is the seconds from start to end; `interval` those from one start to the next while others wait.
 
+    `error` is the ratio of the time that requests took, queue included, to what was predicted when they came.
+
     A request that expired while it ran would have taken longer still: it counts where it took longer than the mean,
     or the mean would know only of those that were quick enough.
     """
@@ -35,6 +37,7 @@ class Pace:
     def __init__(self) -> None:
         self.service = Mean()
         self.interval = Mean()
+        self.error = Mean()
         self._last_start: float | None = None
 
     def started(self, count: int, still_waiting: int, now: float) -> None:
@@ -46,8 +49,8 @@ class Pace:
         # Without a queue the next start tells of arrivals, not of what the replicas can do.
         self._last_start = now if still_waiting else None
 
-    def settled(self, outcome: Outcome) -> None:
-        """Learn from one outcome."""
+    def settled(self, outcome: Outcome, predicted_s: float) -> None:
+        """Learn from one outcome; `predicted_s` is 0 where nothing could be predicted."""
         if outcome.started is None:
             return
         taken = outcome.ended - outcome.started
@@ -55,6 +58,12 @@ class Pace:
         longer = self.service.value is not None and taken > self.service.value
         if done or (outcome.kind is OutcomeKind.EXPIRED and longer):
             self.service.take(taken)
+            if predicted_s > 0:
+                self.error.take((outcome.ended - outcome.arrival) / predicted_s)
+
+    def stretch(self) -> float:
+        """What covers nearly all of the recent errors; at least 1."""
+        return max(1.0, (self.error.value or 1.0) + 2 * self.error.deviation)
 
     def least_service(self) -> float:
         """Seconds below which a request is hardly ever done; 0 while nothing is known."""
