@@ -36,6 +36,7 @@ from foreserve.services.llm import LLM
 from foreserve.services.llm_text import Text
 
 ENGINE, REST = {0}, {1}
+PEER_MODEL = "any"
 SLOTS = 16
 BATCHED_TOKENS = 512
 KV_GB = 1.0
@@ -56,7 +57,7 @@ p.model.path = sys.argv[1]
 p.port = int(sys.argv[2]); p.hostnames = ["127.0.0.1"]
 p.n_parallel = {slots}; p.n_ctx = {slots} * 1024; p.warmup = True
 p.cpuparams.n_threads = 1; p.cpuparams_batch.n_threads = 1
-p.cache_ram_mib = 0
+p.cache_ram_mib = 0; p.n_threads_http = 2 * {slots}
 server = xlc.Server(p)
 while True: time.sleep(3600)
 """
@@ -104,7 +105,9 @@ def direct(folder: Path, kv_blocks: int) -> Iterator[Direct]:
 def options(url: str, model: str) -> ClientOptions:
     """Greedy text completions of a forced length."""
     extra = {"ignore_eos": True, "temperature": 0}
-    return ClientOptions(url=url, model=model, endpoint="completions", extra=extra)
+    # The peer ends idle connections in the middle of a client's next request.
+    headers = {"connection": "close"} if model == PEER_MODEL else {}
+    return ClientOptions(url=url, model=model, endpoint="completions", extra=extra, headers=headers)
 
 
 def throughput(url: str, model: str, prompts: Sequence[str], lengths: Sequence[int], clients: int) -> float:
@@ -183,8 +186,8 @@ def main() -> None:
         port = free_port()
         command = [sys.executable, "-c", PEER.format(slots=SLOTS), engine_options["model_path"], str(port)]
         with running(command, port, ready="/health", cores=ENGINE) as server, on_cores(REST):
-            throughput(server.url, "any", texts[:4], [8] * 4, 4)
-            peer = [throughput(server.url, "any", texts[part], lengths[part], SLOTS) for part in turns]
+            throughput(server.url, PEER_MODEL, texts[:4], [8] * 4, 4)
+            peer = [throughput(server.url, PEER_MODEL, texts[part], lengths[part], SLOTS) for part in turns]
         report.note("the peer is llama.cpp's server as packaged by xllamacpp: an AVX2 build, CPU only")
         report.add("tokens_vs_peer", ratios(ours, peer), "above 1")
         report.add("peer_tokens_per_s", peer)

@@ -32,8 +32,8 @@ class Bounded:
     """`bounded`: refuse when `max_waiting` wait, or when the wait would outlast `max_wait_s` or the deadline.
 
     A deadline must leave room for the time on the replica as well, stretched by how wrong such predictions were of
-    late: under overload the queue stands at the limit of what is admitted, and with plain means every second request there
-    would be begun in vain.
+    late: under overload the queue stands at the limit of what is admitted, and with plain means every second request
+    there would be begun in vain.
     """
 
     def __init__(self, max_waiting: int, max_wait_s: float) -> None:
