@@ -1,8 +1,8 @@
 """The embedded engine driven by itself, with nothing of ours between: the baseline of `overhead`.
 
 A process of its own that reads one JSON line a run (`{"prompts": [[ids]], "max_tokens": [n], "concurrency": n}`) and
-answers with one (`{"seconds": s, "tokens": n, "ttft": [s],
-"first": [ids]}`). It keeps `concurrency` requests in the pipeline.
+answers with one (`{"seconds": s, "tokens": n, "ttft": [s], "first": [ids]}`). It keeps `concurrency` requests in the
+pipeline; seconds and tokens are counted until the last one has been added.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def serve(folder: str, slots: int, max_batched_tokens: int, kv_blocks: int) -> N
         handles: dict[int, tuple[Any, float]] = {}
         ttft: dict[int, float] = {}
         firsts: list[int] = []
+        full: dict[str, float] = {}
         tokens = 0
         began = time.perf_counter()
         while waiting or handles:
@@ -56,12 +57,9 @@ def serve(folder: str, slots: int, max_batched_tokens: int, kv_blocks: int) -> N
                         tokens += len(output.generated_ids)
                 if handle.get_status() != genai.GenerationStatus.RUNNING:
                     del handles[request]
-        answer = {
-            "seconds": time.perf_counter() - began,
-            "tokens": tokens,
-            "ttft": list(ttft.values()),
-            "first": firsts,
-        }
+            if waiting or not full:
+                full = {"seconds": time.perf_counter() - began, "tokens": tokens}
+        answer = full | {"ttft": list(ttft.values()), "first": firsts}
         print(json.dumps(answer), flush=True)
 
 

@@ -112,13 +112,15 @@ def foreserve(
     engine_cores: Collection[int] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """`foreserve serve ARGS`: the gateway on `cores`, its worker processes moved to `engine_cores` once it is ready."""
+    """`foreserve serve ARGS`: the gateway on `cores`, its worker processes on `engine_cores`.
+
+    All of it starts on the engines' cores, since engines may settle on those that they find; then the gateway moves.
+    """
     port = free_port() if port is None else port
     command = [sys.executable, "-m", "foreserve.cli.main", "serve", *args, "--port", str(port)]
-    with running(command, port, limit_s=limit_s, cores=cores, env=env) as server:
-        if engine_cores is not None:
-            for pid in server.children():
-                pin(pid, engine_cores)
+    with running(command, port, limit_s=limit_s, cores=engine_cores or cores, env=env) as server:
+        if engine_cores is not None and cores is not None:
+            pin(server.pid, cores)
         yield server
 
 

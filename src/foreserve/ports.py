@@ -96,11 +96,24 @@ class Admission(Protocol):
 # --- what executes -----------------------------------------------------------------------------------
 
 
+class Sink(Protocol):
+    """Where a continuous engine may put chunks of many requests within one step, without a task's turn for each."""
+
+    @property
+    def open(self) -> bool:
+        """Whether chunks are taken now; while not, the engine keeps them for later."""
+        ...
+
+    def put(self, chunk: Chunk) -> None: ...
+
+
 class Engine(Protocol):
     """What executes a model. Runs in a worker process or, `inline`, in the event loop.
 
     `run` yields chunks numbered from 0, the last one with `finish`; leaving the iterator early cancels.
     A `static` engine is called through `run_batch` alone, which yields the chunks of one step together.
+    A continuous engine may have `hand_over(sink)`, called once after the start: it may then put chunks there in place
+    of yielding them, all but each request's last and none of work that has `credits`.
     An engine may have `feed(request_id, data, last)` for prompts that are still growing, and `failed()`, which returns
     why (words) once the engine is of no use any more: what it runs for has gone away. It is then ended like a process
     that exits, and started anew.

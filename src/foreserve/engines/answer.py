@@ -50,8 +50,10 @@ class TokenAnswer:
     the request's `max_tokens` and a slow reader costs the loop nothing. Both sides are on the event loop.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, quiet: bool = False) -> None:
+        """A `quiet` answer wakes its reader at its end only: what comes before is fetched by `take`."""
         self._numbered = Numbered(work)
+        self._quiet = quiet
         self._ids: list[int] = []
         self._logprobs: list[float] | None = None
         self._finish: Finish | None = None
@@ -71,7 +73,8 @@ class TokenAnswer:
         self.output_tokens += len(ids)
         if logprobs is not None:
             self._logprobs = [*(self._logprobs or ()), *logprobs]
-        self._news.set()
+        if not self._quiet:
+            self._news.set()
 
     def end(self, finish: Finish) -> None:
         """Close the answer. Only the first call counts."""
@@ -79,13 +82,28 @@ class TokenAnswer:
             self._finish = finish
             self._news.set()
 
+    @property
+    def quiet(self) -> bool:
+        """Whether `take` is to be asked."""
+        return self._quiet
+
+    def take(self) -> Chunk | None:
+        """The tokens that wait, unless the answer has ended: they then go with its last chunk."""
+        if not self._ids or self._finish is not None:
+            return None
+        return self._numbered.chunk(self._waiting())
+
+    def _waiting(self) -> Tokens | None:
+        data = Tokens(ids=self._ids, logprobs=self._logprobs) if self._ids else None
+        self._ids, self._logprobs = [], None
+        return data
+
     async def chunks(self) -> AsyncIterator[Chunk]:
         """All chunks; the last one carries the finish, and the tokens that were still waiting."""
         while True:
             await self._news.wait()
             self._news.clear()
-            data = Tokens(ids=self._ids, logprobs=self._logprobs) if self._ids else None
-            self._ids, self._logprobs = [], None
+            data = self._waiting()
             finish = self._finish
             if data is not None or finish is not None:
                 yield self._numbered.chunk(data, finish)

@@ -14,9 +14,9 @@ from foreserve.engines.generation import Generate
 class OpenVINORequest:
     """One request in the pipeline."""
 
-    def __init__(self, work: Work, payload: Generate) -> None:
+    def __init__(self, work: Work, payload: Generate, quiet: bool = False) -> None:
         self.payload = payload
-        self.answer = TokenAnswer(work)
+        self.answer = TokenAnswer(work, quiet)
         self.handle: Any = None
         self.ids: list[int] = []  # all given out, to go on from should the pipeline have to be built again
         self.stopped_by = 0  # 1 when a stop token ended it: counted, not given out
@@ -24,13 +24,14 @@ class OpenVINORequest:
 
     def give_out(self, output: Any, stopped: bool) -> None:
         """Hand on what one step made; `stopped` when that ended with a stop token, which is only counted."""
-        ids, logprobs = list(output.generated_ids), list(output.generated_log_probs)
+        ids: list[int] = output.generated_ids
+        logprobs: list[float] | None = None if self.payload.logprobs is None else list(output.generated_log_probs)
         self.stepped = True
         if stopped and ids and ids[-1] in self.payload.stop_tokens:
             self.stopped_by = 1
-            ids, logprobs = ids[:-1], logprobs[:-1]
+            ids, logprobs = ids[:-1], logprobs and logprobs[:-1]
         self.ids.extend(ids)
-        self.answer.put(ids, None if self.payload.logprobs is None else logprobs)
+        self.answer.put(ids, logprobs)
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
         """Close the answer, with what was counted."""

@@ -120,6 +120,8 @@ class EngineHost:
             return
         static = info.batching == "static"
         self._requests = Requests(self._engine, static, self._outbox, self._spawn, self._drained)
+        if hasattr(self._engine, "hand_over"):
+            self._engine.hand_over(self._requests)
         self._spawn(self._beat(self._engine, message.heartbeat_s))
         if hasattr(self._engine, "failed"):
             self._spawn(self._fate(self._engine))

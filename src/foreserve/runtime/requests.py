@@ -123,6 +123,21 @@ class Requests:
         for running in list(self._running.values()):
             self._forget(running)
 
+    # --- as the engine's sink (see `ports.Sink`)
+
+    @property
+    def open(self) -> bool:
+        """Whether chunks are taken now."""
+        return not self._paused
+
+    def put(self, chunk: Chunk) -> None:
+        """A chunk that is not its request's last, beside the engine's iterator."""
+        running = self._running.get(chunk.id)
+        if running is not None and running.attempt == chunk.attempt:
+            self._deliver(running.flight, chunk)
+
+    # ---
+
     @property
     def idle(self) -> bool:
         """Whether the engine runs nothing, not even what has had its finish."""
