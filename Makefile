@@ -3,8 +3,8 @@
 #   make serve    the example app with SmolLM2 on 127.0.0.1:8000     make serve APP=my.py ARGS="--dry-run"
 #   make test     fast tests                                         make test ARGS="-k dispatcher"
 #
-# PYTHON=python3.12 chooses the interpreter of a new .venv. torch is taken from the indexes pip is set up with; for the
-# CPU build where they offer a larger one: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
+# PYTHON=python3.12 chooses the interpreter of a new .venv. torch is taken from the indexes that pip is set up
+# with, at the version that constraints.txt names.
 
 PYTHON ?= python3
 APP ?= examples/app.py

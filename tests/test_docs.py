@@ -1,0 +1,42 @@
+"""The documentation against the code: every setting is there, every link leads somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.main import get_command
+
+from foreserve import settings
+from foreserve.cli.main import app
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+STRUCTS = [
+    struct
+    for struct in vars(settings).values()
+    if isinstance(struct, type) and issubclass(struct, settings.Settings) and struct is not settings.Environment
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links {target}"
+
+
+@pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: struct.__name__)
+def test_every_setting_is_told_with_its_default(struct: type[msgspec.Struct]):
+    text = (ROOT / "docs" / "settings.md").read_text()
+    for field in msgspec.structs.fields(struct):
+        row = re.search(rf"^\| `{field.encode_name}` \| (.*) \|$", text, re.M)
+        assert row, f"docs/settings.md lacks {field.encode_name} of {struct.__name__}"
+
+
+def test_every_option_of_the_command_line_has_help():
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        for parameter in command.params:
+            assert getattr(parameter, "help", "") or parameter.name == "help", f"{name} {parameter.name}"
