@@ -5,7 +5,7 @@ import pytest
 from foreserve.core import EngineInfo, Work
 from foreserve.engines.generation import Generate
 from foreserve.errors import BadRequest, ConfigError, ContextExceeded, Unavailable
-from foreserve.services.llm import LLM
+from foreserve.services.llm import LLM, RESERVED_TOKENS
 from foreserve.services.llm_prompt import Sampling
 from foreserve.settings import LLMSettings
 
@@ -71,6 +71,11 @@ async def test_a_conversation_becomes_a_priced_payload():
     assert llm.price(payload) == {"slots": 1.0, "kv_tokens": len(payload.prompt) + 10.0}
     assert llm.events_bound(payload) >= 10
     llm.decoder(Work(id="a", payload=payload, cost={}, arrival=0.0))
+
+
+def test_no_more_room_is_kept_than_answers_usually_take():
+    price = ready().price(Generate(prompt=[1, 2, 3], max_tokens=5000))
+    assert price == {"slots": 1.0, "kv_tokens": 3.0 + RESERVED_TOKENS}
 
 
 async def test_long_texts_are_read_off_the_loop_and_checked_alike():

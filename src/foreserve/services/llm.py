@@ -22,6 +22,10 @@ from foreserve.settings import LLMSettings, parse
 SIMULATED = "simulated"
 """The name of the model without weights and of the engine that runs it."""
 
+RESERVED_TOKENS = 1024
+"""The most KV cache that is kept free for an answer. Few answers come near their limit, which is the whole context
+where a request names none; one that outgrows this makes a full engine preempt and recompute, which loses nothing."""
+
 Progress = Callable[[float, str], None]
 """`progress(done, what)`: the share done (0 to 1) of one slow step, and its name."""
 
@@ -124,7 +128,7 @@ class LLM:
         )
 
     def price(self, payload: Generate) -> dict[str, float]:
-        return {"slots": 1.0, "kv_tokens": float(len(payload.prompt) + payload.max_tokens)}
+        return {"slots": 1.0, "kv_tokens": float(len(payload.prompt) + min(payload.max_tokens, RESERVED_TOKENS))}
 
     def ready(self, info: EngineInfo) -> None:
         self.prepare()
