@@ -168,6 +168,11 @@ class ApiKey(Settings, frozen=True, kw_only=True):
     max_utility: float = 1.0
     deadline_s: float | None = None
 
+    def __post_init__(self) -> None:
+        # `Bearer` with nothing after it would show it: everybody has that one.
+        if not self.key.strip():
+            raise ValueError("`key` is empty or blank; anybody could show it")
+
 
 class ServerSettings(Settings, frozen=True, kw_only=True):
     """The HTTP server. With `api_keys`, every request but `/health/*` needs one. Sizes are in bytes."""
