@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from foreserve.app import App, Running
 from foreserve.core import Outcome, OutcomeKind
@@ -241,6 +242,73 @@ async def test_other_paths_go_to_the_server_as_they_are() -> None:
         answer, got = await f.post({"model": "m", "input": "x"}, path="/v1/embeddings")
         assert (answer.status, json.loads(got)) == (201, {"model": "m", "input": "x"})
         assert len(f.outcomes) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "encoding"),
+    [
+        ("text/plain", "/v1/embeddings", "utf-8"),
+        ("Application/JSON", "/v1/responses", "utf-8"),
+        ("application/octet-stream", CHAT + "/", "utf-8"),
+        ("", "/v1/embeddings", "utf-8-sig"),
+        ("text/plain", "/v1/embeddings", "utf-16"),
+    ],
+)
+async def test_no_media_type_leads_past_the_queue(kind: str, path: str, encoding: str) -> None:
+    async with front() as f:
+        sent = " \n{}".format(json.dumps({"model": "m"})).encode(encoding)
+        answer, _ = await f.post(sent, path=path, headers={"content-type": kind})
+        assert answer.status == 200
+        assert f.server.seen[-1][1] == sent
+        assert [outcome.kind for outcome in f.outcomes] == [OutcomeKind.DONE]
+
+
+async def test_a_file_of_json_lines_is_no_request() -> None:
+    async with front() as f:
+        sent = b'{"model": "m"}\n{"model": "m"}\n'
+        answer, _ = await f.post(sent, path="/v1/files", headers={"content-type": "application/jsonl"})
+        assert (answer.status, f.server.seen[-1][1]) == (200, sent)
+        assert not f.outcomes
+
+
+async def test_an_upload_that_turns_out_too_large_is_told_so() -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b"x" * 1000
+
+    async with front(app={"server": {"max_body_bytes": 4096}}) as f:
+        for method in ("POST", "PUT"):
+            async with f.client.request(method, f.url + "/v1/files", data=parts()) as answer:
+                assert (answer.status, (await answer.json())["error"]["code"]) == (413, "request_too_large")
+
+
+@pytest.mark.parametrize("path", ["/v1/../x", "/v1/%2e%2E/x", "/v1/a/%2e%2e%2f../x", "/v1/..%5cx", "/v1/./x"])
+async def test_no_path_leads_out(path: str) -> None:
+    async with front() as f:
+        for method in ("GET", "POST"):
+            async with f.client.request(method, URL(f.url + path, encoded=True), json={"model": "m"}) as answer:
+                assert answer.status == 400
+        assert not f.server.seen
+
+
+async def test_header_values_beyond_latin_1_pass() -> None:
+    async def script(request: web.Request) -> web.StreamResponse:
+        return web.json_response({}, headers={"x-city": "東京", "x-name": "Zoë"})
+
+    async with front() as f:
+        f.server.script = script
+        answer, _ = await f.post({"model": "m"})
+        async with f.client.get(f.url + "/v1/files") as relayed:
+            for one in (answer, relayed):
+                assert (one.status, one.headers["x-city"], one.headers["x-name"]) == (200, "東京", "Zoë")
+
+        async def refuse(request: web.Request) -> web.StreamResponse:
+            return web.Response(status=400, body=b"no", headers={"content-type": 'text/x; name="東京"'})
+
+        f.server.script = refuse
+        answer, _ = await f.post({"model": "m"})
+        assert answer.status == 400
+        assert answer.headers["content-type"].startswith('text/x; name="東京"')
 
 
 async def test_without_upstream_models_other_paths_stay_unknown() -> None:

@@ -79,10 +79,15 @@ def error_response(error: RequestError) -> Response:
     headers = retry_headers(error.status, error.retry_after)
     if isinstance(error, UpstreamRefused):
         headers = retry_headers(error.upstream_status, error.retry_after)
-        return Response(error.body, error.upstream_status, headers, media_type=error.content_type)
+        return Response(error.body, error.upstream_status, headers, media_type=as_latin1(error.content_type))
     if error.status == 401:
         headers["www-authenticate"] = 'Bearer realm="foreserve", Basic realm="foreserve"'
     return Response(error_body(error), error.status, headers, media_type="application/json")
+
+
+def as_latin1(value: str) -> str:
+    """A header's value whose Latin-1 bytes are those that came, which aiohttp has read as UTF-8."""
+    return value.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def retry_headers(status: int, retry_after: float | None) -> dict[str, str]:

@@ -14,7 +14,7 @@ from foreserve.engines.forwarding import Answer, Body, Head
 from foreserve.errors import ClientGone, EngineFailed, RequestError
 from foreserve.gateway.calls import KEY
 from foreserve.gateway.disconnect import closing
-from foreserve.gateway.errors import error_body
+from foreserve.gateway.errors import as_latin1, error_body
 from foreserve.gateway.sse import event, raise_error
 
 _HOP_BY_HOP = frozenset({
@@ -36,8 +36,8 @@ def onward(http: HttpRequest, request_id: str) -> dict[str, str]:
 
 
 def back(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The headers of an answer that go back to the client."""
-    return _end_to_end(headers, _THEIRS)
+    """The headers of an answer that go back to the client, each value ready to be written as Latin-1."""
+    return {name: as_latin1(value) for name, value in _end_to_end(headers, _THEIRS).items()}
 
 
 def _end_to_end(headers: Iterable[tuple[str, str]], drop: frozenset[str]) -> dict[str, str]:
