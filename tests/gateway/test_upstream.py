@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -185,6 +186,74 @@ async def test_an_answer_of_another_kind_that_breaks_off_is_not_taken_for_whole(
         f.server.script = script
         with pytest.raises(aiohttp.ClientPayloadError):
             await f.post({"model": "m"}, path="/v1/audio/speech")
+
+
+def pouring(size: int, given: list[int], kind: str = "audio/wav", part: bytes = bytes(2**16)) -> Any:
+    """A script whose answer is `size` bytes, as fast as they are taken; `given` holds how many were."""
+
+    async def script(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": kind})
+        await response.prepare(request)
+        while given[0] < size:
+            await response.write(part)
+            given[0] += len(part)
+        return response
+
+    return script
+
+
+async def test_a_server_is_read_no_faster_than_its_client() -> None:
+    given = [0]
+    async with front() as f:
+        f.server.script = pouring(200 * 2**20, given)
+        async with f.client.post(f.url + CHAT, json={"model": "m"}) as answer:
+            await answer.content.readany()
+            before = -1
+            async with asyncio.timeout(20):
+                while given[0] != before:
+                    before = given[0]
+                    await asyncio.sleep(0.3)
+            # What a full backlog holds, and the buffers of the four sockets.
+            assert given[0] < 64 * 2**20
+        async with asyncio.timeout(5):
+            await f.server.left.wait()
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"), [("audio/wav", bytes(range(256)) * 256), ("text/event-stream", b"data: x\n\n" * 4096)]
+)
+async def test_a_slow_client_gets_all_of_a_large_answer(kind: str, part: bytes) -> None:
+    given = [0]
+    size = 300 * len(part)
+    async with front(stall_s=0.5) as f:
+        f.server.script = pouring(size, given, kind, part)
+        async with f.client.post(f.url + CHAT, json={"model": "m"}) as answer:
+            digest, got = hashlib.sha256(), 0
+            while data := await answer.content.read(2**18):
+                digest.update(data)
+                got += len(data)
+                await asyncio.sleep(0.02)
+        assert got == size
+        assert digest.digest() == hashlib.sha256(part * 300).digest()
+        async with asyncio.timeout(5):
+            while not f.outcomes:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert f.outcomes[0].kind == OutcomeKind.DONE
+
+
+@pytest.mark.parametrize("mebibytes", [3, 12, 40])
+async def test_a_large_json_answer_comes_whole(mebibytes: int) -> None:
+    sent = b'{"x": "' + b"y" * (mebibytes * 2**20) + b'"}'
+
+    async def script(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=sent, content_type="application/json")
+
+    async with front() as f:
+        f.server.script = script
+        async with asyncio.timeout(20):
+            answer, got = await f.post({"model": "m"})
+        assert got == sent
+        assert ("content-length" in answer.headers) == (mebibytes == 3)
 
 
 async def test_a_client_that_goes_away_stops_the_server() -> None:
