@@ -122,6 +122,8 @@ def test_a_page_of_text_is_not_repeated() -> None:
         ({"port": 70000}, ServerSettings, "`port` is 70000; valid: 0 to 65535"),
         ({"api_keys": [{"key": ""}]}, ServerSettings, "`key` is empty or blank"),
         ({"api_keys": [{"key": "a"}, {"key": " \t"}]}, ServerSettings, "api_keys[1]: `key` is empty or blank"),
+        ({"max_connections": 0}, ServerSettings, "`max_connections` is 0; it must be at least 1"),
+        ({"body_s": 0}, ServerSettings, "`body_s` is 0.0; it must be above 0"),
         ({"max_body_bytes": 1}, ServerSettings, "`max_body_bytes` is 1; it must be at least 1024"),
         ({"model": "m", "deadline_s": 0}, LLMSettings, "`deadline_s` is 0.0; it must be above 0"),
         ({"model": "m", "kv_cache_gb": -1}, LLMSettings, "`kv_cache_gb` is -1.0; it must be above 0"),

@@ -351,6 +351,18 @@ async def test_an_upload_that_turns_out_too_large_is_told_so() -> None:
                 assert (answer.status, (await answer.json())["error"]["code"]) == (413, "request_too_large")
 
 
+async def test_an_upload_that_stops_coming_is_told_so() -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"x" * 1000
+        await asyncio.sleep(60)
+
+    async with (
+        front(app={"server": {"body_s": 0.2}}) as f,
+        f.client.post(f.url + "/v1/files", data=parts()) as answer,
+    ):
+        assert (answer.status, (await answer.json())["error"]["code"]) == (408, "request_timeout")
+
+
 @pytest.mark.parametrize("path", ["/v1/../x", "/v1/%2e%2E/x", "/v1/a/%2e%2e%2f../x", "/v1/..%5cx", "/v1/./x"])
 async def test_no_path_leads_out(path: str) -> None:
     async with front() as f:

@@ -15,13 +15,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from foreserve.errors import ClientGone, NotFound, RequestError, TooLarge, UpstreamRefused
+from foreserve.errors import BodyTimeout, ClientGone, NotFound, RequestError, TooLarge, UpstreamRefused
 
 log = logging.getLogger(__name__)
 
 _TYPES = {
     401: "authentication_error",
     404: "not_found_error",
+    408: "timeout_error",
     429: "rate_limit_error",
     499: "client_closed_request",
     503: "overloaded_error",
@@ -120,7 +121,7 @@ def install(app: FastAPI) -> None:
 
 async def _on_request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    if isinstance(error, (TooLarge, ClientGone)):
+    if isinstance(error, (BodyTimeout, TooLarge, ClientGone)):
         raise error  # for the edge, which knows what to do with the rest of the body and with nobody
     return error_response(error)
 
