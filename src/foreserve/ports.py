@@ -115,8 +115,8 @@ class Engine(Protocol):
     A continuous engine may have `hand_over(sink)`, called once after the start: it may then put chunks there in place
     of yielding them, all but each request's last and none of work that has `credits`.
     An engine may have `feed(request_id, data, last)` for prompts that are still growing, and `failed()`, which returns
-    why (words) once the engine is of no use any more: what it runs for has gone away. It is then ended like a process
-    that exits, and started anew.
+    why (words) once the engine is of no use any more: what it runs for has gone away, or it has lost its means. It is
+    then ended like a process that exits, and started anew; what it has not given a finish by then is lost with it.
     """
 
     async def start(self) -> EngineInfo:

@@ -47,7 +47,7 @@ class EngineHost:
         self.closed = asyncio.Event()
         self.start_failed: str | None = None
         self.failed: str | None = None
-        """What the engine said when it found itself of no use."""
+        """What the engine said when it found itself of no use, on one line."""
         self._load_factory = factory_loader
         self._loop = asyncio.get_running_loop()
         self._engine: Engine | None = None
@@ -137,9 +137,10 @@ class EngineHost:
 
     async def _fate(self, engine: Any) -> None:
         """An engine in our own process cannot exit; one that says that it has failed is ended as if it had."""
-        self.failed = await engine.failed()
-        log.warning("the engine has failed: %s", self.failed)
+        reason = await engine.failed()
         if not self._exiting:
+            self.failed = " ".join(reason.split()) or "it did not say why"
+            log.warning("the engine has failed: %s", self.failed)
             self._exiting = True
             await self._exit()
 
