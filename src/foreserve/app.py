@@ -108,6 +108,8 @@ class Running:
             )
         except TypeError as error:
             raise ConfigError(f"{where}: policy_options do not fit policy {policy!r}: {error}") from None
+        # Until the first replica is ready: refused and counted, not queued for what may never come.
+        dispatcher.unavailable = f"no replica of {name!r} has been ready yet"
         replicas = Replicas(name, kind.engines, self._launcher(settings.launcher), dispatcher, self._told(name))
         return Service(name, kind, settings, dispatcher, replicas, self.ledger, self._settled)
 

@@ -43,16 +43,20 @@ class Feed(Message, frozen=True):
 
 
 class Credit(Message, frozen=True):
-    """`n` more chunks may be asked of the engine for this request."""
+    """`n` more chunks may be asked of the engine, a continuous one, for this request."""
 
     id: str
     n: int
 
 
 class Abort(Message, frozen=True):
-    """Stop these requests within one step. Each still ends with a finish, unless it had ended already."""
+    """Stop these requests within one step. Each still ends with a finish, unless it had ended already.
+
+    `attempts` are those of `ids`, in their order: another attempt that runs meanwhile goes on. Without, any is stopped.
+    """
 
     ids: tuple[str, ...]
+    attempts: tuple[int, ...] = ()
 
 
 class Drain(Message, frozen=True):

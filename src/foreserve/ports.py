@@ -111,12 +111,13 @@ class Engine(Protocol):
     """What executes a model. Runs in a worker process or, `inline`, in the event loop.
 
     `run` yields chunks numbered from 0, the last one with `finish`; leaving the iterator early cancels.
-    A `static` engine is called through `run_batch` alone, which yields the chunks of one step together.
+    A `static` engine is called through `run_batch` alone, which yields the chunks of one step together. It is given no
+    work that has `credits`: a batch goes at one pace.
     A continuous engine may have `hand_over(sink)`, called once after the start: it may then put chunks there in place
     of yielding them, all but each request's last and none of work that has `credits`.
     An engine may have `feed(request_id, data, last)` for prompts that are still growing, and `failed()`, which returns
-    why (words) once the engine is of no use any more: what it runs for has gone away. It is then ended like a process
-    that exits, and started anew.
+    why (words) once the engine is of no use any more: what it runs for has gone away, or it has lost its means. It is
+    then ended like a process that exits, and started anew; what it has not given a finish by then is lost with it.
     """
 
     async def start(self) -> EngineInfo:

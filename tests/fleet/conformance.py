@@ -257,6 +257,15 @@ class Conformance:
         assert ends == ["c", "a", "b"]  # c had not begun
         assert ear.chunks("c")[-1].finish.reason == "cancelled"
 
+    async def test_an_engine_that_has_failed_ends_like_a_process_that_exits(self, launcher, ear):
+        connection = await self.ready(launcher, ear, "Fails")
+        connection.send(Run((work("lost"),)))
+        await ear.until(lambda: ear.words("lost"))
+        connection.send(Run((work("a", fault="break"),)))
+        assert "it has lost its means" in await ear.gone()
+        assert (await ear.finish("a")).error == "it broke"  # told before the end
+        assert [chunk.finish for chunk in ear.chunks("lost")] == [None]
+
     # --- abort
 
     async def test_abort_in_the_middle(self, launcher, ear):

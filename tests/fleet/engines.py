@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import os
 import sys
+import threading
 from importlib.util import find_spec
 
 import msgspec
@@ -149,6 +150,26 @@ class LocksInterpreter(Echo):
             ctypes.PyDLL(None).usleep(int(say.step_s * 1e6))
             yield Chunk(id=work.id, index=index, data={"word": word})
         yield Chunk(id=work.id, index=0, finish=Finish(reason="stop"))
+
+
+class Fails(Echo):
+    """Ends one answer, says that it has failed, and leaves others and a thread that never ends behind."""
+
+    def __init__(self):
+        super().__init__()
+        self.broken = asyncio.Event()
+
+    async def failed(self):
+        await self.broken.wait()
+        return "it has lost\nits means"
+
+    async def run(self, work, plan=None):
+        yield Chunk(id=work.id, index=0, data={"word": "before"})
+        if msgspec.convert(work.payload, Say).fault != "break":
+            await asyncio.Event().wait()
+        threading.Thread(target=threading.Event().wait, args=(60,)).start()
+        self.broken.set()
+        yield Chunk(id=work.id, index=1, finish=Finish(reason="error", error="it broke"))
 
 
 class Dies(Echo):

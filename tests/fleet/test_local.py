@@ -17,6 +17,7 @@ from foreserve.core import EngineSpec, Work
 from foreserve.errors import TooLarge
 from foreserve.fleet.local import LocalLauncher
 from foreserve.messages import Abort, Feed, Ready, Run, StartFailed
+from foreserve.runtime.worker import ENGINE_FAILED
 from tests.fleet.conformance import ENGINES, Conformance, Ear, spec, work
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +83,15 @@ async def test_a_crash_is_explained_by_its_last_words(launcher, ear, caplog):
     assert await ear.gone() == "exit code 9; its last words: these are my last words"
     assert ear.words("a") == ["before"]
     assert "[echo-1] these are my last words" in caplog.messages
+
+
+async def test_an_engine_that_has_failed_ends_its_process_at_once_whatever_it_leaves_behind(launcher, ear):
+    connection = await launcher.launch("echo-1", spec("Fails"), ear)
+    await ear.first(Ready)
+    connection.send(Run((work("a", fault="break"),)))
+    reason = await ear.gone()
+    assert reason.startswith(f"exit code {ENGINE_FAILED}; its last words: ")
+    assert reason.endswith("the engine has failed: it has lost its means")
 
 
 async def test_a_worker_that_hangs_is_ended(launcher, ear):

@@ -84,7 +84,9 @@ def bench(
     ] = True,
     max_tokens: Annotated[
         int | None,
-        typer.Option(help="max_tokens of prompts that bring none of their own, in tokens.", rich_help_panel=_REQUEST),
+        typer.Option(
+            help="max_tokens of every request, in tokens. [default: the prompts' own]", rich_help_panel=_REQUEST
+        ),
     ] = None,
     extra: Annotated[
         str | None,

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import msgspec
@@ -17,6 +19,7 @@ import uvloop
 from fastapi import FastAPI
 from rich.console import Console
 from rich.progress import Progress, TaskID
+from rich.text import Text
 
 from foreserve import __version__
 from foreserve.app import App, Running
@@ -24,6 +27,7 @@ from foreserve.appfile import load_app_file
 from foreserve.errors import ConfigError, ForeserveError
 from foreserve.gateway.http import create_app
 from foreserve.preflight import check
+from foreserve.preflight import port as port_free
 from foreserve.services.discovery import upstream_services
 from foreserve.settings import ApiKey, Environment, ServerSettings
 
@@ -119,8 +123,8 @@ def _report(app: App) -> NoReturn:
     """Print every finding of the dry run and exit: 0 when all is well."""
     findings = check(app)
     for finding in findings:
-        mark = "[green]ok[/]   " if finding.ok else "[red]wrong[/]"
-        console.print(f"{mark} {finding.what}: {finding.detail}", highlight=False)
+        mark = ("ok    ", "green") if finding.ok else ("wrong ", "red")
+        console.print(Text.assemble(mark, f"{finding.what}: {finding.detail}"), soft_wrap=True)
     wrong = sum(not finding.ok for finding in findings)
     console.print("all is well; nothing was started" if not wrong else f"{wrong} to mend; nothing was started")
     raise typer.Exit(EXIT_FAILED if wrong else 0)
@@ -129,10 +133,19 @@ def _report(app: App) -> NoReturn:
 class _Server(uvicorn.Server):
     """Says where it listens once the services are ready, and ends when they cannot be."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, drain_s: float) -> None:
         super().__init__(config)
+        self._drain_s = drain_s
         self.failed: BaseException | None = None
         self.listens = asyncio.Event()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """As uvicorn's, and says what is waited for."""
+        again = "; once more cuts them off" if sig == signal.SIGINT else ""
+        if not self.should_exit:
+            open_requests = len(self.server_state.tasks)
+            log.info("stopping; up to %g s for %d open requests%s", self._drain_s, open_requests, again)
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, and tells when it listens."""
@@ -147,6 +160,8 @@ class _Server(uvicorn.Server):
 async def _serve(app: App) -> None:
     """Serve until a signal. The HTTP server is up at once, so that probes see what is being waited for."""
     settings = app.settings.server
+    if not (finding := port_free(settings)).ok:
+        raise ConfigError(f"{finding.what}: {finding.detail}")
     running = app.run()
 
     @contextlib.asynccontextmanager
@@ -173,7 +188,8 @@ async def _serve(app: App) -> None:
             proxy_headers=False,
             backlog=settings.max_connections,
             timeout_graceful_shutdown=int(settings.drain_s),
-        )
+        ),
+        settings.drain_s,
     )
     await server.serve()
     if server.failed is not None:
@@ -211,11 +227,11 @@ def _greet(running: Running, url: str) -> None:
     console.print(f"[bold]Foreserve {__version__}[/] serves {', '.join(running.services)} at [bold]{url}[/]")
     chat = next((name for name, s in running.services.items() if s.kind.name in ("llm", "upstream")), None)
     if chat is not None:
-        body = f'{{"model": "{chat}", "messages": [{{"role": "user", "content": "Say hello."}}]}}'
+        body = f'{{"model": "{chat}", "messages": [{{"role": "user", "content": "Say hello."}}], "temperature": 0}}'
         line = f"curl {url}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'"
         console.print("Try it:")
         console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
-    console.print(f"Status {url}/ · OpenAPI {url}/docs · metrics {url}/metrics", highlight=False)
+    console.print(f"Status {url}/ · OpenAPI {url}/docs · metrics {url}/metrics", highlight=False, soft_wrap=True)
 
 
 def _log_to_console(level: str) -> None:
@@ -230,5 +246,5 @@ def _log_to_console(level: str) -> None:
 
 
 def _wrong(words: str, code: int) -> NoReturn:
-    console.print(f"[red]foreserve:[/] {words}", highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("foreserve: ", "red"), words), soft_wrap=True)
     raise typer.Exit(code)

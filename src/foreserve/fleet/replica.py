@@ -86,7 +86,7 @@ class Replica:
         """Stop what it runs, within one step. Ids that it does not hold are ignored."""
         held = tuple(request_id for request_id in ids if request_id in self.held)
         if held:
-            self._send(Abort(ids=held))
+            self._send(Abort(ids=held, attempts=tuple(self.held[request_id].attempt for request_id in held)))
 
     # --- what its connection tells
 

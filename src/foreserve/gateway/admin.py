@@ -20,6 +20,7 @@ from foreserve.services.base import Service
 router = APIRouter(tags=["Operations"])
 
 
+@router.get("/health", include_in_schema=False)
 @router.get("/health/live", **describe("Whether the server answers at all", open_to_all=True))
 async def live() -> Response:
     """Answers as long as the event loop turns."""

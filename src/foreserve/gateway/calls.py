@@ -17,7 +17,8 @@ from foreserve.settings import ApiKey
 
 ID = "foreserve.id"
 KEY = "foreserve.key"
-"""Where the edge (see `edge`) keeps the request's id and API key in the ASGI scope."""
+GONE = "foreserve.gone"
+"""Where the edge (see `edge`) keeps the request's id and API key in the ASGI scope, and a stream that its client has left it."""
 
 
 class Call:

@@ -18,12 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from foreserve import clock
 from foreserve.errors import BodyTimeout, ClientGone, TooLarge, Unauthorized, Unavailable
 from foreserve.gateway import errors
-from foreserve.gateway.calls import ID, KEY
+from foreserve.gateway.calls import GONE, ID, KEY
 from foreserve.gateway.terms import Keys
 
 log = logging.getLogger(__name__)
 
-PROBES = frozenset({"/health/live", "/health/ready", "/metrics", "/v1/foreserve/status"})
+PROBES = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/v1/foreserve/status", "/v1/models"})
 """Asked again and again by machines: their lines in the log are for debugging alone."""
 
 OPEN_PATHS = "/health/"
@@ -129,7 +129,7 @@ class _Exchange:
                 "%s %r %s %.1f ms %s%s",
                 self._scope["method"],
                 self._scope["path"],
-                self._status or 499,
+                499 if self._scope.get(GONE) else self._status or 499,
                 (clock.precise() - self._begun) * 1000,
                 self._id,
                 trace,

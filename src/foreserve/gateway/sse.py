@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from foreserve.dispatch.stream import Stream
 from foreserve.errors import ClientGone, EngineFailed, RequestError
+from foreserve.gateway.calls import GONE
 from foreserve.gateway.disconnect import closing
 from foreserve.gateway.errors import error_body
 
@@ -38,6 +39,13 @@ class EventStream(Response):
         self._last = last
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._send_all(receive, send)
+        except ClientGone:
+            # The status has been sent and nobody reads on: left to the log, which says 499.
+            scope[GONE] = True
+
+    async def _send_all(self, receive: Receive, send: Send) -> None:
         async with closing(self._streams, receive):
             part = await anext(self._parts, b"")
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

@@ -32,7 +32,7 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     `extra` is added to every body and `headers` to every request; `tenant` is `x-tenant` where a prompt brings none.
     `timeout_s` bounds one attempt as a whole, `connect_s` its connection. `retries` is how often a refused or failed
-    request is sent again, by the rules of the official client; a prompt's own `max_tokens` comes before ours.
+    request is sent again, by the rules of the official client; `max_tokens` comes before a prompt's own.
     """
 
     url: str
@@ -118,13 +118,13 @@ class Client:
             await self._session.close()
 
     def body(self, prompt: Prompt, max_tokens: int | None = None) -> bytes:
-        """The request's JSON. `max_tokens` comes before the prompt's own, and that before the options'."""
+        """The request's JSON. `max_tokens` comes before the options', and that before the prompt's own."""
         fields: dict[str, Any] = {"model": self.options.model}
         if self.options.endpoint == "chat":
             fields["messages"] = prompt.as_messages()
         else:
             fields["prompt"] = prompt.as_text()
-        limit = max_tokens or prompt.max_tokens or self.options.max_tokens
+        limit = max_tokens or self.options.max_tokens or prompt.max_tokens
         if limit is not None:
             fields["max_tokens"] = limit
         if self.options.stream:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
+from itertools import zip_longest
 from typing import Any, cast
 
 from foreserve.core import Chunk, EngineLoad, Work
@@ -47,7 +48,7 @@ class EngineHost:
         self.closed = asyncio.Event()
         self.start_failed: str | None = None
         self.failed: str | None = None
-        """What the engine said when it found itself of no use."""
+        """What the engine said when it found itself of no use, on one line."""
         self._load_factory = factory_loader
         self._loop = asyncio.get_running_loop()
         self._engine: Engine | None = None
@@ -76,8 +77,8 @@ class EngineHost:
             case Credit() if self._requests:
                 self._requests.credit(message.id, message.n)
             case Abort() if self._requests:
-                for request_id in message.ids:
-                    self._requests.abort(request_id)
+                for request_id, attempt in zip_longest(message.ids, message.attempts[: len(message.ids)]):
+                    self._requests.abort(request_id, attempt)
 
     def pause(self) -> None:
         """Ask the engine for nothing more until `resume`: what is sent is not read."""
@@ -137,9 +138,10 @@ class EngineHost:
 
     async def _fate(self, engine: Any) -> None:
         """An engine in our own process cannot exit; one that says that it has failed is ended as if it had."""
-        self.failed = await engine.failed()
-        log.warning("the engine has failed: %s", self.failed)
+        reason = await engine.failed()
         if not self._exiting:
+            self.failed = " ".join(reason.split()) or "it did not say why"
+            log.warning("the engine has failed: %s", self.failed)
             self._exiting = True
             await self._exit()
 

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 START_FAILED = 3
 """Exit code when the engine did not start; `StartFailed` has told why."""
 
+ENGINE_FAILED = 4
+"""Exit code when a started engine has said that it is of no use any more; why is the last line on standard error."""
+
 FLUSH_S = 2.0
 """How long the last messages may take to leave."""
 
@@ -55,6 +58,9 @@ class Worker:
         except TimeoutError:
             log.warning("the gateway reads nothing; its last messages are lost")
         self._wire.close()
+        if self.host.failed:
+            log.error("the engine has failed: %s", self.host.failed)  # once more: the last words explain an end
+            return ENGINE_FAILED
         return START_FAILED if self.host.start_failed else 0
 
     def _heard(self, data: bytes) -> None:
@@ -110,6 +116,10 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     _die_with_parent()
     code = asyncio.run(serve(int(fd), int(max_message_bytes)))
+    if code == ENGINE_FAILED:
+        # At once: a broken engine may hang in what it does at an exit, and until we are gone its work is not run again.
+        logging.shutdown()
+        os._exit(code)
     # Threads that an engine has left behind would keep the interpreter from ending.
     _after(ORPHAN_S, lambda: os._exit(code))
     return code
