@@ -109,7 +109,7 @@ def test_terms_of_requests_and_no_secret_in_the_json(tmp_path):
     assert {(one["x-slo-ms"], one["x-one"]) for one in lowered} == {("1500", "1")}
     assert [(body["model"], body["max_tokens"], body["temperature"]) for body in bodies] == [
         ("mine", 7, 0),
-        ("mine", 3, 0),
+        ("mine", 7, 0),
     ]
 
 

@@ -38,7 +38,7 @@ def test_every_reply_has_its_own_id(client: httpx.Client):
 
 def test_a_trace_is_kept(client: httpx.Client, caplog: pytest.LogCaptureFixture):
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    with caplog.at_level(logging.INFO, "foreserve.gateway.edge"):
+    with caplog.at_level(logging.DEBUG, "foreserve.gateway.edge"):
         reply = client.get("/v1/models", headers={"traceparent": trace})
         # The line is written when all is done, which is after the reply was sent.
         deadline = time.monotonic() + 10

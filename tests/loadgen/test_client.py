@@ -123,7 +123,7 @@ async def test_what_is_sent():
 def test_whose_max_tokens_counts():
     client = Client(ClientOptions(url="http://x", model="m", max_tokens=1), generator(0))
     assert b'"max_tokens":1,' in client.body(Prompt(prompt="p"))
-    assert b'"max_tokens":2,' in client.body(Prompt(prompt="p", max_tokens=2))
+    assert b'"max_tokens":1,' in client.body(Prompt(prompt="p", max_tokens=2))
     assert b'"max_tokens":3,' in client.body(Prompt(prompt="p", max_tokens=2), 3)
 
 

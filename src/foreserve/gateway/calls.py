@@ -18,7 +18,7 @@ from foreserve.settings import ApiKey
 ID = "foreserve.id"
 KEY = "foreserve.key"
 GONE = "foreserve.gone"
-"""Where the edge (see `edge`) keeps the request's id and API key in the ASGI scope, and a stream that its client has left it."""
+"""Where, in the ASGI scope, the edge (see `edge`) keeps the request's id and API key, and a stream that was left."""
 
 
 class Call:
