@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 
 import pytest
@@ -33,6 +34,14 @@ async def subject(smollm2):
         engine = OpenVINOEngine(**smollm2, max_running=4, kv_cache_gb=0.1)
         _started.append(Subject(engine, await engine.start()))
     return Subject(_started[0].engine, _started[0].info)
+
+
+@contextlib.asynccontextmanager
+async def fresh(smollm2):
+    """An engine of a test's own, to be broken."""
+    engine = OpenVINOEngine(**smollm2, max_running=2, kv_cache_gb=0.1)
+    yield Subject(engine, await engine.start())
+    await engine.close()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -87,20 +96,36 @@ class TestWithTheModel:
         answers = await subject.run(*(work(f"r{i}", output=20) for i in range(5)))
         assert sorted(answer.reason for answer in answers) == ["error"] + ["length"] * 4
 
-    async def test_a_pipeline_that_cannot_be_built_again_ends_all_and_is_tried_again(self, subject, monkeypatch):
+    async def test_a_pipeline_that_cannot_be_built_again_is_a_failure_of_the_engine(self, smollm2, monkeypatch):
         def broken():
             raise RuntimeError("no memory left")
 
-        running = asyncio.create_task(subject.run(work("a", output=60)))
-        await subject.begun("a")
-        with monkeypatch.context() as patch:
-            patch.setattr(subject.engine, "_build", broken)
+        async with fresh(smollm2) as subject:
+            fate = asyncio.create_task(subject.engine.failed())
+            running = asyncio.create_task(subject.run(work("a", output=60)))
+            await subject.begun("a")
+            assert not fate.done()
+            monkeypatch.setattr(subject.engine, "_build", broken)
             (bad,) = await subject.run(work("bad", json_schema='{"type": "no type"}'))
             (answer,) = await running
-        assert (bad.reason, answer.reason) == ("rejected", "error")
-        assert "no memory left" in answer.finish.error
-        (after,) = await subject.run(work("after"))
-        assert after.reason == "length"
+            assert (bad.reason, answer.reason) == ("rejected", "error")
+            assert "no memory left" in answer.finish.error
+            assert "no memory left" in await asyncio.wait_for(fate, 5)
+            (after,) = await subject.run(work("after"))
+            assert after.reason == "error"  # ours, not the caller's
+            assert "no memory left" in after.finish.error
+
+    async def test_an_error_between_two_steps_ends_all_and_is_a_failure_of_the_engine(self, smollm2, monkeypatch):
+        def broken(running):
+            raise AttributeError("no such status")
+
+        async with fresh(smollm2) as subject:
+            running = asyncio.create_task(subject.run(work("a", output=60)))
+            await subject.begun("a")
+            monkeypatch.setattr(subject.engine, "_collect", broken)
+            (answer,) = await running
+            assert answer.reason == "error"
+            assert "no such status" in await asyncio.wait_for(subject.engine.failed(), 5)
 
     async def test_log_probabilities_are_those_of_the_model_whatever_the_temperature(self, subject):
         (greedy,) = await subject.run(work("a", output=1, logprobs=0))

@@ -15,6 +15,7 @@ from typing import Any
 from foreserve import clock
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
 from foreserve.engines.answer import Numbered, generate_of, refusal
+from foreserve.engines.failure import Failure
 from foreserve.engines.generation import Generate
 from foreserve.engines.openvino_prepare import EXACT, LIBRARY_ERRORS, Facts, prepared, require
 from foreserve.engines.openvino_request import OpenVINORequest, config_of, in_words
@@ -38,6 +39,9 @@ class OpenVINOEngine:
     `cache_dir` or beside it. `kv_cache_gb` (GiB) is taken at the start. `exact` makes a request's answer independent of
     who else is in the batch, at about half the speed. With a JSON schema `ignore_eos` has no effect. A stop token is
     counted and not given out. `context_tokens` is at most what the model and the whole KV cache hold.
+
+    When its pipeline cannot be built again, or its step loop ends on an error, everything it runs ends with `error` and
+    `failed()` returns: its process is then to be started anew.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class OpenVINOEngine:
         self._numpy: Any = None
         self._pipeline: Any = None
         self._running: dict[str, OpenVINORequest] = {}
+        self._failure = Failure()
         self._schemas = SchemaCheck()
         self._next_id = 0
         self._pump_task: asyncio.Task[None] | None = None
@@ -149,8 +154,6 @@ class OpenVINOEngine:
             yield Numbered(work).chunk(finish=refused)
             return
         try:
-            if self._pipeline is None:
-                self._pipeline = self._build()
             self._add_to_pipeline(running)
         except LIBRARY_ERRORS as error:
             yield Numbered(work).chunk(finish=Finish(reason="rejected", error=in_words(error)))
@@ -158,6 +161,7 @@ class OpenVINOEngine:
         self._running[work.id] = running
         if self._pump_task is None or self._pump_task.done():
             self._pump_task = asyncio.get_running_loop().create_task(self._pump())
+            self._pump_task.add_done_callback(self._pump_ended)
         try:
             async for chunk in running.answer.chunks():
                 yield chunk
@@ -172,6 +176,8 @@ class OpenVINOEngine:
 
     def _refusal(self, payload: Generate) -> Finish | None:
         """What the pipeline would not notice, or would notice in the middle of others' work."""
+        if self._failure.reason is not None:
+            return Finish(reason="error", error=f"the engine has failed: {self._failure.reason}")
         if words := refusal(payload, self._context, self._facts.vocab_size):
             return Finish(reason="rejected", error=words)
         if payload.json_schema is not None and (words := self._schemas.refusal(payload.json_schema)):
@@ -204,7 +210,7 @@ class OpenVINOEngine:
 
     async def _pump(self) -> None:
         """Step while anything is unfinished; between steps, let commands in and chunks out."""
-        while self._pipeline is not None and self._pipeline.has_non_finished_requests():
+        while self._failure.reason is None and self._pipeline.has_non_finished_requests():
             began = clock.precise()
             try:
                 self._pipeline.step()
@@ -219,6 +225,21 @@ class OpenVINOEngine:
                         sink.put(chunk)
             for _ in range(_TURNS):
                 await asyncio.sleep(0)
+
+    def _pump_ended(self, pump: asyncio.Task[None]) -> None:
+        """Nothing steps any more; unless all was done, whoever still runs would wait for ever."""
+        if pump.cancelled():
+            if self._live():
+                self._fail("its step loop was cancelled")
+        elif error := pump.exception():
+            log.error("the step loop ended", exc_info=error)
+            self._fail(f"its step loop ended: {type(error).__name__}: {error}")
+
+    def _fail(self, reason: str) -> None:
+        """End all that runs, then have the process started anew."""
+        for running in self._running.values():
+            running.end("error", f"the engine has failed: {reason}")
+        self._failure.say(reason)
 
     def _collect(self, running: OpenVINORequest) -> None:
         """Give out what the last step made of one request, and its end."""
@@ -257,14 +278,21 @@ class OpenVINOEngine:
         self._pipeline = None  # frees its memory before the new one takes its own
         try:
             self._pipeline = self._build()
-            for running in live:
-                if not running.answer.ended:
-                    self._add_to_pipeline(running)
         except LIBRARY_ERRORS as again:
-            for running in live:
-                running.end("error", f"the engine could not be built again: {in_words(again)}")
+            self._fail(f"its pipeline could not be built again: {in_words(again)}")
+            return
+        for running in live:
+            if not running.answer.ended:
+                try:
+                    self._add_to_pipeline(running)
+                except LIBRARY_ERRORS as again:
+                    running.end("error", f"the engine could not go on with it: {in_words(again)}")
 
     # --- the rest of the protocol
+
+    async def failed(self) -> str:
+        """See `Engine`."""
+        return await self._failure.said()
 
     def _live(self) -> int:
         return sum(not running.answer.ended for running in self._running.values())
