@@ -250,6 +250,85 @@ async def test_a_call_whose_reader_is_gone_is_counted_until_its_thread_ends():
             await asyncio.sleep(0.001)
 
 
+async def abandoned(made, id, running):
+    """A call whose function blocks and whose reader has left."""
+    running.clear()
+    answer = asyncio.create_task(anext(made.run(call(id, stuck=True))))
+    await asyncio.to_thread(running.wait, 10)
+    await made.cancel(id)
+    answer.cancel()
+    await asyncio.gather(answer, return_exceptions=True)
+
+
+async def test_nobody_waits_behind_an_abandoned_thread_and_when_all_are_abandoned_the_engine_has_failed():
+    go, running = threading.Event(), threading.Event()
+
+    def block(stuck=False):
+        running.set()
+        return go.wait(20) if stuck else "fine"
+
+    made = await engine(block, max_running=2)
+    fate = asyncio.create_task(made.failed())
+    try:
+        await abandoned(made, "first", running)
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(anext(made.run(call("b"))), anext(made.run(call("c"))))
+        assert [answer.data for answer in answers] == ["fine", "fine"]
+        assert not fate.done()
+        await abandoned(made, "second", running)
+        assert "2 calls did not end when they were cancelled" in await asyncio.wait_for(fate, 10)
+        assert (await anext(made.run(call("late")))).finish.reason == "error"
+    finally:
+        go.set()
+        fate.cancel()
+
+
+async def test_a_thread_that_ends_late_is_not_held_against_the_engine():
+    go, running = threading.Event(), threading.Event()
+
+    def block(stuck=False):
+        running.set()
+        return go.wait(20) if stuck else "fine"
+
+    made = await engine(block, max_running=2)
+    fate = asyncio.create_task(made.failed())
+    for id in "abc":
+        go.clear()
+        await abandoned(made, id, running)
+        go.set()
+        async with asyncio.timeout(10):
+            while (await made.load()).running:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+    answers = await asyncio.gather(*(anext(made.run(call(id))) for id in "de"))
+    assert [answer.data for answer in answers] == ["fine", "fine"]
+    assert not fate.done()
+    fate.cancel()
+
+
+async def test_abandoned_threads_do_not_let_more_run_side_by_side_than_was_said():
+    go, running, lock = threading.Event(), threading.Event(), threading.Lock()
+    now, most = 0, 0
+
+    def count(stuck=False):
+        nonlocal now, most
+        running.set()
+        if stuck:
+            return go.wait(20)
+        with lock:
+            now += 1
+            most = max(most, now)
+        threading.Event().wait(0.02)
+        with lock:
+            now -= 1
+        return None
+
+    made = await engine(count, max_running=2)
+    await abandoned(made, "stuck", running)
+    await asyncio.gather(*(anext(made.run(call(f"r{i}"))) for i in range(8)))
+    go.set()
+    assert most == 2
+
+
 async def test_calls_run_side_by_side_in_a_bounded_pool():
     together = threading.Barrier(3)
 

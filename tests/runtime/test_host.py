@@ -151,3 +151,32 @@ async def test_a_chunk_that_cannot_be_sent_ends_its_request_there(ear):
     assert (await ear.finish("b")).reason == "stop"
     assert ear.words("b") == ["x", "y"]
     host.abandon()
+
+
+class Deaf(Engine):
+    """Heeds no cancel, and does not let its iterator be closed."""
+
+    async def cancel(self, request_id):
+        pass
+
+    async def run(self, work, plan=None):
+        yield Chunk(id=work.id, index=0, data={"word": "before"})
+        while not self.closed:
+            try:
+                await self.gate.wait()
+                return
+            except asyncio.CancelledError:
+                pass
+
+
+async def test_a_request_that_cannot_be_stopped_is_taken_from_its_engine(ear, monkeypatch):
+    monkeypatch.setattr("foreserve.runtime.requests.ABORT_LIMIT_S", 0.05)
+    engine = Deaf()
+    engine.gate.clear()
+    host = await _host(engine, ear)
+    host.handle(Run((work("a"),)))
+    await ear.until(lambda: ear.words("a"))
+    host.handle(Abort(("a",)))
+    assert (await ear.finish("a")).reason == "cancelled"
+    engine.gate.set()
+    host.abandon()

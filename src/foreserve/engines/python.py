@@ -21,6 +21,7 @@ import msgspec
 from foreserve import clock
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
 from foreserve.engines.answer import Numbered
+from foreserve.engines.failure import Failure
 from foreserve.engines.python_target import load_target
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class _Call:
         self.context = contextvars.copy_context()
         self.task: asyncio.Task[None] | None = None  # runs async code
         self.in_thread = False
+        self.placed = False  # counts among those that may be in a thread
         self.cancelled = False
         self.left = False  # the reader is gone
 
@@ -55,8 +57,12 @@ class PythonEngine:
     """Runs `target` (`"module:name"`, `"file.py:name"` or a callable), at most `max_running` calls side by side.
 
     Plain functions and generators run in threads, with context variables of their own for each call; async ones on the
-    loop. Wrong arguments are `rejected`; an exception is `error`, its traceback logged and never sent. A plain function
-    cannot be stopped: after a cancel its result is dropped and the finish, and with it the slot, comes when it ends.
+    loop. Wrong arguments are `rejected`; an exception is `error`, its traceback logged and never sent.
+
+    Code in a thread cannot be stopped: after a cancel its result is dropped and the finish, and with it the slot, comes
+    when it ends. A reader that leaves before that (a host does, `runtime.requests.ABORT_LIMIT_S` after the cancel)
+    abandons the thread: another takes its place, so that nobody waits behind it. Once `max_running` threads are
+    abandoned at the same time, `failed()` returns: only a new process is rid of them, and calls that run are lost.
     """
 
     def __init__(self, target: str | Callable[..., Any], max_running: int = 8) -> None:
@@ -66,6 +72,9 @@ class PythonEngine:
         self._max_running = max_running
         self._calls: dict[str, _Call] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._places = asyncio.Semaphore(max_running)
+        self._abandoned: set[_Call] = set()
+        self._failure = Failure()
         self._function: Callable[..., Any] | None = None
         self._signature: inspect.Signature | None = None
 
@@ -86,6 +95,9 @@ class PythonEngine:
     async def run(self, work: Work, plan: Any = None) -> AsyncIterator[Chunk]:
         """See `Engine`."""
         numbered = Numbered(work)
+        if self._failure.reason is not None:
+            yield numbered.chunk(finish=Finish(reason="error", error=f"the engine has failed: {self._failure.reason}"))
+            return
         args = work.payload.get("args", {})
         if wrong := self._wrong_arguments(args):
             yield numbered.chunk(finish=Finish(reason="rejected", error=wrong))
@@ -110,8 +122,10 @@ class PythonEngine:
             finally:
                 call.left = True
                 call.cancel()
-                if not call.in_thread:
-                    self._calls.pop(work.id, None)
+                if call.in_thread:
+                    self._abandon(call, work.id)
+                elif self._calls.get(work.id) is call:
+                    del self._calls[work.id]
 
     def _wrong_arguments(self, args: Any) -> str | None:
         if not isinstance(args, dict):
@@ -210,9 +224,11 @@ class PythonEngine:
         loop = asyncio.get_running_loop()
         if getattr(loop, "virtual", False):
             return await clock.offload(guarded)
+        # The places bound what runs; the pool has a thread for each and one for each that may be abandoned.
+        await self._places.acquire()
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._max_running, thread_name_prefix="function")
-        call.in_thread = True
+            self._pool = ThreadPoolExecutor(2 * self._max_running, thread_name_prefix="function")
+        call.in_thread = call.placed = True
         future = self._pool.submit(guarded)
         future.add_done_callback(lambda _: _on_loop(loop, self._left_thread, call))
         return await asyncio.wrap_future(future)
@@ -220,9 +236,31 @@ class PythonEngine:
     def _left_thread(self, call: _Call) -> None:
         """A thread is free again; for a reader that left meanwhile, this is when its slot comes back."""
         call.in_thread = False
+        self._abandoned.discard(call)
+        self._give_place_back(call)
         if call.left:
             for request_id in [id for id, other in self._calls.items() if other is call]:
                 del self._calls[request_id]
+
+    def _give_place_back(self, call: _Call) -> None:
+        if call.placed:
+            call.placed = False
+            self._places.release()
+
+    def _abandon(self, call: _Call, request_id: str) -> None:
+        """Its reader is gone and its thread is not: let another run in its place, while threads are left."""
+        self._abandoned.add(call)
+        stuck = len(self._abandoned)
+        log.warning("request %s: its reader is gone and its code runs on, as %d now do", request_id, stuck)
+        if stuck <= self._max_running:
+            self._give_place_back(call)
+        if stuck >= self._max_running:
+            words = f"the last of {request_id}" if stuck > 1 else f"that of {request_id}"
+            self._failure.say(f"{stuck} calls did not end when they were cancelled, {words}")
+
+    async def failed(self) -> str:
+        """See `Engine`."""
+        return await self._failure.said()
 
     async def cancel(self, request_id: str) -> None:
         """See `Engine`."""

@@ -23,7 +23,8 @@ ABORT_LIMIT_S = 60.0
 """How long an engine may take to end a request it was told to cancel before it is taken from it by force.
 
 Longer than a step, since the finish gives the slot back and the engine should really have stopped by then. It is there
-so that an engine that forgets a cancel does not lose its slots one by one.
+so that an engine that forgets a cancel does not lose its slots one by one. What still runs in such an engine is its own
+to count: it sees its iterator closed early, and says that it has `failed` when it has no means left.
 """
 
 
@@ -229,10 +230,11 @@ class Requests:
     def _take_away(self, running: Running) -> None:
         log.warning("the engine did not end %s within %g s of its cancel", running.id, ABORT_LIMIT_S)
         flight = running.flight
-        if flight.task is not None and all(other.aborted for other in flight.live.values()):
+        self._end(
+            running, finish("cancelled")
+        )  # first: what does not heed a cancel may not let itself be closed either
+        if flight.task is not None and not flight.live:
             flight.task.cancel()
-        else:
-            self._end(running, finish("cancelled"))
 
     async def _feeding(self, running: Running, feed: Any, message: Feed, before: asyncio.Task[None] | None) -> None:
         if before is not None:
