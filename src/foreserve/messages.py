@@ -50,9 +50,13 @@ class Credit(Message, frozen=True):
 
 
 class Abort(Message, frozen=True):
-    """Stop these requests within one step. Each still ends with a finish, unless it had ended already."""
+    """Stop these requests within one step. Each still ends with a finish, unless it had ended already.
+
+    `attempts` are those of `ids`, in their order: another attempt that runs meanwhile goes on. Without, any is stopped.
+    """
 
     ids: tuple[str, ...]
+    attempts: tuple[int, ...] = ()
 
 
 class Drain(Message, frozen=True):

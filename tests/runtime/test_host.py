@@ -180,3 +180,18 @@ async def test_a_request_that_cannot_be_stopped_is_taken_from_its_engine(ear, mo
     assert (await ear.finish("a")).reason == "cancelled"
     engine.gate.set()
     host.abandon()
+
+
+async def test_an_abort_is_for_the_attempt_it_names(ear):
+    engine = Engine()
+    engine.gate.clear()
+    host = await _host(engine, ear)
+    host.handle(Run((work("a", "x", attempt=1), work("b", "x"))))
+    host.handle(Abort(("a", "b"), attempts=(0, 0)))
+    engine.gate.set()
+    assert (await ear.finish("a", attempt=1)).reason == "stop"
+    assert (await ear.finish("b")).reason == "cancelled"
+    host.handle(Run((work("a", "x", attempt=2),)))
+    host.handle(Abort(("a",)))  # any
+    assert (await ear.finish("a", attempt=2)).reason == "cancelled"
+    host.abandon()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
+from itertools import zip_longest
 from typing import Any, cast
 
 from foreserve.core import Chunk, EngineLoad, Work
@@ -76,8 +77,8 @@ class EngineHost:
             case Credit() if self._requests:
                 self._requests.credit(message.id, message.n)
             case Abort() if self._requests:
-                for request_id in message.ids:
-                    self._requests.abort(request_id)
+                for request_id, attempt in zip_longest(message.ids, message.attempts[: len(message.ids)]):
+                    self._requests.abort(request_id, attempt)
 
     def pause(self) -> None:
         """Ask the engine for nothing more until `resume`: what is sent is not read."""

@@ -71,10 +71,10 @@ class Requests:
                 self._batch = flight
             flight.task = self._spawn(self._fly(flight, together, plan, before))
 
-    def abort(self, request_id: str) -> None:
-        """Stop it within one step of the engine. What is not running is ignored."""
+    def abort(self, request_id: str, attempt: int | None = None) -> None:
+        """Stop it within one step of the engine: this `attempt`, or any. What is not running is ignored."""
         running = self._running.get(request_id)
-        if running is None or running.aborted:
+        if running is None or running.aborted or attempt not in (None, running.attempt):
             return
         if not running.flight.begun:
             self._end(running, finish("cancelled"))  # the engine has not heard of it
