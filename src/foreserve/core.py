@@ -59,7 +59,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     `payload` is opaque to everything but the kind that made it and the engine that runs it.
     `affinity` is the key of sticky or prefix placement. `role="writer"` work goes to the writer replica in
     order of `sequence`. Only `idempotent` work is run again, under the next `attempt`, when its replica is lost.
-    `credits` bounds how many chunks may be asked of the engine before more credit is given; `None` is no bound.
+    `credits` bounds how many chunks may be asked of the engine before more credit is given; `None` is no bound. Only
+    continuous engines take it: in a static batch one request without credit would stop all the others.
     """
 
     id: str

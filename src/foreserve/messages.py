@@ -43,7 +43,7 @@ class Feed(Message, frozen=True):
 
 
 class Credit(Message, frozen=True):
-    """`n` more chunks may be asked of the engine for this request."""
+    """`n` more chunks may be asked of the engine, a continuous one, for this request."""
 
     id: str
     n: int

@@ -111,7 +111,8 @@ class Engine(Protocol):
     """What executes a model. Runs in a worker process or, `inline`, in the event loop.
 
     `run` yields chunks numbered from 0, the last one with `finish`; leaving the iterator early cancels.
-    A `static` engine is called through `run_batch` alone, which yields the chunks of one step together.
+    A `static` engine is called through `run_batch` alone, which yields the chunks of one step together. It is given no
+    work that has `credits`: a batch goes at one pace.
     A continuous engine may have `hand_over(sink)`, called once after the start: it may then put chunks there in place
     of yielding them, all but each request's last and none of work that has `credits`.
     An engine may have `feed(request_id, data, last)` for prompts that are still growing, and `failed()`, which returns

@@ -195,3 +195,15 @@ async def test_an_abort_is_for_the_attempt_it_names(ear):
     host.handle(Abort(("a",)))  # any
     assert (await ear.finish("a", attempt=2)).reason == "cancelled"
     host.abandon()
+
+
+async def test_credits_are_refused_by_a_static_engine(ear):
+    engine = Engine()
+    engine.batching = "static"
+    host = await _host(engine, ear)
+    host.handle(Run((work("a", credits=0), work("b"))))
+    refused = await ear.finish("a")
+    assert (refused.reason, "credits" in refused.error) == ("rejected", True)
+    assert (await ear.finish("b")).reason == "stop"
+    assert engine.runs == [["b"]]
+    host.abandon()

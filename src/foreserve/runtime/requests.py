@@ -61,7 +61,7 @@ class Requests:
 
     def run(self, works: Sequence[Work], plan: Any) -> None:
         """Start them: together in a static engine, each by itself in a continuous one."""
-        taken = [work for work in works if self._is_new(work)]
+        taken = [work for work in works if self._takes(work)]
         for together in ([taken] if self._static else [[work] for work in taken]) if taken else ():
             flight = Flight(together)
             self._running |= flight.live
@@ -146,8 +146,12 @@ class Requests:
 
     # --- one flight
 
-    def _is_new(self, work: Work) -> bool:
+    def _takes(self, work: Work) -> bool:
         there = self._running.get(work.id)
+        if there is None and self._static and work.credits is not None:
+            words = "this engine runs batches, which go at one pace: `credits` are for continuous engines"
+            self._outbox.put(Chunk(id=work.id, index=0, attempt=work.attempt, finish=finish("rejected", words)))
+            return False
         if there is None:
             return True
         if there.attempt == work.attempt:
