@@ -30,11 +30,16 @@ def refusal(payload: Generate, context: int, vocabulary: int | None = None) -> s
 
 
 class Numbered:
-    """Makes the chunks of one attempt, with consecutive indices from 0."""
+    """Makes the chunks of one attempt of whatever engine, with consecutive indices from 0."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
         self._next = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether there has been one."""
+        return self._next > 0
 
     def chunk(self, data: Any = None, finish: Finish | None = None) -> Chunk:
         """The next chunk."""

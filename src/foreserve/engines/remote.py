@@ -20,12 +20,13 @@ import msgspec
 from yarl import URL
 
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
+from foreserve.engines.answer import Numbered
 from foreserve.engines.counting import Counting
 from foreserve.engines.events import EventSplitter, EventTooLong, told_by_json
 from foreserve.engines.forwarding import Body, Forward, Head
 from foreserve.engines.json_fields import asking_for_usage
 from foreserve.engines.refusals import BACK_PRESSURE, refusal
-from foreserve.engines.remote_call import Call, Cancelled, Lost, Numbered, Silent
+from foreserve.engines.remote_call import Call, Cancelled, Lost, Silent
 from foreserve.engines.remote_server import Locked, RemoteServer, Served, Unreachable, read_bounded
 from foreserve.engines.remote_watch import Watch
 from foreserve.errors import EngineStartError
@@ -122,11 +123,11 @@ class RemoteEngine:
                 async with aclosing(self._parts(call, response, counting, usage)) as parts:
                     async for part in parts:
                         if head is not None:
-                            yield chunks.data(head)
+                            yield chunks.chunk(head)
                             head = None
-                        yield chunks.data(Body(data=part))
+                        yield chunks.chunk(Body(data=part))
                 if head is not None:
-                    yield chunks.data(head)
+                    yield chunks.chunk(head)
                 finish = Finish(reason="stop", usage=usage)
         except Cancelled:
             finish = Finish(reason="cancelled", usage=usage)
@@ -145,7 +146,7 @@ class RemoteEngine:
             if response is not None:
                 # Gives the connection back when the answer was read to its end, else closes it: that is what cancels.
                 response.close()
-        yield chunks.finish(finish)
+        yield chunks.chunk(finish=finish)
 
     def run_batch(self, works: Sequence[Work], plan: object = None) -> AsyncIterator[Sequence[Chunk]]:
         raise NotImplementedError("a remote server is a continuous engine: `run`")

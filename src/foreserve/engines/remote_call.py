@@ -1,4 +1,4 @@
-"""One request under way at a remote server: its waits, each bounded and cancellable, and its chunks, numbered."""
+"""One request under way at a remote server: its waits, each bounded and cancellable."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import TypeVar
 import aiohttp
 
 from foreserve.clock import now
-from foreserve.core import Chunk, Finish, Work
-from foreserve.engines.forwarding import Answer
 
 T = TypeVar("T")
 
@@ -53,26 +51,3 @@ class Call:
         self._cancelled = True
         if self._scope is not None and not self._scope.expired():
             self._scope.reschedule(now())
-
-
-class Numbered:
-    """The chunks of one work, numbered."""
-
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self._index = -1
-
-    @property
-    def any(self) -> bool:
-        """Whether there has been one."""
-        return self._index >= 0
-
-    def data(self, data: Answer) -> Chunk:
-        return self._next(data, None)
-
-    def finish(self, finish: Finish) -> Chunk:
-        return self._next(None, finish)
-
-    def _next(self, data: Answer | None, finish: Finish | None) -> Chunk:
-        self._index += 1
-        return Chunk(id=self._work.id, index=self._index, data=data, attempt=self._work.attempt, finish=finish)
