@@ -14,8 +14,8 @@ import msgspec
 from foreserve.core import Chunk, Finish, FinishReason, Work
 from foreserve.messages import Feed
 from foreserve.ports import Engine
-from foreserve.runtime.flight import Flight, Running
 from foreserve.runtime.outbox import Outbox
+from foreserve.runtime.pull import Pull, Running
 
 log = logging.getLogger(__name__)
 
@@ -56,31 +56,31 @@ class Requests:
         self._loop = asyncio.get_running_loop()
         self._paused = self._abandoned = False
         self._running: dict[str, Running] = {}
-        self._flights: dict[Flight, None] = {}
-        self._batch: Flight | None = None
+        self._pulls: dict[Pull, None] = {}
+        self._batch: Pull | None = None
 
     def run(self, works: Sequence[Work], plan: Any) -> None:
         """Start them: together in a static engine, each by itself in a continuous one."""
         taken = [work for work in works if self._takes(work)]
         for together in ([taken] if self._static else [[work] for work in taken]) if taken else ():
-            flight = Flight(together)
-            self._running |= flight.live
-            self._flights[flight] = None
+            pull = Pull(together)
+            self._running |= pull.live
+            self._pulls[pull] = None
             before = self._batch
             if self._static:
-                self._batch = flight
-            flight.task = self._spawn(self._fly(flight, together, plan, before))
+                self._batch = pull
+            pull.task = self._spawn(self._draw(pull, together, plan, before))
 
     def abort(self, request_id: str, attempt: int | None = None) -> None:
         """Stop it within one step of the engine: this `attempt`, or any. What is not running is ignored."""
         running = self._running.get(request_id)
         if running is None or running.aborted or attempt not in (None, running.attempt):
             return
-        if not running.flight.begun:
+        if not running.pull.begun:
             self._end(running, finish("cancelled"))  # the engine has not heard of it
             return
         running.aborted = True
-        running.flight.wake()
+        running.pull.wake()
         self._spawn(self._cancel(running.id))
         running.timer = self._loop.call_later(ABORT_LIMIT_S, self._take_away, running)
 
@@ -88,7 +88,7 @@ class Requests:
         """`n` more chunks may be asked of the engine for it."""
         if (running := self._running.get(request_id)) and running.credits is not None:
             running.credits += n
-            running.flight.wake()
+            running.pull.wake()
 
     def feed(self, message: Feed) -> None:
         """Hand the engine more of a prompt, in order. An engine that takes none has its request rejected."""
@@ -115,8 +115,8 @@ class Requests:
     def resume(self) -> None:
         """Undo `pause`."""
         self._paused = False
-        for flight in self._flights:
-            flight.wake()
+        for pull in self._pulls:
+            pull.wake()
 
     def abandon(self) -> None:
         """Forget all of them without a finish."""
@@ -135,16 +135,16 @@ class Requests:
         """A chunk that is not its request's last, beside the engine's iterator."""
         running = self._running.get(chunk.id)
         if running is not None and running.attempt == chunk.attempt:
-            self._deliver(running.flight, chunk)
+            self._deliver(running.pull, chunk)
 
     # ---
 
     @property
     def idle(self) -> bool:
         """Whether the engine runs nothing, not even what has had its finish."""
-        return not self._flights
+        return not self._pulls
 
-    # --- one flight
+    # --- one pull
 
     def _takes(self, work: Work) -> bool:
         there = self._running.get(work.id)
@@ -161,45 +161,45 @@ class Requests:
             self._outbox.put(Chunk(id=work.id, index=0, attempt=work.attempt, finish=finish("rejected", words)))
         return False
 
-    async def _fly(self, flight: Flight, works: Sequence[Work], plan: Any, before: Flight | None) -> None:
+    async def _draw(self, pull: Pull, works: Sequence[Work], plan: Any, before: Pull | None) -> None:
         iterator: Any = None
         try:
             if before is not None and before.task is not None and not before.task.done():
                 await asyncio.wait({before.task})  # one batch at a time: the last one may still be tidying up
-            while self._blocked(flight):
-                await flight.asleep()
-            works = [work for work in works if work.id in flight.live]
+            while self._blocked(pull):
+                await pull.asleep()
+            works = [work for work in works if work.id in pull.live]
             if not works:
                 return
-            flight.begun = True
+            pull.begun = True
             iterator = self._engine.run_batch(works, plan) if self._static else self._engine.run(works[0], plan)
             async for item in iterator:
-                if not flight.live:
+                if not pull.live:
                     log.warning("the engine goes on after the finish of %s", ", ".join(work.id for work in works))
                     break
                 for chunk in item if self._static else (item,):
-                    self._deliver(flight, chunk)
-                while self._blocked(flight):
-                    await flight.asleep()
-            self._fail(flight, "the engine ended this request without a finish")
+                    self._deliver(pull, chunk)
+                while self._blocked(pull):
+                    await pull.asleep()
+            self._fail(pull, "the engine ended this request without a finish")
         except asyncio.CancelledError:
             if not self._abandoned:
-                self._fail(flight, "CancelledError: the engine gave this request up")
+                self._fail(pull, "CancelledError: the engine gave this request up")
         except (Exception, SystemExit) as error:
-            log.exception("the engine failed while it ran %s", ", ".join(flight.live))
-            self._fail(flight, f"{type(error).__name__}: {error}")
+            log.exception("the engine failed while it ran %s", ", ".join(pull.live))
+            self._fail(pull, f"{type(error).__name__}: {error}")
         finally:
             if hasattr(iterator, "aclose"):
                 with contextlib.suppress(Exception, asyncio.CancelledError):
                     await iterator.aclose()
-            del self._flights[flight]
+            del self._pulls[pull]
             self._freed()
 
-    def _blocked(self, flight: Flight) -> bool:
-        return bool(flight.live) and (self._paused or flight.out_of_credit())
+    def _blocked(self, pull: Pull) -> bool:
+        return bool(pull.live) and (self._paused or pull.out_of_credit())
 
-    def _deliver(self, flight: Flight, chunk: Chunk) -> None:
-        running = flight.live.get(chunk.id)
+    def _deliver(self, pull: Pull, chunk: Chunk) -> None:
+        running = pull.live.get(chunk.id)
         if running is None:
             return  # it has ended: what comes after a finish is dropped
         if chunk.finish is None and running.aborted:
@@ -213,8 +213,8 @@ class Requests:
         if chunk.finish is not None:
             self._forget(running)
 
-    def _fail(self, flight: Flight, error: str) -> None:
-        for running in list(flight.live.values()):
+    def _fail(self, pull: Pull, error: str) -> None:
+        for running in list(pull.live.values()):
             self._end(running, finish("cancelled") if running.aborted else finish("error", error))
 
     def _end(self, running: Running, end: Finish) -> None:
@@ -233,12 +233,12 @@ class Requests:
 
     def _take_away(self, running: Running) -> None:
         log.warning("the engine did not end %s within %g s of its cancel", running.id, ABORT_LIMIT_S)
-        flight = running.flight
+        pull = running.pull
         self._end(
             running, finish("cancelled")
         )  # first: what does not heed a cancel may not let itself be closed either
-        if flight.task is not None and not flight.live:
-            flight.task.cancel()
+        if pull.task is not None and not pull.live:
+            pull.task.cancel()
 
     async def _feeding(self, running: Running, feed: Any, message: Feed, before: asyncio.Task[None] | None) -> None:
         if before is not None:

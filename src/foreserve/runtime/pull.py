@@ -1,4 +1,4 @@
-"""What one iterator of an engine serves: a single request, or the batch of a static engine."""
+"""One pull of an engine's iterator: what it serves, a single request or the batch of a static engine."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from foreserve.core import Work
 class Running:
     """One attempt of one request inside an engine, until its finish."""
 
-    __slots__ = ("aborted", "attempt", "credits", "feeding", "flight", "id", "index", "timer")
+    __slots__ = ("aborted", "attempt", "credits", "feeding", "id", "index", "pull", "timer")
 
-    def __init__(self, work: Work, flight: Flight) -> None:
+    def __init__(self, work: Work, pull: Pull) -> None:
         self.id = work.id
         self.attempt = work.attempt
         self.credits = work.credits
-        self.flight = flight
+        self.pull = pull
         self.index = 0
         self.aborted = False
         self.timer: asyncio.TimerHandle | None = None
         self.feeding: asyncio.Task[None] | None = None
 
     def ended(self) -> None:
-        """Leave the flight. What the engine still yields for it is unknown from here on."""
-        self.flight.live.pop(self.id, None)
+        """Leave the pull. What the engine still yields for it is unknown from here on."""
+        self.pull.live.pop(self.id, None)
         if self.timer is not None:
             self.timer.cancel()
-        self.flight.wake()
+        self.pull.wake()
 
 
-class Flight:
+class Pull:
     """`live` are those of its requests that have not ended; the engine knows of them once it has `begun`."""
 
     __slots__ = ("_sleeper", "begun", "live", "task")
@@ -58,6 +58,6 @@ class Flight:
             self._sleeper = None
 
     def wake(self) -> None:
-        """Something that the flight waits for may have changed."""
+        """Something that the pull waits for may have changed."""
         if self._sleeper is not None and not self._sleeper.done():
             self._sleeper.set_result(None)
