@@ -20,7 +20,7 @@ def _modules_as_before() -> Iterator[None]:
     yield
     sys.path[:] = path
     for name in set(sys.modules) - modules:
-        if name.startswith("foreserve_app_") or name == "beside":
+        if name.startswith("foreserve_file_") or name == "beside":
             del sys.modules[name]
 
 
@@ -62,7 +62,7 @@ def test_what_lies_beside_it_can_be_imported_and_its_module_is_known(tmp_path: P
     (tmp_path / "beside.py").write_text("URL = 'http://127.0.0.1:1'\n")
     path = write(tmp_path, "import beside, foreserve as fs\napp = fs.App(up=fs.Upstream(beside.URL))\n", "app.py")
     app = load_app_file(path)
-    known = [module for name, module in sys.modules.items() if name.startswith("foreserve_app_app_")]
+    known = [module for name, module in sys.modules.items() if name.startswith("foreserve_file_app_")]
     assert [module.app for module in known] == [app]
 
 
@@ -132,7 +132,7 @@ def test_a_file_without_an_app_says_what_to_write(tmp_path: Path) -> None:
 )
 def test_what_goes_wrong_in_it_is_shown_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
     assert words(write(tmp_path, text, "app.py")).startswith(expected)
-    assert not any(name.startswith("foreserve_app_") for name in sys.modules)
+    assert not any(name.startswith("foreserve_file_app_") for name in sys.modules)
 
 
 def test_a_mistake_in_a_file_that_it_imports_is_placed_there(tmp_path: Path) -> None:

@@ -7,9 +7,6 @@ Python's: from the working directory, or built from `__file__`.
 from __future__ import annotations
 
 import difflib
-import hashlib
-import importlib.util
-import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +18,7 @@ import msgspec
 from foreserve import registry
 from foreserve.app import App
 from foreserve.errors import ConfigError
+from foreserve.pyfile import load_file
 from foreserve.settings import AppSettings, ServerSettings, StateSettings, parse
 from foreserve.yamlfile import Document
 
@@ -34,8 +32,8 @@ _SHOW = 8
 def load_app_file(path: str) -> App:
     """The app in `path`: `app.py`, `app.py:name` or `app.yaml`. Raises ConfigError naming the place and what is valid.
 
-    A Python file is run once, under a module name of its own that stays in `sys.modules`; its folder joins `sys.path`,
-    so that it can import what lies beside it.
+    A Python file is run once, under a module name of its own that stays in `sys.modules`; it can import what
+    lies beside it (see `pyfile`).
     """
     file, name = _split(path)
     _check_there(file)
@@ -76,23 +74,12 @@ def _check_there(file: Path) -> None:
 
 def _run(file: Path) -> ModuleType:
     """The file as a module. Whatever it raises is a ConfigError with the file's own line."""
-    full = file.resolve()
-    name = f"foreserve_app_{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, full)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    if str(full.parent) not in sys.path:
-        sys.path.insert(0, str(full.parent))
-    sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        return load_file(file)
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
-        del sys.modules[name]
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise ConfigError(_told(error, file, full)) from error
-    return module
+        raise ConfigError(_told(error, file, file.resolve())) from error
 
 
 def _told(error: BaseException, file: Path, full: Path) -> str:

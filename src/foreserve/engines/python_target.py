@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from foreserve.errors import EngineStartError
+from foreserve.pyfile import load_file
 from foreserve.registry import choices
 
 
@@ -41,22 +40,10 @@ def _import(name: str) -> ModuleType:
 
 
 def _from_file(path: Path) -> ModuleType:
-    """Run a file as a module, with its folder importable, as for a script."""
     path = path.expanduser().resolve()
     if not path.is_file():
         raise EngineStartError(f"there is no file {path}")
-    folder = str(path.parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    name = f"foreserve_target_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise EngineStartError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up here
     try:
-        spec.loader.exec_module(module)
+        return load_file(path)
     except Exception as error:
-        del sys.modules[name]
         raise EngineStartError(f"running {path} failed: {type(error).__name__}: {error}") from error
-    return module

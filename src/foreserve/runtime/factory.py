@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from foreserve.errors import EngineStartError
+from foreserve.pyfile import load_file
 
 EngineFactory = Callable[..., Any]
 
@@ -80,18 +80,4 @@ def missing_package(factory: str, error: ModuleNotFoundError) -> str:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise EngineStartError(f"no such file: {path.absolute()}")
-    name = f"foreserve_file_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    folder = str(path.absolute().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)  # the file may import its neighbours; last, so that it shadows no package
-    sys.modules[name] = module  # pickling and dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    return load_file(path)
