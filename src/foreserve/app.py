@@ -109,7 +109,7 @@ class Running:
         except TypeError as error:
             raise ConfigError(f"{where}: policy_options do not fit policy {policy!r}: {error}") from None
         replicas = Replicas(name, kind.engines, self._launcher(settings.launcher), dispatcher, self._told(name))
-        return Service(name, kind, settings, dispatcher, replicas, self.ledger)
+        return Service(name, kind, settings, dispatcher, replicas, self.ledger, self._settled)
 
     def _launcher(self, name: str) -> Launcher:
         if name not in self._launchers:

@@ -38,6 +38,11 @@ def subtract(a: Cost, b: Cost) -> dict[str, float]:
     return {name: amount - b.get(name, 0.0) for name, amount in a.items()}
 
 
+def restore(a: Cost, b: Cost) -> dict[str, float]:
+    """The opposite of `subtract`: `b` is given back to `a`, in the resources that `a` names."""
+    return {name: amount + b.get(name, 0.0) for name, amount in a.items()}
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asks of one service, with its terms. `payload` belongs to the service's kind."""
 
@@ -57,10 +62,11 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """A priced request: what policies order, replicas carry and engines run.
 
     `payload` is opaque to everything but the kind that made it and the engine that runs it.
-    `affinity` is the key of sticky or prefix placement. `role="writer"` work goes to the writer replica in
-    order of `sequence`. Only `idempotent` work is run again, under the next `attempt`, when its replica is lost.
-    `credits` bounds how many chunks may be asked of the engine before more credit is given; `None` is no bound. Only
-    continuous engines take it: in a static batch one request without credit would stop all the others.
+    `affinity` is the key of sticky or prefix placement. `role` and `sequence` are for work that goes to one writer
+    replica in order; they are carried, and no dispatcher heeds them yet. Only `idempotent` work is run again, under the
+    next `attempt`, when its replica is lost. `credits` bounds how many chunks may be asked of the engine before more
+    credit is given; `None` is no bound. Only continuous engines take it: in a static batch one request
+    without credit would stop all the others.
     """
 
     id: str

@@ -10,6 +10,7 @@ ForeserveError
     │   └── ContextExceeded 400 the prompt is longer than the model's context
     ├── Unauthorized       401
     ├── NotFound           404  no such model, function or path
+    ├── BodyTimeout        408  the body did not arrive in time
     ├── TooLarge           413
     ├── Shed               429  refused at once, `retry_after` says when to come again
     ├── ClientGone         499  the client left (logged, never sent)
@@ -84,6 +85,13 @@ class NotFound(RequestError):
     code = "not_found"
 
 
+class BodyTimeout(RequestError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class TooLarge(RequestError):
     """The body is larger than the server takes."""
 
@@ -154,7 +162,7 @@ class UpstreamRefused(RequestError):
 BY_CODE: dict[str, type[RequestError]] = {
     cls.code: cls
     for cls in (
-        BadRequest, ContextExceeded, Unauthorized, NotFound, TooLarge, Shed, ClientGone,
+        BadRequest, ContextExceeded, Unauthorized, NotFound, BodyTimeout, TooLarge, Shed, ClientGone,
         EngineFailed, Unavailable, ReplicaLost, Expired,
     )
 }  # fmt: skip

@@ -168,21 +168,33 @@ class ApiKey(Settings, frozen=True, kw_only=True):
     max_utility: float = 1.0
     deadline_s: float | None = None
 
+    def __post_init__(self) -> None:
+        # `Bearer` with nothing after it would show it: everybody has that one.
+        if not self.key.strip():
+            raise ValueError("`key` is empty or blank; anybody could show it")
+
 
 class ServerSettings(Settings, frozen=True, kw_only=True):
-    """The HTTP server. With `api_keys`, every request but `/health/*` needs one. Sizes are in bytes."""
+    """The HTTP server. With `api_keys`, every request but `/health/*` needs one. Sizes are in bytes.
+
+    A request beyond `max_connections` open ones is a 503, `/health/*` excepted; a body that has not arrived after
+    `body_s` seconds is a 408.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: list[ApiKey] = []
     max_body_bytes: int = 32 * 2**20
     max_connections: int = 2048
+    body_s: float = 60.0
     drain_s: float = 30.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"`port` is {self.port}; valid: 0 to 65535")
         _at_least("max_body_bytes", self.max_body_bytes, 1024)
+        _at_least("max_connections", self.max_connections, 1)
+        _above("body_s", self.body_s, 0)
 
 
 class StateSettings(Settings, frozen=True, kw_only=True):

@@ -203,6 +203,16 @@ def test_wrong_arguments(args: list[str], words: str):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("key", ["", " "])
+def test_an_empty_key_does_not_open_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str):
+    (tmp_path / "app.py").write_text("import foreserve as fs\n\napp = fs.App(chat=fs.LLM('simulated'))\n")
+    given = run("serve", str(tmp_path / "app.py"), "--dry-run", "--api-key", key)
+    assert (given.returncode, "--api-key is empty" in given.stderr) == (2, True), given.stderr
+    monkeypatch.setenv("FORESERVE_API_KEY", key)
+    unset = run("serve", str(tmp_path / "app.py"), "--dry-run")
+    assert (unset.returncode, "FORESERVE_API_KEY is set but empty" in unset.stderr) == (2, True), unset.stderr
+
+
 def test_a_service_that_cannot_start_ends_the_server_with_its_reason(tmp_path: Path):
     (tmp_path / "app.yaml").write_text("services: {f: {kind: function, target: 'nothing_here:f'}}\n")
     done = run("serve", str(tmp_path / "app.yaml"), "--port", "0")

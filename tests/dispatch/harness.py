@@ -114,8 +114,9 @@ class House:
         now = asyncio.get_running_loop().time()
         stall_s = words.pop("stall_s", 30.0)
         bound = words.pop("bound", 100)
+        decoder = words.pop("decoder", PlainDecoder)
         work = Work(id=request_id, payload=seconds, cost=words.pop("cost", {"slots": 1}), arrival=now, **words)
-        stream = Stream(request_id, PlainDecoder, bound=bound, stall_s=stall_s, on_leave=self.dispatcher.leave)
+        stream = Stream(request_id, decoder, bound=bound, stall_s=stall_s, on_leave=self.dispatcher.leave)
         self.dispatcher.submit(work, stream)
         return stream
 

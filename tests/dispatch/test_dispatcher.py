@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import ClassVar
 
 import pytest
@@ -8,10 +9,11 @@ import pytest
 from foreserve.core import Chunk, Finish, Outcome, OutcomeKind
 from foreserve.dispatch.admission import Bounded
 from foreserve.dispatch.batching import FirstCome, FixedBatches
-from foreserve.dispatch.dispatcher import MOST_ATTEMPTS
+from foreserve.dispatch.dispatcher import AGAIN_S, MOST_ATTEMPTS
 from foreserve.errors import Expired, ReplicaLost, Shed, Unavailable
+from foreserve.ports import Decoded, Pick, Room, Wait
 from foreserve.simulation.clock import run
-from tests.dispatch.harness import House
+from tests.dispatch.harness import House, PlainDecoder
 
 
 def test_a_request_runs_and_ends_with_its_figures():
@@ -352,5 +354,71 @@ def test_a_request_that_can_no_longer_be_done_in_time_is_not_begun():
         assert (outcome.kind, outcome.ended) == (OutcomeKind.EXPIRED, start + 2.0)
         assert "no longer be done" in outcome.reason
         assert "hopeless" not in [batch[0] for batch in replica.batches]
+
+    run(main())
+
+
+class Unreadable(PlainDecoder):
+    def feed(self, chunk: Chunk) -> Decoded:
+        raise ValueError("not what was expected")
+
+
+def test_one_answer_that_cannot_be_read_leaves_the_others_of_its_step_alone():
+    async def main() -> None:
+        house = House()
+        replica = house.replica(slots=3)
+        bad = house.submit("bad", 100.0, decoder=Unreadable)
+        good = house.submit("good", 100.0)
+        await asyncio.sleep(1)
+        works = dict(replica.held)
+        step = [Chunk(id=name, index=0, data="x") for name in works]
+        last = [Chunk(id=name, index=1, finish=Finish(reason="stop")) for name in works]
+        house.dispatcher.chunks(replica, step)
+        house.dispatcher.chunks(replica, last)
+        outcome = await bad.settled()
+        assert (outcome.kind, outcome.code) == (OutcomeKind.FAILED, "engine_error")
+        assert "not what was expected" in outcome.reason
+        assert (await good.settled()).kind is OutcomeKind.DONE
+        house.ledger.check(idle=True)
+
+    run(main())
+
+
+def test_a_reader_who_falls_behind_over_the_last_chunk_ends_once():
+    async def main() -> None:
+        house = House()
+        replica = house.replica()
+        stream = house.submit("a", 100.0, bound=1)
+        await asyncio.sleep(1)
+        replica.say(replica.held["a"], 0, "one", None)
+        replica.say(replica.held["a"], 1, "two", Finish(reason="stop"))
+        assert stream.outcome is not None
+        assert stream.outcome.kind is OutcomeKind.CANCELLED
+        house.ledger.check(idle=True)
+
+    run(main())
+
+
+def test_a_policy_or_an_observer_that_fails_stops_nothing():
+    class Failing(FirstCome):
+        asked = 0
+
+        def pick(self, rooms: Sequence[Room], now: float) -> Pick | Wait | None:
+            self.asked += 1
+            if self.asked == 1:
+                raise RuntimeError("a defect of the policy")
+            return super().pick(rooms, now)
+
+        def settled(self, outcome: Outcome) -> None:
+            raise RuntimeError("another defect")
+
+    async def main() -> None:
+        house = House(policy=Failing())
+        house.replica(slots=2)
+        streams = [house.submit("a", 1.0), house.submit("b", 1.0)]
+        for stream in streams:
+            outcome = await stream.settled()
+            assert (outcome.kind, outcome.started) == (OutcomeKind.DONE, AGAIN_S)
+        house.ledger.check(idle=True)
 
     run(main())

@@ -58,3 +58,13 @@ def test_predictions_that_fell_short_stretch_the_next_ones():
     for _ in range(100):
         pace.settled(outcome(2.0), 30.0)
     assert pace.stretch() == 1.0
+
+
+def test_slots_that_fall_free_together_do_not_look_like_an_endless_pace():
+    pace = Pace()
+    now = 0.0
+    for _ in range(30):
+        for burst in range(8):
+            pace.started(1, 20, now + burst * 1e-4)
+        now += 4.0
+    assert pace.interval.value == pytest.approx(0.5, rel=0.1)

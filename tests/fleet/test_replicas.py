@@ -75,18 +75,22 @@ class FakeConnection:
 
 
 class FakeLauncher:
-    def __init__(self, start_s: float = 1.0, fails: list[str | None] | None = None) -> None:
+    def __init__(
+        self, start_s: float = 1.0, fails: list[str | None] | None = None, starts: list[float] | None = None
+    ) -> None:
         self.connections: list[FakeConnection] = []
         self.launched_at: list[float] = []
         self.names: list[str] = []
         self._start_s = start_s
         self._fails = fails or []
+        self._starts = starts or []
 
     async def launch(self, name: str, spec: EngineSpec, listener: Listener) -> FakeConnection:
         fails = self._fails.pop(0) if self._fails else None
         self.names.append(name)
         self.launched_at.append(asyncio.get_running_loop().time())
-        connection = FakeConnection(listener, self._start_s, fails)
+        start_s = self._starts.pop(0) if self._starts else self._start_s
+        connection = FakeConnection(listener, start_s, fails)
         self.connections.append(connection)
         return connection
 
@@ -212,5 +216,40 @@ def test_leaving_drains_what_runs_but_not_for_ever():
         house.dispatcher.give_up("stopped")
         assert (await long.settled()).kind is OutcomeKind.FAILED
         house.ledger.check(idle=True)
+
+    run(main())
+
+
+def test_the_first_ready_replica_serves_and_is_replaced_while_another_still_starts():
+    async def main() -> None:
+        launcher = FakeLauncher(starts=[1.0, 300.0, 2.0])
+        house = House(launcher, count=2)
+        await house.replicas.start()
+        assert asyncio.get_running_loop().time() == 1.0
+        launcher.connections[0].kill()
+        await asyncio.sleep(2.5)
+        assert [replica.name for replica in house.replicas.ready] == ["chat/0.2"]
+        await asyncio.sleep(300)
+        assert len(house.replicas.ready) == 2
+        await house.replicas.stop(0)
+
+    run(main())
+
+
+def test_nothing_is_given_up_while_another_replica_starts():
+    async def main() -> None:
+        launcher = FakeLauncher(starts=[1.0, 1.0, 1.0, 10.0])
+        house = House(launcher, count=2)
+        await house.replicas.start()
+        await asyncio.sleep(1)
+        launcher.connections[0].kill()
+        launcher.connections[1].kill()
+        await asyncio.sleep(1.5)
+        launcher.connections[2].kill()
+        waits = house.submit("waits", 1.0)
+        await asyncio.sleep(0)
+        assert waits.outcome is None
+        assert (await waits.settled()).kind is OutcomeKind.DONE
+        await house.replicas.stop(0)
 
     run(main())

@@ -106,3 +106,40 @@ def test_a_defect_is_a_500_that_names_the_request(
     assert reply.headers["x-request-id"] in reply.json()["error"]["message"]
     assert "a defect" not in reply.text
     assert "ZeroDivisionError: a defect" in caplog.text
+
+
+def test_no_more_than_so_many_requests_are_open():
+    app = App(chat=ScriptedLLM(), server={"max_connections": 1}, state={"history": False})
+    with serving(app) as house, httpx.Client(base_url=house.url, timeout=20) as client:
+        for _ in range(2):
+            with client.stream("POST", "/v1/chat/completions", json=body("say a|hang", stream=True)) as first:
+                assert first.status_code == 200
+                reply = client.get("/v1/models")
+                assert (reply.status_code, reply.json()["error"]["code"]) == (503, "unavailable")
+                assert int(reply.headers["retry-after"]) >= 1
+                assert client.get("/health/live").status_code == 200
+            deadline = time.monotonic() + 10
+            while (status := client.get("/v1/models").status_code) == 503 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert status == 200
+
+
+def test_a_body_that_does_not_come_is_not_waited_for():
+    app = App(chat=ScriptedLLM(), server={"body_s": 0.2}, state={"history": False})
+    with serving(app) as house:
+        port = int(house.url.rpartition(":")[2])
+        for path in (b"/v1/chat/completions", b"/v1/functions/x"):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as wire:
+                wire.sendall(b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+                got = b""
+                while part := wire.recv(65536):
+                    got += part
+            assert got.startswith(b"HTTP/1.1 408")
+            assert b"request_timeout" in got
+        # The limit is on the body alone: an answer may take longer.
+        with httpx.Client(base_url=house.url, timeout=20) as client:
+            for stream in (True, False):
+                slow = body("say a|wait 0.5|say b", stream=stream)
+                reply = client.post("/v1/chat/completions", json=slow)
+                assert reply.status_code == 200
+                assert "error" not in reply.text

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from foreserve.app import App, Running
 from foreserve.core import Outcome, OutcomeKind
@@ -186,6 +188,74 @@ async def test_an_answer_of_another_kind_that_breaks_off_is_not_taken_for_whole(
             await f.post({"model": "m"}, path="/v1/audio/speech")
 
 
+def pouring(size: int, given: list[int], kind: str = "audio/wav", part: bytes = bytes(2**16)) -> Any:
+    """A script whose answer is `size` bytes, as fast as they are taken; `given` holds how many were."""
+
+    async def script(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": kind})
+        await response.prepare(request)
+        while given[0] < size:
+            await response.write(part)
+            given[0] += len(part)
+        return response
+
+    return script
+
+
+async def test_a_server_is_read_no_faster_than_its_client() -> None:
+    given = [0]
+    async with front() as f:
+        f.server.script = pouring(200 * 2**20, given)
+        async with f.client.post(f.url + CHAT, json={"model": "m"}) as answer:
+            await answer.content.readany()
+            before = -1
+            async with asyncio.timeout(20):
+                while given[0] != before:
+                    before = given[0]
+                    await asyncio.sleep(0.3)
+            # What a full backlog holds, and the buffers of the four sockets.
+            assert given[0] < 64 * 2**20
+        async with asyncio.timeout(5):
+            await f.server.left.wait()
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"), [("audio/wav", bytes(range(256)) * 256), ("text/event-stream", b"data: x\n\n" * 4096)]
+)
+async def test_a_slow_client_gets_all_of_a_large_answer(kind: str, part: bytes) -> None:
+    given = [0]
+    size = 300 * len(part)
+    async with front(stall_s=0.5) as f:
+        f.server.script = pouring(size, given, kind, part)
+        async with f.client.post(f.url + CHAT, json={"model": "m"}) as answer:
+            digest, got = hashlib.sha256(), 0
+            while data := await answer.content.read(2**18):
+                digest.update(data)
+                got += len(data)
+                await asyncio.sleep(0.02)
+        assert got == size
+        assert digest.digest() == hashlib.sha256(part * 300).digest()
+        async with asyncio.timeout(5):
+            while not f.outcomes:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert f.outcomes[0].kind == OutcomeKind.DONE
+
+
+@pytest.mark.parametrize("mebibytes", [3, 12, 40])
+async def test_a_large_json_answer_comes_whole(mebibytes: int) -> None:
+    sent = b'{"x": "' + b"y" * (mebibytes * 2**20) + b'"}'
+
+    async def script(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=sent, content_type="application/json")
+
+    async with front() as f:
+        f.server.script = script
+        async with asyncio.timeout(20):
+            answer, got = await f.post({"model": "m"})
+        assert got == sent
+        assert ("content-length" in answer.headers) == (mebibytes == 3)
+
+
 async def test_a_client_that_goes_away_stops_the_server() -> None:
     async with front() as f:
         for script in (hang, streaming(event(delta(content="a")), then=hang)):
@@ -241,6 +311,85 @@ async def test_other_paths_go_to_the_server_as_they_are() -> None:
         answer, got = await f.post({"model": "m", "input": "x"}, path="/v1/embeddings")
         assert (answer.status, json.loads(got)) == (201, {"model": "m", "input": "x"})
         assert len(f.outcomes) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "encoding"),
+    [
+        ("text/plain", "/v1/embeddings", "utf-8"),
+        ("Application/JSON", "/v1/responses", "utf-8"),
+        ("application/octet-stream", CHAT + "/", "utf-8"),
+        ("", "/v1/embeddings", "utf-8-sig"),
+        ("text/plain", "/v1/embeddings", "utf-16"),
+    ],
+)
+async def test_no_media_type_leads_past_the_queue(kind: str, path: str, encoding: str) -> None:
+    async with front() as f:
+        sent = " \n{}".format(json.dumps({"model": "m"})).encode(encoding)
+        answer, _ = await f.post(sent, path=path, headers={"content-type": kind})
+        assert answer.status == 200
+        assert f.server.seen[-1][1] == sent
+        assert [outcome.kind for outcome in f.outcomes] == [OutcomeKind.DONE]
+
+
+async def test_a_file_of_json_lines_is_no_request() -> None:
+    async with front() as f:
+        sent = b'{"model": "m"}\n{"model": "m"}\n'
+        answer, _ = await f.post(sent, path="/v1/files", headers={"content-type": "application/jsonl"})
+        assert (answer.status, f.server.seen[-1][1]) == (200, sent)
+        assert not f.outcomes
+
+
+async def test_an_upload_that_turns_out_too_large_is_told_so() -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b"x" * 1000
+
+    async with front(app={"server": {"max_body_bytes": 4096}}) as f:
+        for method in ("POST", "PUT"):
+            async with f.client.request(method, f.url + "/v1/files", data=parts()) as answer:
+                assert (answer.status, (await answer.json())["error"]["code"]) == (413, "request_too_large")
+
+
+async def test_an_upload_that_stops_coming_is_told_so() -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"x" * 1000
+        await asyncio.sleep(60)
+
+    async with (
+        front(app={"server": {"body_s": 0.2}}) as f,
+        f.client.post(f.url + "/v1/files", data=parts()) as answer,
+    ):
+        assert (answer.status, (await answer.json())["error"]["code"]) == (408, "request_timeout")
+
+
+@pytest.mark.parametrize("path", ["/v1/../x", "/v1/%2e%2E/x", "/v1/a/%2e%2e%2f../x", "/v1/..%5cx", "/v1/./x"])
+async def test_no_path_leads_out(path: str) -> None:
+    async with front() as f:
+        for method in ("GET", "POST"):
+            async with f.client.request(method, URL(f.url + path, encoded=True), json={"model": "m"}) as answer:
+                assert answer.status == 400
+        assert not f.server.seen
+
+
+async def test_header_values_beyond_latin_1_pass() -> None:
+    async def script(request: web.Request) -> web.StreamResponse:
+        return web.json_response({}, headers={"x-city": "東京", "x-name": "Zoë"})
+
+    async with front() as f:
+        f.server.script = script
+        answer, _ = await f.post({"model": "m"})
+        async with f.client.get(f.url + "/v1/files") as relayed:
+            for one in (answer, relayed):
+                assert (one.status, one.headers["x-city"], one.headers["x-name"]) == (200, "東京", "Zoë")
+
+        async def refuse(request: web.Request) -> web.StreamResponse:
+            return web.Response(status=400, body=b"no", headers={"content-type": 'text/x; name="東京"'})
+
+        f.server.script = refuse
+        answer, _ = await f.post({"model": "m"})
+        assert answer.status == 400
+        assert answer.headers["content-type"].startswith('text/x; name="東京"')
 
 
 async def test_without_upstream_models_other_paths_stay_unknown() -> None:

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from foreserve.core import EngineInfo, OutcomeKind, Request, Work
+from foreserve.dispatch.admission import Bounded
 from foreserve.fleet.replicas import Replicas
 from foreserve.services.base import Service
 from foreserve.settings import FunctionSettings
@@ -36,7 +37,9 @@ class Seconds:
 def service(house: House) -> Service:
     kind = Seconds()
     replicas = Replicas("test", kind.engines, None, house.dispatcher, lambda info: None)  # type: ignore[arg-type]
-    return Service("test", kind, FunctionSettings(target="a:b"), house.dispatcher, replicas, house.ledger)
+    return Service(
+        "test", kind, FunctionSettings(target="a:b"), house.dispatcher, replicas, house.ledger, house.outcomes.append
+    )
 
 
 def request(request_id: str, payload: Any = 1.0, **words: Any) -> Request:
@@ -70,6 +73,8 @@ def test_a_group_is_one_root_and_ends_as_its_worst_child():
         assert house.ledger.entered == {False: 1, True: 3}
         assert house.ledger.ended(OutcomeKind.CANCELLED) == 1
         assert house.ledger.ended(OutcomeKind.DONE, child=True) == 2
+        assert house.outcomes[-1] == group.outcome, "whoever hears of outcomes hears of the root"
+        assert group.outcome.usage == {"items": 14}, "7 and 7 of the engine, nothing of the third"
         house.ledger.check(idle=True)
 
     run(main())
@@ -99,5 +104,18 @@ def test_status_counts():
         assert not status.ready, "its own replicas are none"
         for stream in streams:
             await stream.settled()
+
+    run(main())
+
+
+def test_a_group_that_fits_the_free_slots_is_not_refused_for_its_size():
+    async def main() -> None:
+        house = House(admission=Bounded(max_waiting=2, max_wait_s=10))
+        house.replica(slots=8)
+        group = service(house).submit_group(request("root"), [1.0] * 8)
+        for stream in group.streams:
+            assert (await stream.settled()).kind is OutcomeKind.DONE
+        assert group.outcome is not None
+        assert group.outcome.kind is OutcomeKind.DONE
 
     run(main())

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from foreserve.core import EngineInfo, Work
 from foreserve.engines.generation import Generate
 from foreserve.errors import BadRequest, ConfigError, ContextExceeded, Unavailable
-from foreserve.services.llm import LLM
+from foreserve.services.llm import LLM, RESERVED_TOKENS
 from foreserve.services.llm_prompt import Sampling
 from foreserve.settings import LLMSettings
 
@@ -58,10 +60,10 @@ def test_a_model_that_is_not_there_is_found_out_early():
 async def test_nothing_can_be_asked_before_a_replica_was_ready():
     llm = LLM("simulated")
     with pytest.raises(Unavailable):
-        await llm.complete("a", Sampling())
+        await llm.complete(["a"], Sampling())
     llm.prepare()
     with pytest.raises(Unavailable):
-        await llm.complete("a", Sampling())
+        await llm.complete(["a"], Sampling())
 
 
 async def test_a_conversation_becomes_a_priced_payload():
@@ -73,13 +75,18 @@ async def test_a_conversation_becomes_a_priced_payload():
     llm.decoder(Work(id="a", payload=payload, cost={}, arrival=0.0))
 
 
+def test_no_more_room_is_kept_than_answers_usually_take():
+    price = ready().price(Generate(prompt=[1, 2, 3], max_tokens=5000))
+    assert price == {"slots": 1.0, "kv_tokens": 3.0 + RESERVED_TOKENS}
+
+
 async def test_long_texts_are_read_off_the_loop_and_checked_alike():
     llm = ready()
     long = "x" * 20_000
-    for asking in (llm.chat([{"role": "user", "content": long}], Sampling()), llm.complete(long, Sampling())):
+    for asking in (llm.chat([{"role": "user", "content": long}], Sampling()), llm.complete([long], Sampling())):
         with pytest.raises(ContextExceeded, match="context is 2048"):
             await asking
-    assert isinstance(await llm.complete([1, 2], Sampling()), Generate)
+    assert isinstance((await llm.complete([[1, 2]], Sampling()))[0], Generate)
 
 
 async def test_what_a_template_raises_is_about_the_messages(monkeypatch: pytest.MonkeyPatch):
@@ -92,3 +99,22 @@ async def test_what_a_template_raises_is_about_the_messages(monkeypatch: pytest.
     with pytest.raises(BadRequest, match="roles must alternate") as caught:
         await llm.chat([{"role": "user", "content": "hi"}], Sampling())
     assert caught.value.param == "messages"
+
+
+async def test_many_short_prompts_are_tokenised_off_the_loop_as_one_long_one_is(monkeypatch: pytest.MonkeyPatch):
+    llm = ready()
+    threads: set[int] = set()
+    plain = llm.text.encode
+
+    def encode(text: str) -> list[int]:
+        threads.add(threading.get_ident())
+        return plain(text)
+
+    monkeypatch.setattr(llm.text, "encode", encode)
+    here = threading.get_ident()
+    payloads = await llm.complete(["a" * 100, [7, 8]], Sampling(max_tokens=1))
+    assert (threads, [len(payload.prompt) for payload in payloads]) == ({here}, [100, 2])
+    threads.clear()
+    payloads = await llm.complete(["a" * 1000] * 5, Sampling(max_tokens=1))
+    assert here not in threads
+    assert [len(payload.prompt) for payload in payloads] == [1000] * 5

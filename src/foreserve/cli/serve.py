@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, NoReturn
@@ -20,7 +21,7 @@ from rich.progress import Progress, TaskID
 from foreserve import __version__
 from foreserve.app import App, Running
 from foreserve.appfile import load_app_file
-from foreserve.errors import ForeserveError
+from foreserve.errors import ConfigError, ForeserveError
 from foreserve.gateway.http import create_app
 from foreserve.preflight import check
 from foreserve.services.discovery import upstream_services
@@ -28,6 +29,9 @@ from foreserve.settings import ApiKey, Environment, ServerSettings
 
 console = Console(stderr=True)
 log = logging.getLogger("foreserve")
+
+API_KEY = "FORESERVE_API_KEY"
+"""Keys for clients, separated by blanks."""
 
 EXIT_WRONG = 2
 """The app, a setting or an argument is wrong."""
@@ -57,7 +61,7 @@ def serve(
     ] = None,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(envvar="FORESERVE_API_KEY", help="A key that clients must show. May be repeated."),
+        typer.Option(envvar=API_KEY, help="A key that clients must show. May be repeated."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check models, memory, port and interpreters, and start nothing.")
@@ -96,8 +100,13 @@ def _app(app_file: str | None, upstream: list[str], observe: bool, max_running: 
 
 
 def _server(app: App, host: str | None, port: int | None, keys: list[str]) -> ServerSettings:
-    """The app's server settings with what the command line overrides."""
+    """The app's server settings with what the command line overrides. Raises ConfigError for a blank key."""
     server = app.settings.server
+    # An empty variable reaches us as no keys at all, which would open the server that somebody meant to lock.
+    if not keys and not os.environ.get(API_KEY, "key").strip():
+        raise ConfigError(f"{API_KEY} is set but empty; give it a key, or unset it to serve without keys")
+    if not all(key.strip() for key in keys):
+        raise ConfigError("--api-key is empty or blank; anybody could show it")
     return msgspec.structs.replace(
         server,
         host=server.host if host is None else host,

@@ -18,13 +18,16 @@ from foreserve.dispatch.flight import Flight, ended, verdict
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
 from foreserve.dispatch.stream import Stream
-from foreserve.errors import ClientGone, Expired, ReplicaLost, RequestError, Shed, Unavailable
+from foreserve.errors import ClientGone, EngineFailed, Expired, ReplicaLost, RequestError, Shed, Unavailable
 from foreserve.ports import Admission, BatchPolicy, Pick, Placement, QueueView, Room, Wait
 
 log = logging.getLogger(__name__)
 
 MOST_ATTEMPTS = 2
 """A request is given to at most this many replicas."""
+
+AGAIN_S = 1.0
+"""When policies are asked again after one of them has failed."""
 
 
 class Runner(Protocol):
@@ -83,15 +86,23 @@ class Dispatcher:
         """Give the replicas what they have room for, then sleep until something changes."""
         self._turn = None
         now = self._loop.time()
-        while self._waiting and (rooms := self._rooms()):
-            match self._policy.pick(rooms, now):
-                case Pick() as pick:
-                    self._run(pick, rooms, now)
-                case Wait(until=until):
-                    return self._wake_at(until)
-                case None:
-                    return None
-        return None
+        started = 0
+        try:
+            while self._waiting and (rooms := self._rooms()):
+                match self._policy.pick(rooms, now):
+                    case Pick() as pick:
+                        self._run(pick, rooms, now)
+                        started += len(pick.ids)
+                    case Wait(until=until):
+                        self._wake_at(until)
+                        break
+                    case None:
+                        break
+        except Exception:
+            log.exception("the policies of %s failed; they are asked again in %g s", self.service, AGAIN_S)
+            self._wake_at(now + AGAIN_S)
+        if started:
+            self._pace.started(started, len(self._waiting), now)
 
     def _run(self, pick: Pick, rooms: Sequence[Room], now: float) -> None:
         """Start what was picked on the replica that the placement names."""
@@ -104,22 +115,33 @@ class Dispatcher:
             del self._waiting[flight.work.id]
             self._running[flight.work.id] = flight
             flight.start(runner.name, pick.why, now)
-        self._pace.started(len(flights), len(self._waiting), now)
         runner.run(works, pick.plan)
 
     def chunks(self, runner: Runner, chunks: Sequence[Chunk]) -> None:
         """What one step of a replica produced. Late and repeated chunks are dropped: each is known by its numbers."""
         now = self._loop.time()
+        freed = False
         for chunk in chunks:
+            freed = freed or chunk.finish is not None
             flight = self._running.get(chunk.id)
             if flight is None or not flight.expects(runner.name, chunk):
                 continue
-            if flight.accept(chunk, now):
+            try:
+                enough = flight.accept(chunk, now)
+            except Exception as error:
+                # Of one request alone: the others of this step go on.
+                log.exception("the answer to %s cannot be read", chunk.id)
+                self._stop(flight, OutcomeKind.FAILED, EngineFailed, f"its answer cannot be read: {error}")
+                continue
+            if self._running.get(chunk.id) is not flight:
+                continue  # its reader left over this very chunk
+            if enough:
                 self._end(flight, ended(flight, Finish(reason="stop"), now))
                 runner.abort([chunk.id])
             elif chunk.finish is not None:
                 self._finish(flight, chunk.finish, now)
-        self.wake()
+        if freed:
+            self.wake()
 
     def _finish(self, flight: Flight, finish: Finish, now: float) -> None:
         """The engine is done with a request, one way or the other."""
@@ -133,11 +155,15 @@ class Dispatcher:
         self._running.pop(outcome.id, None)
         flight.disarm()
         self._pace.settled(outcome, flight.predicted_s)
-        if flight.queued:
-            self._policy.settled(outcome)
         self._ledger.end(outcome)
+        try:
+            if flight.queued:
+                self._policy.settled(outcome)
+            self._settled(outcome)
+        except Exception:
+            # Who only listens may fail; the caller hears of the end all the same.
+            log.exception("the end of %s was not taken note of", outcome.id)
         flight.stream.end(outcome)
-        self._settled(outcome)
 
     # --- requests come and go
 
@@ -245,9 +271,16 @@ class Dispatcher:
         now = self._loop.time()
         for flight in [f for f in self._running.values() if f.replica == runner.name]:
             if not self._again(flight, now):
-                started = "after part of the answer had been sent" if flight.first is not None else "twice"
-                words = f"replica {runner.name} was lost {started}: {reason}"
+                words = f"replica {runner.name} was lost {self._no_retry(flight)}: {reason}"
                 self._end(flight, verdict(flight, OutcomeKind.FAILED, ReplicaLost, words, now))
+
+    def _no_retry(self, flight: Flight) -> str:
+        """Why a request whose replica was lost does not run again."""
+        if flight.first is not None:
+            return "after part of the answer had been sent"
+        if not flight.work.idempotent:
+            return "while it ran, and it may have had effects"
+        return f"under its attempt {flight.work.attempt + 1} too"
 
     def give_up(self, reason: str) -> None:
         """No replica can be had for now: end what waits and refuse what comes, until one is attached."""
@@ -262,8 +295,12 @@ class Dispatcher:
     def view(self) -> QueueView:
         """Counts and pace, as admission sees them."""
         capacities = [runner.capacity() for runner in self._runners.values()]
+        waiting = len(self._waiting)
+        if self._turn is not None:
+            # What has just come has not had its turn: it waits only as far as it finds no slot then.
+            waiting = max(0, waiting - int(sum(room.free["slots"] for room in self._rooms())))
         return QueueView(
-            waiting=len(self._waiting),
+            waiting=waiting,
             running=len(self._running),
             slots=sum(capacity.get("slots", 1.0) for capacity in capacities),
             seconds_per_request=self._pace.service.value,

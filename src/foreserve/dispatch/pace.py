@@ -7,6 +7,10 @@ from foreserve.core import Outcome, OutcomeKind
 WEIGHT = 0.1
 """Of the newest request, in the moving means."""
 
+SAMPLE_S = 0.05
+MOST_TAKEN = 64
+"""One sample counts for as many starts as it stands for, up to this many."""
+
 
 class Mean:
     """Exponentially weighted mean and mean absolute deviation."""
@@ -38,16 +42,25 @@ class Pace:
         self.service = Mean()
         self.interval = Mean()
         self.error = Mean()
-        self._last_start: float | None = None
+        self._since: float | None = None
+        self._starts = 0
 
     def started(self, count: int, still_waiting: int, now: float) -> None:
-        """`count` requests were started together and `still_waiting` were left."""
-        if self._last_start is not None:
-            self.interval.take((now - self._last_start) / count)
-            for _ in range(count - 1):
-                self.interval.take((now - self._last_start) / count)
-        # Without a queue the next start tells of arrivals, not of what the replicas can do.
-        self._last_start = now if still_waiting else None
+        """`count` requests were started in one turn and `still_waiting` were left."""
+        if self._since is not None:
+            self._starts += count
+            elapsed = now - self._since
+            # Slots often fall free together: starts within `SAMPLE_S` are one sample, or the last of them, which came
+            # after no time at all, would count most.
+            if elapsed >= SAMPLE_S:
+                for _ in range(min(self._starts, MOST_TAKEN)):
+                    self.interval.take(elapsed / self._starts)
+                self._since, self._starts = now, 0
+        elif still_waiting:
+            self._since, self._starts = now, 0
+        if not still_waiting:
+            # Without a queue the next start tells of arrivals, not of what the replicas can do.
+            self._since = None
 
     def settled(self, outcome: Outcome, predicted_s: float) -> None:
         """Learn from one outcome; `predicted_s` is 0 where nothing could be predicted."""

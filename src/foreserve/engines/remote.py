@@ -8,7 +8,6 @@ still be put right: by asking once more, or on another replica.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -21,6 +20,7 @@ from yarl import URL
 
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
 from foreserve.engines.answer import Numbered
+from foreserve.engines.backlog import Backlog
 from foreserve.engines.counting import Counting
 from foreserve.engines.events import EventSplitter, EventTooLong, told_by_json
 from foreserve.engines.forwarding import Body, Forward, Head
@@ -44,6 +44,9 @@ _REFUSAL_BYTES = 2**20
 
 class RemoteEngine:
     """Forwards requests to the server at `url`, at most `max_running` at once.
+
+    It reads no faster than the client does where its `Backlog` is kept: the server then waits, as it would for a slow
+    client of its own.
 
     `api_key_env` names the environment variable with the server's key (`None`: the client's own header is passed).
     `model` must be among those the server lists. `timeout_s` bounds the server's silence before and within an answer,
@@ -104,6 +107,9 @@ class RemoteEngine:
         order = msgspec.convert(work.payload, Forward)
         call = self._calls[work.id] = Call()
         chunks = Numbered(work)
+        backlog = Backlog.of(work.id)
+        if backlog is not None:
+            backlog.restart()
         usage: dict[str, float] = {}
         response = None
         try:
@@ -120,11 +126,13 @@ class RemoteEngine:
                     content_type=response.headers.get("Content-Type", ""),
                     headers=dict(response.headers),
                 )
-                async with aclosing(self._parts(call, response, counting, usage)) as parts:
+                async with aclosing(self._parts(call, response, counting, usage, backlog)) as parts:
                     async for part in parts:
                         if head is not None:
                             yield chunks.chunk(head)
                             head = None
+                        if backlog is not None:
+                            backlog.given(part)
                         yield chunks.chunk(Body(data=part))
                 if head is not None:
                     yield chunks.chunk(head)
@@ -231,13 +239,23 @@ class RemoteEngine:
         return msgspec.structs.replace(finish, detail={"retry": True})
 
     async def _parts(
-        self, call: Call, response: aiohttp.ClientResponse, counting: bool, usage: dict[str, float]
+        self,
+        call: Call,
+        response: aiohttp.ClientResponse,
+        counting: bool,
+        usage: dict[str, float],
+        backlog: Backlog | None,
     ) -> AsyncGenerator[bytes, None]:
         """The body: whole events of an event stream; JSON in one piece (within reason); anything else as it comes."""
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if response.headers.get("Content-Encoding", "identity") != "identity":
             kind = "encoded"
-        read = functools.partial(call.within, response.content.readany, self._timeout_s)
+
+        async def read() -> bytes:
+            if backlog is not None and backlog.full:
+                await call.within(backlog.room, None)
+            return await call.within(response.content.readany, self._timeout_s)
+
         if kind == "text/event-stream":
             events, counts = EventSplitter(), Counting(counting)
             try:

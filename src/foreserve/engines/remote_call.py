@@ -32,8 +32,11 @@ class Call:
         self._cancelled = False
         self._scope: asyncio.Timeout | None = None
 
-    async def within(self, step: Callable[[], Awaitable[T]], limit_s: float) -> T:
-        """`await step()`. Raises Silent after `limit_s` seconds, Cancelled as soon as it is cancelled."""
+    async def within(self, step: Callable[[], Awaitable[T]], limit_s: float | None) -> T:
+        """`await step()`. Raises Silent after `limit_s` seconds, Cancelled as soon as it is cancelled.
+
+        Only a wait for the client may have no limit here: who sends to the client cancels when it takes nothing.
+        """
         if self._cancelled:
             raise Cancelled
         try:

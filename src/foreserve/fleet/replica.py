@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
-from foreserve.core import Cost, EngineInfo, EngineLoad, Work, subtract
+from foreserve.core import Cost, EngineInfo, EngineLoad, Work, restore, subtract
 from foreserve.messages import Abort, Chunks, Drain, Drained, FromWorker, Heartbeat, Ready, Run, StartFailed
 from foreserve.ports import Connection, Room
 
@@ -48,6 +48,7 @@ class Replica:
         self.ever_ready = False
         self.ready_at: float | None = None
         self.held: dict[str, Work] = {}
+        self._free: dict[str, float] = {}
         self.settled = asyncio.Event()
         """Set once it is ready or gone."""
         self._drained = asyncio.Event()
@@ -68,16 +69,17 @@ class Replica:
             return None
         if self.info.batching == "static" and self.held:
             return None
-        free: dict[str, float] = dict(self.info.capacity)
-        for work in self.held.values():
-            free = subtract(free, work.cost)
-        if free["slots"] < 1:
+        if self._free["slots"] < 1:
             return None
-        return Room(replica=self.name, free=free, capacity=self.info.capacity, running=len(self.held), load=self.load)
+        return Room(
+            replica=self.name, free=self._free, capacity=self.info.capacity, running=len(self.held), load=self.load
+        )
 
     def run(self, works: Sequence[Work], plan: Any) -> None:
         """Give it work for which it has room."""
-        self.held.update((work.id, work) for work in works)
+        for work in works:
+            self.held[work.id] = work
+            self._free = subtract(self._free, work.cost)
         self._send(Run(works=tuple(works), plan=plan))
 
     def abort(self, ids: Sequence[str]) -> None:
@@ -100,10 +102,11 @@ class Replica:
     def heard(self, message: FromWorker) -> None:
         """See `ports.Listener`."""
         match message:
-            case Chunks(chunks=chunks):
+            case Chunks(chunks=chunks) if self.info is not None:
                 for chunk in chunks:
-                    if chunk.finish is not None:
-                        self.held.pop(chunk.id, None)
+                    if chunk.finish is not None and (work := self.held.pop(chunk.id, None)) is not None:
+                        # From the capacity, once nothing is held: sums of fractions would drift.
+                        self._free = restore(self._free, work.cost) if self.held else dict(self.info.capacity)
                 self._on_chunks(self, message)
                 if self.state is State.DRAINING and not self.held:
                     self._drained.set()
@@ -111,6 +114,7 @@ class Replica:
                 self.load = load
             case Ready(info=info):
                 self.info = info
+                self._free = dict(info.capacity)
                 self.state = State.READY
                 self.ready_at = asyncio.get_running_loop().time()
                 self.ever_ready = True

@@ -63,6 +63,7 @@ class Replicas:
         self._on_info = on_info
         self._seats: list[Seat] = []
         self._restarts: set[asyncio.Task[None]] = set()
+        self._news = asyncio.Event()
         self._started = False
         self._stopping = False
 
@@ -76,11 +77,20 @@ class Replicas:
         """Those that take work."""
         return [replica for replica in self.all if replica.state is State.READY]
 
+    @property
+    def _starting(self) -> bool:
+        return any(replica.state is State.STARTING for replica in self.all)
+
     async def start(self) -> None:
-        """Start all of them side by side. Raises EngineStartError when none becomes ready."""
+        """Start all of them side by side, until the first is ready; the others follow.
+
+        Raises EngineStartError when none becomes ready.
+        """
         self._seats = [Seat(index, spec) for index, spec in enumerate(self._specs())]
         await asyncio.gather(*(self._launch(seat) for seat in self._seats))
-        await asyncio.gather(*(replica.settled.wait() for replica in self.all))
+        while not self.ready and self._starting:
+            self._news.clear()
+            await self._news.wait()
         if self._seats and not self.ready:
             reason = next((replica.reason for replica in self.all if replica.reason), "it ended before it was ready")
             await self.stop(0.0)
@@ -115,6 +125,7 @@ class Replicas:
     def _ready(self, replica: Replica) -> None:
         assert replica.info is not None
         log.info("replica %s is ready", replica.name)
+        self._news.set()
         self._on_info(replica.info)
         self._dispatcher.attach(replica)
 
@@ -123,6 +134,7 @@ class Replicas:
 
     def _gone(self, seat: Seat, replica: Replica) -> None:
         """End or retry what it held and start its successor: at once after a first loss, ever later after more."""
+        self._news.set()
         self._dispatcher.detach(replica, replica.reason)
         if self._started and not self._stopping:
             self._replace(seat, replica)
@@ -133,7 +145,7 @@ class Replicas:
         seat.losses = 1 if proven else seat.losses + 1
         wait = backoff(seat.losses, seat.spec.most_backoff_s)
         log.warning("replica %s is gone (%s); restart in %g s", lost.name, lost.reason, wait)
-        if wait and not self.ready:
+        if wait and not self.ready and not self._starting:
             self._dispatcher.give_up(f"no replica of {self.service!r} is up; the last was lost: {lost.reason}")
         task = loop.create_task(self._restart(seat, wait))
         self._restarts.add(task)

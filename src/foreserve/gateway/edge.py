@@ -1,4 +1,4 @@
-"""The outermost layer of every request: its id, its key, the bound on its body, its line in the log.
+"""The outermost layer of every request: its id, its key, the bounds on how many are open and on its body, its log line.
 
 Plain ASGI: a layer that buffers would hold up streams and hide that a client has gone.
 """
@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from foreserve import clock
-from foreserve.errors import ClientGone, TooLarge, Unauthorized
+from foreserve.errors import BodyTimeout, ClientGone, TooLarge, Unauthorized, Unavailable
 from foreserve.gateway import errors
 from foreserve.gateway.calls import ID, KEY
 from foreserve.gateway.terms import Keys
@@ -36,22 +36,35 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?P<trace>(?!0{32})[0-9a-f]{32})-(?!0{16
 
 
 class Edge:
-    """ASGI middleware. `max_body_bytes` bounds what is read of a body; `keys` are those in use."""
+    """ASGI middleware. `keys` are those in use.
 
-    def __init__(self, app: ASGIApp, keys: Keys, max_body_bytes: int) -> None:
+    `max_body_bytes` bounds what is read of a body, `body_s` the seconds until all of it is there, `max_open` the
+    exchanges at once.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys, max_body_bytes: int, max_open: int, body_s: float) -> None:
         self._app = app
         self._keys = keys
         self._max_body_bytes = max_body_bytes
+        self._max_open = max_open
+        self._open = 0
+        self.body_s = body_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        await _Exchange(self, scope, receive, send).serve(self._app)
+        self._open += 1
+        try:
+            await _Exchange(self, scope, receive, send).serve(self._app)
+        finally:
+            self._open -= 1
 
     def admit(self, scope: Scope, headers: Headers) -> None:
-        """Raises Unauthorized, or TooLarge for a body that says so itself."""
+        """Raises Unavailable, Unauthorized, or TooLarge for a body that says so itself."""
         if not scope["path"].startswith(OPEN_PATHS):
+            if self._open > self._max_open:
+                raise Unavailable(f"{self._max_open} requests are open, and no more are taken", retry_after=1.0)
             scope[KEY] = self._keys.check(headers.get("authorization"), scope["method"])
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self._max_body_bytes:
@@ -81,6 +94,7 @@ class _Exchange:
         self._read = 0
         self._status = 0
         self._begun = clock.precise()
+        self._body_by: float | None = clock.now() + edge.body_s
 
     async def serve(self, app: ASGIApp) -> None:
         """Run the app, answer what it lets through, write the log line."""
@@ -93,6 +107,13 @@ class _Exchange:
                 await self._refuse_body(error)
             except Unauthorized as error:
                 await self._answer(errors.error_response(error))
+            except (BodyTimeout, Unavailable) as error:
+                if self._status:
+                    raise
+                # The rest of the body is not waited for, so nothing more can come on this connection.
+                response = errors.error_response(error)
+                response.headers["connection"] = "close"
+                await self._answer(response)
         except (ClientGone, ClientDisconnect):
             pass  # there is nobody to tell; the log line below says 499
         except Exception:
@@ -115,10 +136,25 @@ class _Exchange:
             )
 
     async def _receive(self) -> Message:
-        message = await self._receive_raw()
+        message = await self._in_time()
         self._read += len(message.get("body", b""))
         if self._read > self._edge.max_body_bytes:
             raise self._edge.too_large("more than that")
+        return message
+
+    async def _in_time(self) -> Message:
+        """The next message. Raises BodyTimeout when the body is late, unless its reply has begun already."""
+        if self._body_by is None or self._status:
+            return await self._receive_raw()
+        try:
+            async with asyncio.timeout_at(self._body_by):
+                message = await self._receive_raw()
+        except TimeoutError:
+            if self._status:
+                return await self._receive_raw()
+            raise BodyTimeout(f"the body did not arrive within {self._edge.body_s:g} s") from None
+        if not message.get("more_body"):
+            self._body_by = None
         return message
 
     async def _send(self, message: Message) -> None:

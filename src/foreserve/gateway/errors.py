@@ -15,13 +15,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from foreserve.errors import ClientGone, NotFound, RequestError, TooLarge, UpstreamRefused
+from foreserve.errors import BodyTimeout, ClientGone, NotFound, RequestError, TooLarge, UpstreamRefused
 
 log = logging.getLogger(__name__)
 
 _TYPES = {
     401: "authentication_error",
     404: "not_found_error",
+    408: "timeout_error",
     429: "rate_limit_error",
     499: "client_closed_request",
     503: "overloaded_error",
@@ -79,10 +80,15 @@ def error_response(error: RequestError) -> Response:
     headers = retry_headers(error.status, error.retry_after)
     if isinstance(error, UpstreamRefused):
         headers = retry_headers(error.upstream_status, error.retry_after)
-        return Response(error.body, error.upstream_status, headers, media_type=error.content_type)
+        return Response(error.body, error.upstream_status, headers, media_type=as_latin1(error.content_type))
     if error.status == 401:
         headers["www-authenticate"] = 'Bearer realm="foreserve", Basic realm="foreserve"'
     return Response(error_body(error), error.status, headers, media_type="application/json")
+
+
+def as_latin1(value: str) -> str:
+    """A header's value whose Latin-1 bytes are those that came, which aiohttp has read as UTF-8."""
+    return value.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def retry_headers(status: int, retry_after: float | None) -> dict[str, str]:
@@ -115,7 +121,7 @@ def install(app: FastAPI) -> None:
 
 async def _on_request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    if isinstance(error, (TooLarge, ClientGone)):
+    if isinstance(error, (BodyTimeout, TooLarge, ClientGone)):
         raise error  # for the edge, which knows what to do with the rest of the body and with nobody
     return error_response(error)
 

@@ -39,5 +39,11 @@ def create_app(running: Running, lifespan: Lifespan | None = None) -> FastAPI:
     errors.install(app)
     schemas.install(app)
     server = running.settings.server
-    app.add_middleware(Edge, keys=Keys(server.api_keys), max_body_bytes=server.max_body_bytes)
+    app.add_middleware(
+        Edge,
+        keys=Keys(server.api_keys),
+        max_body_bytes=server.max_body_bytes,
+        max_open=server.max_connections,
+        body_s=server.body_s,
+    )
     return app

@@ -31,7 +31,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "foreserve_requests",
-            "Requests that ended, by service, outcome and error code (children of a request by themselves)",
+            "Requests that ended, by service, outcome and error code",
             ["service", "outcome", "code"],
             registry=self.registry,
         )
@@ -50,7 +50,9 @@ class Metrics:
         return Histogram(f"foreserve_{which}_seconds", words, ["service"], registry=self.registry, buckets=SECONDS)
 
     def observe(self, outcome: Outcome) -> None:
-        """Count one outcome."""
+        """Count one outcome. Children are counted with their root, which has the sum of what they used."""
+        if outcome.parent is not None:
+            return
         service = outcome.service
         self._requests.labels(service, outcome.kind.value, outcome.code).inc()
         self._prompt_tokens.labels(service).inc(max(0.0, outcome.usage.get("prompt_tokens", 0.0)))

@@ -70,7 +70,7 @@ async def completions(http: HttpRequest) -> Response:
     kind = cast(LLM, service.kind)
     sampling = _sampling(asked, asked.max_tokens, asked.logprobs, None, usual_tokens=USUAL_TOKENS)
     request = call.admitted(service, asked.foreserve)
-    payloads = [await kind.complete(prompt, sampling) for prompt in asked.prompts()]
+    payloads = await kind.complete(asked.prompts(), sampling)
     streams = _submit(service, request, payloads, asked.n or 1)
     replies = CompletionReplies(f"cmpl-{call.id}", int(wall()), service.name, _include_usage(asked), sampling.logprobs)
     return await _answer(call, service, asked, streams, replies)

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 from fastapi import Request as HttpRequest
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from yarl import URL
 
 from foreserve.app import Running
 from foreserve.engines.remote_server import base_url
-from foreserve.errors import NotFound, Unavailable
+from foreserve.errors import NotFound, RequestError, Unavailable
 from foreserve.fleet.replica import State
 from foreserve.gateway.calls import ID
 from foreserve.gateway.passing import back, onward
@@ -29,24 +30,31 @@ class Relay:
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
 
-    async def send(self, http: HttpRequest, running: Running, target: str) -> Response:
-        """The server's reply, streamed. `target` is the path with its query. Raises NotFound, Unavailable."""
+    async def send(
+        self, http: HttpRequest, running: Running, target: str, body: bytes | AsyncIterator[bytes] | None
+    ) -> Response:
+        """The server's reply, streamed. `target` is the path with its query.
+
+        Raises NotFound, Unavailable, and whatever `body` raises while it is sent on.
+        """
         service, url = _first_ready(running, http.url.path)
         settings = service.settings
         headers = onward(http, http.scope[ID]) | {"accept-encoding": "identity"}
         if settings.api_key_env is not None:
             headers["authorization"] = f"Bearer {os.environ.get(settings.api_key_env, '')}"
-        body = http.stream() if http.method not in ("GET", "HEAD", "OPTIONS") else None
+        upload = _Upload(body) if isinstance(body, AsyncIterator) else None
         try:
             answer = await self._client().request(
                 http.method,
                 URL(url + target, encoded=True),
-                data=body,
+                data=body if upload is None else upload.parts(),
                 headers=headers,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(sock_connect=settings.connect_s, sock_read=settings.timeout_s),
             )
         except (aiohttp.ClientError, TimeoutError) as error:
+            if upload is not None and upload.failed is not None:
+                raise upload.failed from None
             raise Unavailable(f"the server {url} does not answer: {error or type(error).__name__}") from None
         return StreamingResponse(_parts(answer), answer.status, back(answer.headers.items()))
 
@@ -63,6 +71,22 @@ class Relay:
                 auto_decompress=False,
             )
         return self._session
+
+
+class _Upload:
+    """A client's body on its way. aiohttp makes a lost connection of whatever the body raises; this remembers it."""
+
+    def __init__(self, body: AsyncIterator[bytes]) -> None:
+        self._body = body
+        self.failed: Exception | None = None
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        try:
+            async for part in self._body:
+                yield part
+        except (RequestError, ClientDisconnect) as error:
+            self.failed = error
+            raise
 
 
 async def _parts(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

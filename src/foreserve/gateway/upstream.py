@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import cast
@@ -20,7 +21,7 @@ from foreserve.app import Running
 from foreserve.core import Request, Work
 from foreserve.engines.forwarding import Forward
 from foreserve.engines.json_fields import edited, fields, value
-from foreserve.errors import NotFound
+from foreserve.errors import BadRequest, NotFound
 from foreserve.gateway.bodies import TermsBody
 from foreserve.gateway.calls import Call
 from foreserve.gateway.decoding import Decoder
@@ -39,6 +40,9 @@ OBSERVED = "x-foreserve-observed"
 
 _REPORT_EVERY_S = 10.0
 _STREAMS_WITH_USAGE = ("/v1/chat/completions", "/v1/completions")
+_SEPARATOR = re.compile(r"[/\\]")
+_BEFORE_JSON = b" \t\r\n\x00\xef\xbb\xbf\xff\xfe"
+"""Blanks, byte order marks, and the zeros of UTF-16 and UTF-32, which servers that use Python's `json` read as well."""
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _terms = Decoder(TermsBody)
 
@@ -115,7 +119,7 @@ def _order(call: Call, service: Service, there: Mapping[str, msgspec.Raw]) -> Fo
     path = call.http.url.path
     ours = value(there.get("model")) == service.name and kind.name_there(service.name) != service.name
     put = {"model": kind.name_there(service.name)} if ours else {}
-    streams = value(there.get("stream")) is True and path in _STREAMS_WITH_USAGE and _one_answer(there)
+    streams = value(there.get("stream")) is True and path.rstrip("/") in _STREAMS_WITH_USAGE and _one_answer(there)
     options = value(there.get("stream_options"))
     asked = isinstance(options, dict) and options.get("include_usage") is True
     limits = (value(there.get(name)) for name in _LIMITS)
@@ -231,14 +235,40 @@ async def observe(http: HttpRequest) -> Response:
     "/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"], include_in_schema=False
 )
 async def anything(http: HttpRequest, path: str) -> Response:
-    """A JSON request that names a model goes to it through its queue; all else goes to a server as it is."""
+    """A JSON object that names a model goes to it through its queue; all else goes to a server as it is.
+
+    The body itself is looked at, not what its media type says: a server may read any as JSON.
+    """
     running = cast(Running, http.app.state.running)
-    if http.method == "POST" and "json" in http.headers.get("content-type", "application/json"):
-        call = await Call.read(http)
-        if (reply := forwarded(call)) is not None:
-            return reply
-        model = value((fields(call.raw) or {}).get("model"))
-        if isinstance(model, str) and model in running.services:
-            raise NotFound(f"the model {model!r} has no path {http.url.path!r}; /docs lists those there are")
+    if any(segment in (".", "..") for segment in _SEPARATOR.split(http.scope["path"])):
+        raise BadRequest("the path has segments `.` or `..`; send it without them")
     relay: Relay = http.app.state.relay
-    return await relay.send(http, running, _target(http))
+    if http.method in ("GET", "HEAD", "OPTIONS"):
+        return await relay.send(http, running, _target(http), None)
+    parts = http.stream()
+    begun = await _begun(parts)
+    if http.method != "POST" or not begun.lstrip(_BEFORE_JSON).startswith(b"{"):
+        return await relay.send(http, running, _target(http), _chained(begun, parts))
+    call = Call(http, begun + b"".join([part async for part in parts]))
+    if (reply := forwarded(call)) is not None:
+        return reply
+    model = value((fields(call.raw) or {}).get("model"))
+    if isinstance(model, str) and model in running.services:
+        raise NotFound(f"the model {model!r} has no path {http.url.path!r}; /docs lists those there are")
+    return await relay.send(http, running, _target(http), call.raw)
+
+
+async def _begun(parts: AsyncIterator[bytes]) -> bytes:
+    """A body's beginning, up to where it shows whether it is a JSON object."""
+    begun = bytearray()
+    async for part in parts:
+        begun += part
+        if part.lstrip(_BEFORE_JSON):
+            break
+    return bytes(begun)
+
+
+async def _chained(begun: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield begun
+    async for part in parts:
+        yield part

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import msgspec
 
-from foreserve.core import Chunk, EngineInfo, Outcome, OutcomeKind, Request, Work
+from foreserve.core import Chunk, Cost, EngineInfo, Outcome, OutcomeKind, Request, Work, add
 from foreserve.dispatch.dispatcher import Dispatcher
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.stream import Stream
@@ -47,6 +50,7 @@ class Service:
         dispatcher: Dispatcher,
         replicas: Replicas,
         ledger: Ledger,
+        settled: Callable[[Outcome], None],
     ) -> None:
         self.name = name
         self.kind = kind
@@ -55,6 +59,7 @@ class Service:
         self.replicas = replicas
         self.info: EngineInfo | None = None
         self._ledger = ledger
+        self._settled = settled
 
     def submit(self, request: Request) -> Stream:
         """Price a request and take it in. A request that is shed has ended already when this returns.
@@ -99,7 +104,7 @@ class Service:
     def submit_group(self, request: Request, payloads: list[object]) -> Group:
         """Take in one root request that is served as several children, one for each payload (OpenAI's `n`)."""
         self._ledger.enter(request.id)
-        group = Group(request, len(payloads), self._ledger)
+        group = Group(request, len(payloads), self._root_ended)
         for index, payload in enumerate(payloads):
             child = msgspec.structs.replace(
                 request,
@@ -110,6 +115,10 @@ class Service:
             )
             group.add(self.submit(child))
         return group
+
+    def _root_ended(self, outcome: Outcome) -> None:
+        self._ledger.end(outcome)
+        self._settled(outcome)
 
     @property
     def ready(self) -> bool:
@@ -151,7 +160,10 @@ class Unread:
 
 
 class Group:
-    """A root request and its children: it ends when the last of them has, as the worst of them did."""
+    """A root request and its children: it ends when the last of them has, as the worst of them did.
+
+    Its start and first chunk are the earliest of theirs, its usage their sum.
+    """
 
     WORST_FIRST = (
         OutcomeKind.FAILED,
@@ -161,12 +173,12 @@ class Group:
         OutcomeKind.DONE,
     )
 
-    def __init__(self, request: Request, size: int, ledger: Ledger) -> None:
+    def __init__(self, request: Request, size: int, settled: Callable[[Outcome], None]) -> None:
         self.id = request.id
         self.streams: list[Stream] = []
         self.outcome: Outcome | None = None
         self._size = size
-        self._ledger = ledger
+        self._settled = settled
         self._ended: list[Outcome] = []
 
     def add(self, stream: Stream) -> None:
@@ -183,5 +195,13 @@ class Group:
         self._ended.append(outcome)
         if len(self._ended) == self._size:
             worst = min(self._ended, key=lambda o: self.WORST_FIRST.index(o.kind))
-            self.outcome = msgspec.structs.replace(worst, id=self.id, parent=None)
-            self._ledger.end(self.outcome)
+            usage: Cost = functools.reduce(add, (o.usage for o in self._ended))
+            self.outcome = msgspec.structs.replace(
+                worst,
+                id=self.id,
+                parent=None,
+                started=min((o.started for o in self._ended if o.started is not None), default=None),
+                first=min((o.first for o in self._ended if o.first is not None), default=None),
+                usage=dict(usage),
+            )
+            self._settled(self.outcome)

@@ -9,18 +9,23 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from foreserve.clock import offload, wall
+from foreserve.clock import wall
 from foreserve.core import EngineInfo, EngineSpec, Work
 from foreserve.engines.generation import Generate
 from foreserve.errors import BadRequest, ConfigError, RequestError, Unavailable
 from foreserve.registry import entry
 from foreserve.services.llm_decoder import TextDecoder
+from foreserve.services.llm_preparing import Preparing
 from foreserve.services.llm_prompt import OFFLOAD_CHARS, Limits, Sampling, check_length, generate
 from foreserve.services.llm_text import ByteText, Text
 from foreserve.settings import LLMSettings, parse
 
 SIMULATED = "simulated"
 """The name of the model without weights and of the engine that runs it."""
+
+RESERVED_TOKENS = 1024
+"""The most KV cache that is kept free for an answer. Few answers come near their limit, which is the whole context
+where a request names none; one that outgrows this makes a full engine preempt and recompute, which loses nothing."""
 
 Progress = Callable[[float, str], None]
 """`progress(done, what)`: the share done (0 to 1) of one slow step, and its name."""
@@ -60,6 +65,7 @@ class LLM:
         self._text: Text | None = None
         self._options: dict[str, Any] = {}
         self._limits: Limits | None = None
+        self._preparing = Preparing()
 
     # --- before it starts
 
@@ -124,7 +130,7 @@ class LLM:
         )
 
     def price(self, payload: Generate) -> dict[str, float]:
-        return {"slots": 1.0, "kv_tokens": float(len(payload.prompt) + payload.max_tokens)}
+        return {"slots": 1.0, "kv_tokens": float(len(payload.prompt) + min(payload.max_tokens, RESERVED_TOKENS))}
 
     def ready(self, info: EngineInfo) -> None:
         self.prepare()
@@ -155,7 +161,7 @@ class LLM:
         return self._limits
 
     async def chat(self, messages: Sequence[Mapping[str, Any]], sampling: Sampling) -> Generate:
-        """The payload of a conversation. Raises BadRequest, ContextExceeded, Unavailable."""
+        """The payload of a conversation. Raises BadRequest, ContextExceeded, Shed, Unavailable."""
         text, limits = self.text, self.limits
         # A template has words of its own for every message, even an empty one.
         chars = sum(len(message["content"]) + 16 for message in messages)
@@ -171,18 +177,22 @@ class LLM:
                 # Whatever a template raises, its own `raise_exception` among it, is about these messages.
                 raise BadRequest(f"the chat template refuses these messages: {error}", param="messages") from error
 
-        prompt = encode() if chars <= OFFLOAD_CHARS else await offload(encode)
+        prompt = encode() if chars <= OFFLOAD_CHARS else await self._preparing.run(encode)
         return generate(prompt, sampling, limits, text.eos_ids, "messages")
 
-    async def complete(self, prompt: str | Sequence[int], sampling: Sampling) -> Generate:
-        """The payload that continues a text or token ids as they are. Raises as `chat` does."""
+    async def complete(self, prompts: Sequence[str | Sequence[int]], sampling: Sampling) -> list[Generate]:
+        """The payloads that continue texts or token ids as they are, one for each. Raises as `chat` does."""
         text, limits = self.text, self.limits
-        if isinstance(prompt, str):
-            check_length(len(prompt), limits, "prompt")
-            ids = text.encode(prompt) if len(prompt) <= OFFLOAD_CHARS else await offload(lambda: text.encode(prompt))
-        else:
-            ids = list(prompt)
-        return generate(ids, sampling, limits, text.eos_ids, "prompt")
+        lengths = [len(prompt) for prompt in prompts if isinstance(prompt, str)]
+        for length in lengths:
+            check_length(length, limits, "prompt")
+
+        def encode() -> list[list[int]]:
+            return [text.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+
+        # Many short prompts hold the loop up as one long one does.
+        every = encode() if sum(lengths) <= OFFLOAD_CHARS else await self._preparing.run(encode)
+        return [generate(ids, sampling, limits, text.eos_ids, "prompt") for ids in every]
 
 
 def _engine_name(settings: LLMSettings) -> str:

@@ -15,7 +15,7 @@ from foreserve.errors import BadRequest, ContextExceeded
 from foreserve.services.llm_text import Text
 
 OFFLOAD_CHARS = 4096
-"""Texts longer than this are tokenised off the event loop, which would stand still for milliseconds."""
+"""Requests with more text than this are tokenised off the event loop, which would stand still for milliseconds."""
 
 CHARS_PER_TOKEN = 128
 """No vocabulary in use has longer tokens: a text beyond context times this cannot fit and is not even tokenised."""
