@@ -132,7 +132,7 @@ def test_a_file_without_an_app_says_what_to_write(tmp_path: Path) -> None:
 )
 def test_what_goes_wrong_in_it_is_shown_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
     assert words(write(tmp_path, text, "app.py")).startswith(expected)
-    assert not any(name.startswith("foreserve_file_") for name in sys.modules)
+    assert not any(name.startswith("foreserve_file_app_") for name in sys.modules)
 
 
 def test_a_mistake_in_a_file_that_it_imports_is_placed_there(tmp_path: Path) -> None:

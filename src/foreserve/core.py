@@ -65,8 +65,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     `affinity` is the key of sticky or prefix placement. `role` and `sequence` are for work that goes to one writer
     replica in order; they are carried, and no dispatcher heeds them yet. Only `idempotent` work is run again, under the
     next `attempt`, when its replica is lost. `credits` bounds how many chunks may be asked of the engine before more
-    credit is given; `None` is no bound. Only continuous engines take it: in a static batch one request without credit
-    would stop all the others.
+    credit is given; `None` is no bound. Only continuous engines take it: in a static batch one request
+    without credit would stop all the others.
     """
 
     id: str

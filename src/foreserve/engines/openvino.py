@@ -229,7 +229,8 @@ class OpenVINOEngine:
     def _pump_ended(self, pump: asyncio.Task[None]) -> None:
         """Nothing steps any more; unless all was done, whoever still runs would wait for ever."""
         if pump.cancelled():
-            self._fail("its step loop was cancelled")
+            if self._live():
+                self._fail("its step loop was cancelled")
         elif error := pump.exception():
             log.error("the step loop ended", exc_info=error)
             self._fail(f"its step loop ended: {type(error).__name__}: {error}")
