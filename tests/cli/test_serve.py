@@ -108,6 +108,10 @@ def test_a_client_that_goes_away_frees_its_slot(live: Live):
         client.sendall(head.encode() + body)
         assert b"200 OK" in client.recv(100)
     end = time.monotonic() + 5
+    while "/v1/completions' 499" not in live.output():
+        assert time.monotonic() < end, "the log does not tell that the client left"
+        time.sleep(0.02)
+    assert "Traceback" not in live.output()
     while live.status()["open"] or any(r["running"] for s in live.status()["services"] for r in s["replicas"]):
         assert time.monotonic() < end
         time.sleep(0.02)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -101,3 +102,14 @@ async def test_what_is_decorated_runs_as_itself_when_it_is_named():
         items = named.decoder(work)
         assert [event async for chunk in engine.run(work) for event in items.feed(chunk).events] == expected
         await engine.close()
+
+
+def test_a_target_is_checked_without_running_it(tmp_path: Path):
+    file = tmp_path / "functions.py"
+    file.write_text("def a(): ...\nb = 3\nfrom os import path as c\nraise SystemExit\n")
+    for name in "abc":
+        Function(f"{file}:{name}").check()
+    with pytest.raises(ConfigError, match=r"has no 'x'.*valid: a, b, c"):
+        Function(f"{file}:x").check()
+    with pytest.raises(ConfigError, match="there is no file"):
+        Function(f"{tmp_path}/other.py:x").check()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -118,3 +119,16 @@ async def test_many_short_prompts_are_tokenised_off_the_loop_as_one_long_one_is(
     payloads = await llm.complete(["a" * 1000] * 5, Sampling(max_tokens=1))
     assert here not in threads
     assert [len(payload.prompt) for payload in payloads] == [1000] * 5
+
+
+def test_a_hugging_face_folder_is_for_transformers_by_itself(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    assert LLM(str(tmp_path)).engine_name == "transformers"
+    with pytest.raises(ConfigError, match=r"engine 'openvino' cannot run .*valid: transformers"):
+        LLM(str(tmp_path), engine="openvino").check()
+
+
+def test_missing_packages_are_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("foreserve.services.llm.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'foreserve\[openvino\]'"):
+        LLM(str(tmp_path / "m.gguf")).prepare()

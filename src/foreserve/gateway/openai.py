@@ -69,6 +69,7 @@ async def completions(http: HttpRequest) -> Response:
     asked = decode_completion(call.raw)
     kind = cast(LLM, service.kind)
     sampling = _sampling(asked, asked.max_tokens, asked.logprobs, None, usual_tokens=USUAL_TOKENS)
+    sampling = msgspec.structs.replace(sampling, top_logprobs_param="logprobs")
     request = call.admitted(service, asked.foreserve)
     payloads = await kind.complete(asked.prompts(), sampling)
     streams = _submit(service, request, payloads, asked.n or 1)

@@ -10,16 +10,17 @@ Its worker imports the file again, so what the file does when imported must be c
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, overload
 
 from foreserve.core import Chunk, EngineInfo, EngineSpec, Work
 from foreserve.errors import BadRequest, ConfigError
 from foreserve.ports import Decoded
-from foreserve.registry import entry
+from foreserve.registry import choices, entry
 from foreserve.settings import FunctionSettings, parse
 
 EVENTS_BOUND = 4096
@@ -78,6 +79,21 @@ class Function:
 
     # --- the kind
 
+    def check(self) -> None:
+        """Whether the function's file is there and names it. Runs none of it. Raises ConfigError."""
+        place, _, name = self.settings.target.rpartition(":")
+        if not place.endswith(".py"):
+            return  # a module is looked for by the interpreter that is to run it
+        file = Path(place)
+        if not file.is_file():
+            raise ConfigError(f"{self._where}: target: there is no file {file}")
+        try:
+            names = set(_bound(ast.parse(file.read_text())))
+        except SyntaxError as error:
+            raise ConfigError(f"{self._where}: target: {file}, line {error.lineno}: {error.msg}") from None
+        if name.partition(".")[0] not in names and "*" not in names:
+            raise ConfigError(f"{self._where}: target: {file} has no {name!r}{choices(name, sorted(names))}")
+
     def prepare(self, progress: Callable[[float, str], None] | None = None) -> None:
         """Nothing is made beforehand; that the file is there is seen now rather than in a worker."""
         place = self.settings.target.rpartition(":")[0]
@@ -125,6 +141,17 @@ class Function:
             except TypeError as error:
                 raise BadRequest(f"wrong arguments: {error}; the function takes {self._signature}") from None
         return {"args": args}
+
+
+def _bound(tree: ast.Module) -> Iterator[str]:
+    """The names that a module gives a meaning to, `*` where it may be any."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.alias):
+            yield (node.asname or node.name).partition(".")[0]
 
 
 class Items:

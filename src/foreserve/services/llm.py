@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from foreserve.clock import wall
@@ -76,11 +77,15 @@ class LLM:
         return "fixed" if static else "fcfs"
 
     def check(self) -> None:
-        """Whether the model is there. Reads no weights. Raises ConfigError."""
+        """Whether the model is there and its engine can run it. Reads no weights. Raises ConfigError."""
         if self._engine != SIMULATED:
             from foreserve.models.catalog import locate
 
-            locate(self.settings.model, self.where)
+            source = locate(self.settings.model, self.where)
+            _need_packages(self._engine, self.where)
+            from foreserve.models.prepare import prepared_already
+
+            prepared_already(source, self._engine, self.settings.weights)
 
     @property
     def engine_name(self) -> str:
@@ -106,7 +111,7 @@ class LLM:
             self._text = text = ByteText(self.settings.context_tokens or 8192)
             self._options = {"slots": self.settings.max_running, "context_tokens": text.context_tokens}
             return
-        # The modules that read model files need an extra's packages.
+        _need_packages(self._engine, self.where)
         from foreserve.services.llm_prepared import prepared
 
         self._text, self._options = prepared(self.settings, self._engine, self.where, progress)
@@ -196,9 +201,27 @@ class LLM:
 
 
 def _engine_name(settings: LLMSettings) -> str:
-    """`auto`: simulated for the model of that name, OpenVINO where it is installed, else transformers."""
+    """`auto`: what runs such a model here.
+
+    Simulated for the model of that name; transformers for a Hugging Face folder, and where it alone is installed;
+    else OpenVINO, the embedded default.
+    """
     if settings.engine != "auto":
         return settings.engine
     if settings.model == SIMULATED:
         return SIMULATED
-    return "openvino" if settings.python is None and find_spec("openvino_genai") else "transformers"
+    folder = Path(settings.model).expanduser()
+    if (folder / "config.json").is_file() and not (folder / "openvino_model.xml").is_file():
+        return "transformers"
+    other = find_spec("openvino_genai") is None and find_spec("torch") is not None
+    return "transformers" if other or settings.python is not None else "openvino"
+
+
+def _need_packages(engine: str, where: str) -> None:
+    """Raises ConfigError with the command that installs what reads model files, where it is missing here."""
+    missing = [name for name in ("gguf", "jinja2", "tokenizers") if find_spec(name) is None]
+    if missing:
+        extra = "torch" if engine == "transformers" else "openvino"
+        raise ConfigError(
+            f"{where}: engine {engine!r} needs {', '.join(missing)}; install with: pip install 'foreserve[{extra}]'"
+        )

@@ -30,6 +30,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
     max_tokens: int | None = None
     max_tokens_param: str = "max_tokens"
+    top_logprobs_param: str = "top_logprobs"
     usual_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
@@ -113,7 +114,7 @@ def check_features(wanted: Sampling, limits: Limits) -> None:
     """Raises BadRequest naming the first thing asked for that the engine does not have."""
     asked = (
         (wanted.logprobs is not None, "logprobs", "logprobs"),
-        (bool(wanted.logprobs), "top_logprobs", "top_logprobs"),
+        (bool(wanted.logprobs), "top_logprobs", wanted.top_logprobs_param),
         (wanted.json_schema is not None, "json_schema", "response_format"),
         (wanted.frequency_penalty != 0, "penalties", "frequency_penalty"),
         (wanted.presence_penalty != 0, "penalties", "presence_penalty"),
@@ -123,4 +124,5 @@ def check_features(wanted: Sampling, limits: Limits) -> None:
     for is_asked, feature, param in asked:
         if is_asked and feature not in limits.features:
             has = ", ".join(limits.features) or "none of the optional ones"
-            raise BadRequest(f"`{param}` is not supported by this model's engine; it has: {has}", param=param)
+            what = f"`{param}` above 0" if feature == "top_logprobs" else f"`{param}`"
+            raise BadRequest(f"{what} is not supported by this model's engine; it has: {has}", param=param)
