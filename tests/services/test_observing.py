@@ -45,3 +45,11 @@ def test_a_deadline_that_could_not_be_met() -> None:
     for n in range(2):
         observer.arrived(work(str(n), 10), 10)
     assert "deadline" in (observer.arrived(work("late", 10, deadline=12), 10).shed or "")
+
+
+def test_a_wait_that_nothing_can_tell_yet_is_not_called_none() -> None:
+    observer = Observer(Bounded(max_waiting=9, max_wait_s=30.0), slots=1)
+    assert observer.arrived(work("a", 0), 0).wait_s == 0
+    assert observer.arrived(work("b", 0), 0).wait_s is None
+    report = observer.report()
+    assert (report.at_once, report.waited, report.wait_mean_s) == (1, 1, 0.0)

@@ -166,6 +166,8 @@ def _observed(kind: Upstream, observer: Observer, request: Request) -> str:
     verdict = observer.arrived(work, request.arrival)
     if verdict.shed is not None:
         words = f"would have been refused: {verdict.shed}"
+    elif verdict.wait_s is None:
+        words = "would have waited; how long is not known yet"
     elif verdict.wait_s > 0:
         words = f"would have waited {verdict.wait_s:.2f} s"
     else:

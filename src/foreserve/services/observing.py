@@ -10,14 +10,17 @@ from foreserve.ports import Admission, QueueView
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What would have become of one request: served at once, after `wait_s`, or refused for `shed` (words)."""
+    """What would have become of a request: served at once (`wait_s` of 0), after a wait, or refused (`shed`, in words).
 
-    wait_s: float
+    `wait_s` is `None` where it would have waited and nothing has ended yet that could tell how long.
+    """
+
+    wait_s: float | None
     shed: str | None = None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Totals since the start. `wait_mean_s` is over those that would have waited."""
+    """Totals since the start. `wait_mean_s` is over those whose wait could be predicted."""
 
     requests: int
     at_once: int
@@ -47,6 +50,7 @@ class Observer:
         self._ended: float | None = None
         self._totals = {"at_once": 0, "waited": 0, "shed": 0}
         self._wait_sum = self._wait_max = 0.0
+        self._predicted = 0
 
     def arrived(self, work: Work, now: float) -> Verdict:
         """Judge a request. `ended` must be called for each."""
@@ -62,10 +66,14 @@ class Observer:
             self._totals["shed"] += 1
         elif self._in_flight >= self._slots:
             # It would join the queue, so it waits for those ahead of it and for the first slot to come free.
-            verdict = Verdict(wait_s=predicted_wait(msgspec.structs.replace(view, waiting=view.waiting + 1)))
             self._totals["waited"] += 1
-            self._wait_sum += verdict.wait_s
-            self._wait_max = max(self._wait_max, verdict.wait_s)
+            wait_s: float | None = None
+            if self._ended is not None:
+                wait_s = predicted_wait(msgspec.structs.replace(view, waiting=view.waiting + 1))
+                self._predicted += 1
+                self._wait_sum += wait_s
+                self._wait_max = max(self._wait_max, wait_s)
+            verdict = Verdict(wait_s=wait_s)
         else:
             verdict = Verdict(wait_s=0.0)
             self._totals["at_once"] += 1
@@ -88,11 +96,10 @@ class Observer:
 
     def report(self) -> Report:
         """The totals so far."""
-        waited = self._totals["waited"]
         return Report(
             requests=sum(self._totals.values()),
             **self._totals,
-            wait_mean_s=self._wait_sum / waited if waited else 0.0,
+            wait_mean_s=self._wait_sum / self._predicted if self._predicted else 0.0,
             wait_max_s=self._wait_max,
             seconds_per_request=self._ended,
             in_flight=len(self._verdicts),
