@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from foreserve.core import EngineInfo
@@ -22,7 +23,7 @@ def test_everything_asked_for_reaches_the_engine():
     asked = {
         name: getattr(wanted, name)
         for name in Sampling.__struct_fields__
-        if name not in ("usual_tokens", "max_tokens_param")
+        if name not in ("usual_tokens", "max_tokens_param", "top_logprobs_param")
     }
     assert {name: getattr(made, name) for name in asked} == asked
     assert (made.prompt, made.stop_tokens) == ([1, 2], (256,))
@@ -97,3 +98,10 @@ def test_limits_are_the_least_of_all():
     assert limit(500, 600, 700.0) == 500
     assert limit(None, 600, 700.0) == 600
     assert limit(None, None, 300.0) == 300
+
+
+def test_rivals_are_refused_under_the_name_they_were_asked_by():
+    has = msgspec.structs.replace(ALL, features=("logprobs",))
+    with pytest.raises(BadRequest, match="`logprobs` above 0") as caught:
+        generate([1], Sampling(logprobs=1, top_logprobs_param="logprobs"), has, (), "prompt")
+    assert caught.value.param == "logprobs"
