@@ -20,22 +20,13 @@ async def send(
     limits: Limits,
     *,
     seed: int = 0,
-    trace_lengths: bool = False,
 ) -> Run:
     """A run on the running loop; `seed` is that of the waits between retries."""
     async with Client(options, generator(seed)) as client:
-        return await run(client, prompts, arrivals, limits, trace_lengths=trace_lengths)
+        return await run(client, prompts, arrivals, limits)
 
 
-def send_now(
-    options: ClientOptions,
-    prompts: Sequence[Prompt],
-    arrivals: Iterable[Arrival] | ClosedLoop,
-    limits: Limits,
-    *,
-    seed: int = 0,
-    trace_lengths: bool = False,
-) -> Run:
+def send_now(options: ClientOptions, prompts: Sequence[Prompt], arrivals: ClosedLoop, limits: Limits) -> Run:
     """As `send`, on a loop of its own."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(send(options, prompts, arrivals, limits, seed=seed, trace_lengths=trace_lengths))
+        return runner.run(send(options, prompts, arrivals, limits))

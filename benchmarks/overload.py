@@ -27,7 +27,7 @@ from foreserve.loadgen.client import ClientOptions
 from foreserve.loadgen.prompts import Prompt
 from foreserve.loadgen.records import Result
 from foreserve.loadgen.run import Limits, Run
-from foreserve.loadgen.stats import distribution, e2e
+from foreserve.loadgen.stats import distribution, e2e, summarise
 
 ENGINE, REST = {0}, {1}
 SLOTS = 8
@@ -128,10 +128,7 @@ async def measure(server: Server, prompts: Sequence[Prompt], quick: bool, report
     report.add("longest_queue", float(watch.longest), f"at most {QUEUE}")
     report.note(f"{ended} requests ended, {told['open']} open; outcomes {told['outcomes']['requests']}")
     report.note(f"clients saw {len(run.results)} requests, {unanswered} without an answer of the server")
-    kinds: dict[str, int] = {}
-    for result in run.results:
-        kinds[str(result.ending)] = kinds.get(str(result.ending), 0) + 1
-    report.note(f"endings as the clients saw them: {kinds}")
+    report.note(f"endings as the clients saw them: {summarise(run.results).endings}")
     with picture("overload", "Ten times the load that it can carry") as axes:
         bars(axes[0], {"peak": [peak], "at 10 times": [good_per_s(run, slo_s)]}, "good requests/s")
 

@@ -26,6 +26,7 @@ from foreserve.loadgen.arrivals import ClosedLoop
 from foreserve.loadgen.client import ClientOptions
 from foreserve.loadgen.prompts import Prompt
 from foreserve.loadgen.run import Limits
+from foreserve.loadgen.stats import summarise
 
 CLIENTS = 8
 APP = """
@@ -64,9 +65,7 @@ async def one(server: Server, prompts: list[Prompt], report: Report) -> tuple[fl
         run = await load
         await asyncio.sleep(0.5)
         told = await status(http)
-    endings: dict[str, int] = {}
-    for result in run.results:
-        endings[str(result.ending)] = endings.get(str(result.ending), 0) + 1
+    endings = summarise(run.results).endings
     report.note(f"{len(run.results)} requests: {endings}; the server's ledger: {told['outcomes']['requests']}")
     hung = sum(1 for result in run.results if result.ending in ("timeout", "abandoned"))
     return noticed - killed, back - killed, told["open"] + run.unsent + hung

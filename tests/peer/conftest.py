@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from benchmarks.servers import free_port
 
 from foreserve.models.catalog import locate
 from foreserve.models.prepare import prepare
@@ -26,12 +26,6 @@ pytest.register_assert_rewrite("tests.peer.compare")
 
 HERE = Path(__file__).parent
 MODEL = "smollm2"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @contextmanager
