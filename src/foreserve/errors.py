@@ -16,7 +16,7 @@ ForeserveError
     ├── ClientGone         499  the client left (logged, never sent)
     ├── EngineFailed       500  the engine ended this request with an error
     ├── Unavailable        503  no replica can serve now
-    ├── ReplicaLost        503  the replica died after it had delivered part of the answer
+    ├── ReplicaLost        503  the replica died and the request may not run again
     ├── Expired            504  the deadline passed
     └── UpstreamRefused    as the upstream server said it
 ```
@@ -131,7 +131,7 @@ class Unavailable(RequestError):
 
 
 class ReplicaLost(RequestError):
-    """The replica died after it had delivered part of the answer."""
+    """The replica died and the request may not run again: part was delivered, it is not idempotent, or it has."""
 
     status = 503
     code = "replica_lost"

@@ -66,7 +66,7 @@ class Dispatcher:
     ) -> None:
         self.service = service
         self.unavailable: str | None = None
-        """Why nothing can be served now, in words; set by the fleet when it has given up for the time being."""
+        """Why nothing can be served, in words: before the first replica is ready, and while the fleet has given up."""
         self._policy = policy
         self._placement = placement
         self._admission = admission
