@@ -43,8 +43,48 @@ def restore(a: Cost, b: Cost) -> dict[str, float]:
     return {name: amount + b.get(name, 0.0) for name, amount in a.items()}
 
 
+class Length(msgspec.Struct, frozen=True, kw_only=True):
+    """How long an answer is expected to be, in tokens: its mean and quantiles, each at least 1.
+
+    `source` says what it was learned from, such as "full", "fast", "histogram" or "limit" (nothing was known).
+    """
+
+    mean: float
+    p50: float
+    p80: float
+    p95: float
+    source: str
+
+
+class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request is expected to take, made once, when it comes, of what is known then.
+
+    `input_tokens` is the whole prompt's length, `output` the answer's, `most_tokens` the limit that the request sets.
+    `seconds` is the expected time on a replica from start to end, under a load like that of late; `least_seconds` what
+    it takes at the least of which there is much chance, for telling whether a deadline can still be met.
+    """
+
+    input_tokens: int
+    output: Length
+    most_tokens: int
+    seconds: float
+    least_seconds: float = 0.0
+
+
+class Ramp(msgspec.Struct, frozen=True, kw_only=True):
+    """An amount of `resource` that begins at `base` and grows by one each step, for `steps` steps or up to `most`."""
+
+    resource: str
+    base: int
+    steps: int
+    most: int
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asks of one service, with its terms. `payload` belongs to the service's kind."""
+    """What a client asks of one service, with its terms. `payload` belongs to the service's kind.
+
+    So does `about`: what a prediction is made from and learned by; it never leaves this process.
+    """
 
     id: str
     service: str
@@ -56,6 +96,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None = None
     root_arrival: float | None = None
     affinity: str | None = None
+    about: Any = None
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +108,9 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     next `attempt`, when its replica is lost. `credits` bounds how many chunks may be asked of the engine before more
     credit is given; `None` is no bound. Only continuous engines take it: in a static batch one request
     without credit would stop all the others.
+
+    `forecast` is for policies and people. Where there is a `ramp`, a replica looks ahead in place of setting aside what
+    `cost` says of that resource.
     """
 
     id: str
@@ -84,6 +128,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     idempotent: bool = True
     attempt: int = 0
     credits: int | None = None
+    forecast: Forecast | None = None
+    ramp: Ramp | None = None
 
 
 FinishReason = Literal["stop", "length", "cancelled", "rejected", "error"]
@@ -125,7 +171,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How one request ended, with the figures that predictors and people learn from.
 
     `code` is a `RequestError.code` (empty when done) and `reason` its words. `started` is when it was given to a
-    replica and `first` when its first chunk arrived; both are `None` where that never happened.
+    replica and `first` when its first chunk arrived; both are `None` where that never happened. `beside` are the ids it
+    was started together with, or those that ran on its replica then; `ahead` is how many waited when it came and
+    `overtaken` how many that came later were started before it.
     """
 
     id: str
@@ -147,6 +195,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
     cost: dict[str, float] = {}
     usage: dict[str, float] = {}
+    forecast: Forecast | None = None
+    beside: tuple[str, ...] = ()
+    ahead: int = 0
+    overtaken: int = 0
 
     def error(self) -> RequestError | None:
         """The exception a caller should see, or `None` when the request was done."""
