@@ -14,7 +14,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a request when it comes. Its true length is not knowable here.
 
     `instruction` is the application-level text (system prompt, task), the same for many requests; `text` the user's own
-    input. `input_tokens` is the length of that input, counted or estimated, `prompt_tokens` that of everything the model
+    input. `input_tokens` is the length of that input, counted or estimated, `prompt_tokens` that of all that the model
     reads; `most` the request's `max_tokens`.
     """
 
