@@ -104,7 +104,7 @@ class Running:
                 ),
                 self.ledger,
                 max_wait_s=settings.queue.max_wait_s,
-                settled=self._settled,
+                settled=self._settling(kind),
             )
         except TypeError as error:
             raise ConfigError(f"{where}: policy_options do not fit policy {policy!r}: {error}") from None
@@ -124,6 +124,15 @@ class Running:
             self.services[name].kind.ready(info)
 
         return told
+
+    def _settling(self, kind: Served) -> Callable[[Outcome], None]:
+        """A request of this kind has ended, and is no group of others: its kind learns from it first."""
+
+        def settled(outcome: Outcome) -> None:
+            kind.settled(outcome)
+            self._settled(outcome)
+
+        return settled
 
     def _settled(self, outcome: Outcome) -> None:
         if self.history is not None:

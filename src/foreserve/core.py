@@ -172,8 +172,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     `code` is a `RequestError.code` (empty when done) and `reason` its words. `started` is when it was given to a
     replica and `first` when its first chunk arrived; both are `None` where that never happened. `beside` are the ids it
-    was started together with, or those that ran on its replica then; `ahead` is how many waited when it came and
-    `overtaken` how many that came later were started before it.
+    was started together with and `running` is how many its replica held already; `ahead` is how many waited when it
+    came, `before` how many were started while it waited.
     """
 
     id: str
@@ -197,8 +197,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     usage: dict[str, float] = {}
     forecast: Forecast | None = None
     beside: tuple[str, ...] = ()
+    running: int = 0
     ahead: int = 0
-    overtaken: int = 0
+    before: int = 0
 
     def error(self) -> RequestError | None:
         """The exception a caller should see, or `None` when the request was done."""
@@ -207,6 +208,14 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         if self.code == UpstreamRefused.code:
             return UpstreamRefused(self.reason, detail=self.detail)
         return BY_CODE.get(self.code, EngineFailed)(self.reason, retry_after=self.retry_after)
+
+
+class Price(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request asks of a replica and, where something is foreseen, how that comes about."""
+
+    cost: dict[str, float]
+    forecast: Forecast | None = None
+    ramp: Ramp | None = None
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

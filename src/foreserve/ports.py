@@ -5,25 +5,65 @@ Whatever fits one of these can be registered by name (see `registry`) and chosen
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
-from foreserve.core import Chunk, Cost, EngineInfo, EngineLoad, EngineSpec, Outcome, Work
+from foreserve.core import (
+    Chunk,
+    Cost,
+    EngineInfo,
+    EngineLoad,
+    EngineSpec,
+    Outcome,
+    Price,
+    Ramp,
+    Request,
+    Work,
+    add,
+    fits,
+)
 from foreserve.messages import FromWorker, ToWorker
 
 # --- what a policy is told and what it answers -------------------------------------------------------
 
 
+class LookAhead(Protocol):
+    """How much of a resource a replica will hold, step by step, as far as that is foreseen. Only read by policies."""
+
+    def takes(self, ramps: Sequence[Ramp]) -> bool:
+        """Whether these could begin now without the resource running out at any later step."""
+        ...
+
+
 class Room(msgspec.Struct, frozen=True, kw_only=True):
-    """What one replica can take now. Only replicas with a free slot are shown to a policy."""
+    """What one replica can take now. Only replicas with a free slot are shown to a policy.
+
+    With `ahead`, the resource of a work's ramp is judged there, and what `free` says of it is only what is free now.
+    """
 
     replica: str
     free: dict[str, float]
     capacity: dict[str, float]
     running: int
     load: EngineLoad | None = None
+    ahead: LookAhead | None = None
+
+    def takes(self, works: Sequence[Work]) -> bool:
+        """Whether these can start here now, together."""
+        if self.ahead is None:
+            return fits(total_cost(works), self.free)
+        ramps = [work.ramp for work in works if work.ramp is not None]
+        seen = {ramp.resource for ramp in ramps}
+        rest = {name: free for name, free in self.free.items() if name not in seen}
+        return fits(total_cost(works), rest) and self.ahead.takes(ramps)
+
+
+def total_cost(works: Sequence[Work]) -> Cost:
+    """What several works ask for together."""
+    return works[0].cost if len(works) == 1 else functools.reduce(add, (work.cost for work in works))
 
 
 class Pick(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,7 +231,7 @@ class Decoder(Protocol):
 class Kind(Protocol):
     """What makes a service an LLM, a function, …: its price, its engine, its policy and how answers are read.
 
-    `payload` is already checked; `price` must be cheap and must not raise.
+    The payload is already checked; `price` must be cheap and must not raise.
     """
 
     name: str
@@ -204,7 +244,11 @@ class Kind(Protocol):
         """One for each replica, in order."""
         ...
 
-    def price(self, payload: Any) -> Cost: ...
+    def price(self, request: Request) -> Price: ...
+    def settled(self, outcome: Outcome) -> None:
+        """Learn how a request of this kind has ended. Must be cheap and must not raise."""
+        ...
+
     def ready(self, info: EngineInfo) -> None:
         """A replica of this kind is ready and this is what it can do."""
         ...

@@ -82,6 +82,34 @@ class ServiceSettings(Settings, frozen=True, kw_only=True):
             _above("deadline_s", self.deadline_s, 0)
 
 
+class ForesightSettings(Settings, frozen=True, kw_only=True):
+    """How a service foresees the length of its answers and what that is used for.
+
+    `predictor` is "fast" (numbers and words alone), "full" (with sentence embeddings), "histogram" (no model), "off"
+    (every answer is taken to reach its limit), or "auto": full where its embeddings are installed and quick enough on
+    this machine, measured once at the start. `features` chooses what a model looks at, from the input's length alone
+    ("length"), also with the application ("application", "instruction"), to everything ("all"). `kv` says how room for
+    an answer is kept: by the forecast, looking ahead, or for the worst case.
+
+    A model is trained anew every `train_s` seconds when enough has ended since, in a process of its own. `remember`
+    keeps what it is trained on (numbers, no text) and the model for the next start, for at most `keep_days` and
+    `keep_rows`; without it both live as long as the server.
+    """
+
+    predictor: Literal["auto", "fast", "full", "histogram", "off"] = "auto"
+    features: Literal["length", "application", "instruction", "all"] = "all"
+    kv: Literal["forecast", "worst_case"] = "forecast"
+    train_s: float = 180.0
+    remember: bool = True
+    keep_days: float = 30.0
+    keep_rows: int = 20_000
+
+    def __post_init__(self) -> None:
+        _above("train_s", self.train_s, 0)
+        _above("keep_days", self.keep_days, 0)
+        _at_least("keep_rows", self.keep_rows, 100)
+
+
 class LLMSettings(ServiceSettings, frozen=True, kw_only=True):
     """A language model on this machine.
 
@@ -103,6 +131,7 @@ class LLMSettings(ServiceSettings, frozen=True, kw_only=True):
     kv_cache_gb: float = 1.0
     prefix_caching: bool = True
     default_max_tokens: int | None = None
+    foresight: ForesightSettings = ForesightSettings()
     engine_options: dict[str, Any] = {}
 
     def __post_init__(self) -> None:
@@ -120,7 +149,9 @@ class UpstreamSettings(ServiceSettings, frozen=True, kw_only=True):
 
     `model` is its name there (`None`: every model they list). `max_running` bounds the requests in flight at each.
     `observe` forwards everything at once, unchanged, and only reports what would have been done. `api_key_env` names
-    the environment variable that holds their key. `timeout_s` bounds the silence of a server within an answer.
+    the environment variable that holds their key. With `engine_priority` each request is given its place in our order
+    as `priority`, which servers that schedule by priority take and others refuse. `timeout_s` bounds the silence of a
+    server within an answer.
     """
 
     urls: list[str]
@@ -128,6 +159,8 @@ class UpstreamSettings(ServiceSettings, frozen=True, kw_only=True):
     model: str | None = None
     max_running: int = 64
     observe: bool = False
+    foresight: ForesightSettings = ForesightSettings()
+    engine_priority: bool = False
     api_key_env: str | None = None
     connect_s: float = 5.0
     timeout_s: float = 300.0

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from foreserve.core import EngineInfo, OutcomeKind, Request, Work
+from foreserve.core import EngineInfo, Outcome, OutcomeKind, Price, Request, Work
 from foreserve.dispatch.admission import Bounded
 from foreserve.fleet.replicas import Replicas
 from foreserve.services.base import Service
@@ -22,8 +22,10 @@ class Seconds:
     def engines(self) -> list[Any]:
         return []
 
-    def price(self, payload: Any) -> dict[str, float]:
-        return {"slots": 1}
+    def price(self, request: Request) -> Price:
+        return Price(cost={"slots": 1})
+
+    def settled(self, outcome: Outcome) -> None: ...
 
     def ready(self, info: EngineInfo) -> None: ...
 
@@ -64,7 +66,7 @@ def test_a_group_is_one_root_and_ends_as_its_worst_child():
     async def main() -> None:
         house = House()
         house.replica(slots=4)
-        group = service(house).submit_group(request("root"), [1.0, 2.0, 50.0])
+        group = service(house).submit_group(request("root"), [1.0, 2.0, 50.0], [None] * 3)
         await asyncio.sleep(3)
         assert group.outcome is None
         group.streams[2].close()
@@ -84,7 +86,7 @@ def test_a_group_that_is_shed_at_once_ends_too():
     async def main() -> None:
         house = House()
         house.dispatcher.give_up("closed")
-        group = service(house).submit_group(request("root"), [1.0, 1.0])
+        group = service(house).submit_group(request("root"), [1.0, 1.0], [None] * 2)
         assert group.outcome is not None
         assert group.outcome.kind is OutcomeKind.FAILED
         house.ledger.check(idle=True)
@@ -112,7 +114,7 @@ def test_a_group_that_fits_the_free_slots_is_not_refused_for_its_size():
     async def main() -> None:
         house = House(admission=Bounded(max_waiting=2, max_wait_s=10))
         house.replica(slots=8)
-        group = service(house).submit_group(request("root"), [1.0] * 8)
+        group = service(house).submit_group(request("root"), [1.0] * 8, [None] * 8)
         for stream in group.streams:
             assert (await stream.settled()).kind is OutcomeKind.DONE
         assert group.outcome is not None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from foreserve.core import EngineInfo, Work
+from foreserve.core import EngineInfo, Request, Work
 from foreserve.engines.generation import Generate
 from foreserve.errors import BadRequest, ConfigError, ContextExceeded, Unavailable
 from foreserve.services.llm import LLM, RESERVED_TOKENS
@@ -20,6 +20,10 @@ def ready() -> LLM:
     llm.prepare()
     llm.ready(INFO)
     return llm
+
+
+def asked(payload: Generate) -> Request:
+    return Request(id="a", service="chat", payload=payload, arrival=0.0)
 
 
 def test_words_and_their_mistakes():
@@ -71,13 +75,13 @@ async def test_a_conversation_becomes_a_priced_payload():
     llm = ready()
     payload = await llm.chat([{"role": "user", "content": "hi"}], Sampling(max_tokens=10))
     assert bytes(payload.prompt) == b"user: hi\nassistant: "
-    assert llm.price(payload) == {"slots": 1.0, "kv_tokens": len(payload.prompt) + 10.0}
+    assert llm.price(asked(payload)).cost == {"slots": 1.0, "kv_tokens": len(payload.prompt) + 10.0}
     assert llm.events_bound(payload) >= 10
     llm.decoder(Work(id="a", payload=payload, cost={}, arrival=0.0))
 
 
 def test_no_more_room_is_kept_than_answers_usually_take():
-    price = ready().price(Generate(prompt=[1, 2, 3], max_tokens=5000))
+    price = ready().price(asked(Generate(prompt=[1, 2, 3], max_tokens=5000))).cost
     assert price == {"slots": 1.0, "kv_tokens": 3.0 + RESERVED_TOKENS}
 
 

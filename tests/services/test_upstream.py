@@ -19,6 +19,10 @@ from tests.engines.scripted_server import delta, event, hang, hang_up, scripted,
 CHAT = "/v1/chat/completions"
 
 
+def asked(payload: Forward) -> Request:
+    return Request(id="a", service="up", payload=payload, arrival=0.0)
+
+
 def test_wrong_words_are_named() -> None:
     with pytest.raises(ConfigError, match=r"max_runing.*did you mean 'max_running'"):
         Upstream(["http://h"], max_runing=1)
@@ -43,11 +47,11 @@ def test_each_server_is_a_replica() -> None:
 def test_the_price_is_a_slot_and_a_guess_at_tokens() -> None:
     kind = Upstream("http://a")
     order = Forward(method="POST", path=CHAT, body=b"x" * 400)
-    assert kind.price(order) == {"slots": 1.0}
+    assert kind.price(asked(order)).cost == {"slots": 1.0}
     bounded = Forward(method="POST", path=CHAT, body=b"x" * 400, max_tokens=50)
-    assert kind.price(bounded) == {"slots": 1.0, "kv_tokens": 150.0}
+    assert kind.price(asked(bounded)).cost == {"slots": 1.0, "kv_tokens": 150.0}
     kind.ready(EngineInfo(batching="continuous", capacity={"slots": 1}, facts={"context_tokens": 120, "models": ["m"]}))
-    assert kind.price(bounded)["kv_tokens"] == 120.0
+    assert kind.price(asked(bounded)).cost["kv_tokens"] == 120.0
     assert kind.name_there("chat") == "m"
     assert 1024 < kind.events_bound(bounded) < kind.events_bound(order)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from foreserve.core import Outcome, Work, add, fits
+from foreserve.core import Outcome, Work
 from foreserve.errors import ConfigError
 from foreserve.ports import Pick, Room, Wait
 
@@ -33,7 +33,7 @@ class FirstCome(_FirstCome):
 
     def pick(self, rooms: Sequence[Room], now: float) -> Pick | Wait | None:
         head = next(iter(self._waiting.values()), None)
-        if head is None or not any(fits(head.cost, room.free) for room in rooms):
+        if head is None or not any(room.takes([head]) for room in rooms):
             return None
         del self._waiting[head.id]
         return Pick(ids=(head.id,), why="first come, first served")
@@ -58,7 +58,7 @@ class FixedBatches(_FirstCome):
         head = next(iter(self._waiting.values()), None)
         if head is None:
             return None
-        batches = [self._fill(room) for room in rooms if fits(head.cost, room.free)]
+        batches = [self._fill(room) for room in rooms if room.takes([head])]
         if not batches:
             return None
         batch, full = max(batches, key=lambda found: len(found[0]))
@@ -72,12 +72,9 @@ class FixedBatches(_FirstCome):
     def _fill(self, room: Room) -> tuple[list[str], bool]:
         """The longest first-come prefix that `room` takes, and whether waiting could not make it longer."""
         size = self._size if self._size is not None else int(room.free.get("slots", 1))
-        taken: dict[str, float] = {}
-        batch: list[str] = []
+        batch: list[Work] = []
         for work in self._waiting.values():
-            total = add(taken, work.cost)
-            if len(batch) == size or not fits(total, room.free):
-                return batch, True
-            taken = total
-            batch.append(work.id)
-        return batch, len(batch) == size
+            if len(batch) == size or not room.takes([*batch, work]):
+                return [work.id for work in batch], True
+            batch.append(work)
+        return [work.id for work in batch], len(batch) == size

@@ -7,12 +7,11 @@ compared, payloads and chunks are passed on.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from foreserve.core import Chunk, Cost, Finish, Outcome, OutcomeKind, Work, add, fits
+from foreserve.core import Chunk, Cost, Finish, Outcome, OutcomeKind, Work
 from foreserve.dispatch.admission import predicted_total
 from foreserve.dispatch.flight import Flight, ended, verdict
 from foreserve.dispatch.ledger import Ledger
@@ -77,6 +76,7 @@ class Dispatcher:
         self._waiting: dict[str, Flight] = {}
         self._running: dict[str, Flight] = {}
         self._pace = Pace()
+        self._started = 0
         self._turn: asyncio.Handle | None = None
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -108,13 +108,14 @@ class Dispatcher:
         """Start what was picked on the replica that the placement names."""
         flights = [self._waiting[request_id] for request_id in pick.ids]
         works = [flight.work for flight in flights]
-        total: Cost = functools.reduce(add, (work.cost for work in works))
-        fitting = [room for room in rooms if fits(total, room.free)]
-        runner = self._runners[self._placement.place(works, fitting, now)]
+        fitting = {room.replica: room for room in rooms if room.takes(works)}
+        room = fitting[self._placement.place(works, list(fitting.values()), now)]
+        runner = self._runners[room.replica]
         for flight in flights:
             del self._waiting[flight.work.id]
             self._running[flight.work.id] = flight
-            flight.start(runner.name, pick.why, now)
+            flight.start(room, pick, self._started, now)
+        self._started += len(flights)
         runner.run(works, pick.plan)
 
     def chunks(self, runner: Runner, chunks: Sequence[Chunk]) -> None:
@@ -212,8 +213,8 @@ class Dispatcher:
             self._stop(flight, OutcomeKind.CANCELLED, ClientGone, reason)
 
     def _wait(self, flight: Flight, now: float) -> None:
+        flight.queue(len(self._waiting), self._started)
         self._waiting[flight.work.id] = flight
-        flight.queued = True
         latest_start = now + self._max_wait_s
         if flight.work.deadline is not None:
             latest_start = min(latest_start, flight.work.deadline - self._pace.least_service())

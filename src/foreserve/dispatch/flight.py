@@ -10,6 +10,7 @@ import msgspec
 from foreserve.core import Chunk, Finish, Outcome, OutcomeKind, Work
 from foreserve.dispatch.stream import Stream
 from foreserve.errors import BadRequest, EngineFailed, RequestError, UpstreamRefused
+from foreserve.ports import Pick, Room
 
 
 class Flight:
@@ -23,21 +24,36 @@ class Flight:
         """From arrival to end, as it was predicted when it came; 0 where nothing could be."""
         self.queued = False
         """Whether the batch policy has ever heard of it."""
+        self.ahead = 0
+        self.before = 0
+        self.beside: tuple[str, ...] = ()
+        self.running = 0
         self.replica: str | None = None
         self.why = ""
         self.started: float | None = None
         self.first: float | None = None
         """When the first chunk that the caller may have seen arrived."""
         self._next_index = 0
+        self._starts_before = 0
         self._queue_timer: asyncio.TimerHandle | None = None
         self._deadline_timer: asyncio.TimerHandle | None = None
 
-    def start(self, replica: str, why: str, now: float) -> None:
-        """It was given to a replica."""
+    def queue(self, waiting: int, starts: int) -> None:
+        """It joins those that wait, after so many starts of others."""
+        if not self.queued:
+            self.queued = True
+            self.ahead = waiting
+        self._starts_before = starts - self.before
+
+    def start(self, room: Room, pick: Pick, starts: int, now: float) -> None:
+        """It was given to a replica, after so many starts of others."""
         if self._queue_timer is not None:
             self._queue_timer.cancel()
-        self.replica = replica
-        self.why = why
+        self.before = starts - self._starts_before
+        self.beside = tuple(other for other in pick.ids if other != self.work.id)
+        self.running = room.running
+        self.replica = room.replica
+        self.why = pick.why
         self.started = now
 
     def expects(self, replica: str, chunk: Chunk) -> bool:
@@ -133,5 +149,10 @@ def _outcome(
         attempt=work.attempt,
         why=flight.why,
         cost=work.cost,
+        forecast=work.forecast,
+        beside=flight.beside,
+        running=flight.running,
+        ahead=flight.ahead,
+        before=flight.before,
         usage={**flight.stream.usage(), **finish.usage} if finish else flight.stream.usage(),
     )

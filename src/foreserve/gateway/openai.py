@@ -53,8 +53,11 @@ async def chat(http: HttpRequest) -> Response:
     asked = decode_chat(call.raw)
     sampling = _chat_sampling(asked)
     request = call.admitted(service, asked.foreserve)
-    payload = await cast(LLM, service.kind).chat(messages_in_words(asked.messages), sampling)
-    streams = _submit(service, request, [payload], asked.n or 1)
+    kind = cast(LLM, service.kind)
+    messages = messages_in_words(asked.messages)
+    payload = await kind.chat(messages, sampling)
+    about = await kind.about_chat(messages, payload, request.tenant)
+    streams = _submit(service, request, [payload], [about], asked.n or 1)
     replies = ChatReplies(f"chatcmpl-{call.id}", int(wall()), service.name, _include_usage(asked), sampling.logprobs)
     return await _answer(call, service, asked, streams, replies)
 
@@ -72,7 +75,8 @@ async def completions(http: HttpRequest) -> Response:
     sampling = msgspec.structs.replace(sampling, top_logprobs_param="logprobs")
     request = call.admitted(service, asked.foreserve)
     payloads = await kind.complete(asked.prompts(), sampling)
-    streams = _submit(service, request, payloads, asked.n or 1)
+    abouts = await kind.about_texts(asked.prompts(), payloads, request.tenant)
+    streams = _submit(service, request, payloads, abouts, asked.n or 1)
     replies = CompletionReplies(f"cmpl-{call.id}", int(wall()), service.name, _include_usage(asked), sampling.logprobs)
     return await _answer(call, service, asked, streams, replies)
 
@@ -148,13 +152,15 @@ def _include_usage(asked: Common) -> bool:
     return asked.stream_options is not None and asked.stream_options.include_usage is True
 
 
-def _submit(service: Service, request: Request, payloads: Sequence[Generate], n: int) -> Sequence[Stream]:
+def _submit(
+    service: Service, request: Request, payloads: Sequence[Generate], abouts: Sequence[object], n: int
+) -> Sequence[Stream]:
     """One stream for each choice, those of one prompt next to each other. Several are children of one root request."""
-    request = msgspec.structs.replace(request, payload=payloads[0])
+    request = msgspec.structs.replace(request, payload=payloads[0], about=abouts[0])
     if len(payloads) == n == 1:
         return [service.submit(request)]
     every: list[object] = [_nth(payload, i) for payload in payloads for i in range(n)]
-    return service.submit_group(request, every).streams
+    return service.submit_group(request, every, [about for about in abouts for _ in range(n)]).streams
 
 
 def _nth(payload: Generate, i: int) -> Generate:

@@ -158,7 +158,7 @@ def _observed(kind: Upstream, observer: Observer, request: Request) -> str:
     work = Work(
         id=request.id,
         payload=request.payload,
-        cost=dict(kind.price(request.payload)),
+        cost=kind.price(request).cost,
         arrival=request.arrival,
         deadline=request.deadline,
         tenant=request.tenant,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from foreserve.core import Chunk, Cost, EngineInfo, Outcome, OutcomeKind, Request, Work, add
+from foreserve.core import Chunk, Cost, EngineInfo, Outcome, OutcomeKind, Price, Request, Work, add
 from foreserve.dispatch.dispatcher import Dispatcher
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.stream import Stream
@@ -66,7 +66,7 @@ class Service:
 
         Raises LedgerError when its id is that of an open request.
         """
-        work = self._work(request, dict(self.kind.price(request.payload)))
+        work = self._work(request, self.kind.price(request))
         stream = Stream(
             request.id,
             lambda: self.kind.decoder(work),
@@ -84,13 +84,15 @@ class Service:
         little. What is turned away is in the ledger as any other.
         """
         stream = Stream(request.id, Unread, bound=1, stall_s=self.settings.stall_s, on_leave=self.dispatcher.leave)
-        return stream.outcome if self.dispatcher.turn_away(self._work(request, {}), stream) else None
+        return stream.outcome if self.dispatcher.turn_away(self._work(request, Price(cost={})), stream) else None
 
-    def _work(self, request: Request, cost: dict[str, float]) -> Work:
+    def _work(self, request: Request, price: Price) -> Work:
         return Work(
             id=request.id,
             payload=request.payload,
-            cost=cost,
+            cost=price.cost,
+            forecast=price.forecast,
+            ramp=price.ramp,
             arrival=request.arrival,
             deadline=request.deadline,
             utility=request.utility,
@@ -101,15 +103,19 @@ class Service:
             idempotent=self.kind.idempotent,
         )
 
-    def submit_group(self, request: Request, payloads: list[object]) -> Group:
-        """Take in one root request that is served as several children, one for each payload (OpenAI's `n`)."""
+    def submit_group(self, request: Request, payloads: Sequence[object], abouts: Sequence[object]) -> Group:
+        """Take in one root request that is served as several children, one for each payload (OpenAI's `n`).
+
+        `abouts` has what is known of each, for `Request.about`.
+        """
         self._ledger.enter(request.id)
         group = Group(request, len(payloads), self._root_ended)
-        for index, payload in enumerate(payloads):
+        for index, (payload, about) in enumerate(zip(payloads, abouts, strict=True)):
             child = msgspec.structs.replace(
                 request,
                 id=f"{request.id}-{index}",
                 payload=payload,
+                about=about,
                 parent=request.id,
                 root_arrival=request.arrival,
             )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, overload
 
-from foreserve.core import Chunk, EngineInfo, EngineSpec, Work
+from foreserve.core import Chunk, EngineInfo, EngineSpec, Outcome, Price, Request, Work
 from foreserve.errors import BadRequest, ConfigError
 from foreserve.ports import Decoded
 from foreserve.registry import choices, entry
@@ -113,8 +113,11 @@ class Function:
         )
         return [spec] * settings.replicas
 
-    def price(self, payload: dict[str, Any]) -> dict[str, float]:
-        return {"slots": 1.0}
+    def price(self, request: Request) -> Price:
+        return Price(cost={"slots": 1.0})
+
+    def settled(self, outcome: Outcome) -> None:
+        """Nothing is learned of functions yet."""
 
     def ready(self, info: EngineInfo) -> None:
         if self.served_code is None:

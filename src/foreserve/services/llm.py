@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from foreserve.clock import wall
-from foreserve.core import EngineInfo, EngineSpec, Work
+from foreserve.core import EngineInfo, EngineSpec, Outcome, Price, Request, Work
 from foreserve.engines.generation import Generate
 from foreserve.errors import BadRequest, ConfigError, RequestError, Unavailable
+from foreserve.foresight.length import Asked
 from foreserve.registry import entry
 from foreserve.services.llm_decoder import TextDecoder
 from foreserve.services.llm_preparing import Preparing
@@ -134,8 +135,13 @@ class LLM:
             liveness_s=settings.liveness_s,
         )
 
-    def price(self, payload: Generate) -> dict[str, float]:
-        return {"slots": 1.0, "kv_tokens": float(len(payload.prompt) + min(payload.max_tokens, RESERVED_TOKENS))}
+    def price(self, request: Request) -> Price:
+        payload: Generate = request.payload
+        kv_tokens = float(len(payload.prompt) + min(payload.max_tokens, RESERVED_TOKENS))
+        return Price(cost={"slots": 1.0, "kv_tokens": kv_tokens})
+
+    def settled(self, outcome: Outcome) -> None:
+        """Learn how long an answer was and how long it took."""
 
     def ready(self, info: EngineInfo) -> None:
         self.prepare()
@@ -184,6 +190,31 @@ class LLM:
 
         prompt = encode() if chars <= OFFLOAD_CHARS else await self._preparing.run(encode)
         return generate(prompt, sampling, limits, text.eos_ids, "messages")
+
+    async def about_chat(self, messages: Sequence[Mapping[str, Any]], payload: Generate, tenant: str) -> Asked:
+        """What is known of the next answer: the system messages are its instruction, the last message its text."""
+        instruction = "\n".join(message["content"] for message in messages if message["role"] == "system")
+        text = messages[-1]["content"] if messages else ""
+        return self._asked(instruction, text, payload, tenant)
+
+    async def about_texts(
+        self, prompts: Sequence[str | Sequence[int]], payloads: Sequence[Generate], tenant: str
+    ) -> list[Asked]:
+        """What is known of each text's continuation. Token ids have no text to tell from."""
+        texts = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
+        return [self._asked("", text, payload, tenant) for text, payload in zip(texts, payloads, strict=True)]
+
+    def _asked(self, instruction: str, text: str, payload: Generate, tenant: str) -> Asked:
+        tokens = len(payload.prompt)
+        share = len(text) / ((len(text) + len(instruction)) or 1)
+        return Asked(
+            instruction=instruction,
+            text=text,
+            input_tokens=round(tokens * share),
+            prompt_tokens=tokens,
+            most=payload.max_tokens,
+            tenant=tenant,
+        )
 
     async def complete(self, prompts: Sequence[str | Sequence[int]], sampling: Sampling) -> list[Generate]:
         """The payloads that continue texts or token ids as they are, one for each. Raises as `chat` does."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from foreserve.core import Chunk, Cost, EngineInfo, EngineSpec, Work
+from foreserve.core import Chunk, EngineInfo, EngineSpec, Outcome, Price, Request, Work
 from foreserve.engines.forwarding import Answer, Body, Forward, Head
 from foreserve.errors import ConfigError
 from foreserve.ports import Decoded
@@ -94,12 +94,16 @@ class Upstream:
             for url in settings.urls
         ]
 
-    def price(self, payload: Forward) -> Cost:
+    def price(self, request: Request) -> Price:
         """One slot, and a rough count of tokens where the request bounds its answer."""
+        payload: Forward = request.payload
         if payload.max_tokens is None:
-            return {"slots": 1.0}
+            return Price(cost={"slots": 1.0})
         tokens = len(payload.body) / BYTES_PER_TOKEN + payload.max_tokens
-        return {"slots": 1.0, "kv_tokens": min(tokens, self._context or tokens)}
+        return Price(cost={"slots": 1.0, "kv_tokens": min(tokens, self._context or tokens)})
+
+    def settled(self, outcome: Outcome) -> None:
+        """Nothing is learned of other servers' answers yet."""
 
     def ready(self, info: EngineInfo) -> None:
         """Learn what the server serves."""
