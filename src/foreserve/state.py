@@ -17,14 +17,11 @@ from typing import Any, Self
 
 import msgspec
 
-from foreserve.core import Outcome
+from foreserve.core import Forecast, Outcome
 from foreserve.errors import BadRequest, ConfigError, ContextExceeded, EngineFailed, UpstreamRefused
 from foreserve.settings import Environment, StateSettings
 
 log = logging.getLogger(__name__)
-
-SCHEMA = 1
-"""The version kept in the file's `user_version`; a file of a newer one is refused."""
 
 BUFFER_ROWS = 8192
 BATCH_ROWS = 1024
@@ -32,12 +29,14 @@ LINGER_S = 0.1
 """How long the writer waits for more rows after the first of a batch, so that a busy server commits seldom."""
 
 MAX_TEXT = 300
+MAX_BESIDE = 64
 MAX_READ = 10_000
 
 _QUOTING = {cls.code for cls in (BadRequest, ContextExceeded, EngineFailed, UpstreamRefused)}
 """Codes whose reasons are the words of engines and other servers, which may quote the prompt."""
 
-_TABLE = """
+_STEPS = (
+    """
 CREATE TABLE requests (
     n INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL, service TEXT NOT NULL, kind TEXT NOT NULL, ended REAL NOT NULL,
@@ -48,7 +47,20 @@ CREATE TABLE requests (
 CREATE INDEX requests_id ON requests (id);
 CREATE INDEX requests_service ON requests (service, n);
 CREATE INDEX requests_ended ON requests (ended);
-"""
+""",
+    """
+ALTER TABLE requests ADD COLUMN forecast TEXT;
+ALTER TABLE requests ADD COLUMN beside TEXT;
+ALTER TABLE requests ADD COLUMN running INTEGER;
+ALTER TABLE requests ADD COLUMN ahead INTEGER;
+ALTER TABLE requests ADD COLUMN before INTEGER;
+CREATE INDEX requests_parent ON requests (parent) WHERE parent IS NOT NULL;
+""",
+)
+"""What each version of the schema adds to the one before; a file is brought up to date when a server opens it."""
+
+SCHEMA = len(_STEPS)
+"""The version kept in the file's `user_version`; a file of a newer one is refused."""
 
 
 class Past(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +68,8 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
 
     `ended` is in seconds since the epoch. Durations are in seconds since its arrival: `wait_s` until it was given to a
     replica, `first_s` until its first chunk, `total_s` until its end; `None` where that never happened. The other
-    fields are those of `Outcome`.
+    fields are those of `Outcome`; of `beside`, the first `MAX_BESIDE`. What rows of an older schema did not keep is
+    `None`.
     """
 
     id: str
@@ -76,6 +89,11 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     cost: dict[str, float]
     usage: dict[str, float]
+    forecast: Forecast | None = None
+    beside: tuple[str, ...] | None = None
+    running: int | None = None
+    ahead: int | None = None
+    before: int | None = None
 
     @classmethod
     def of(cls, outcome: Outcome, wall: float) -> Past:
@@ -98,12 +116,18 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
             why=outcome.why[:MAX_TEXT],
             cost=outcome.cost,
             usage=outcome.usage,
+            forecast=outcome.forecast,
+            beside=outcome.beside[:MAX_BESIDE],
+            running=outcome.running,
+            ahead=outcome.ahead,
+            before=outcome.before,
         )
 
 
 _COLUMNS = Past.__struct_fields__
+_ADDED = ((), ("forecast", "beside", "running", "ahead", "before"))
+"""The columns that each step of the schema added to the first one's."""
 _INSERT = f"INSERT INTO requests ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM requests"
 
 
 def history_file(settings: StateSettings) -> Path:
@@ -130,11 +154,16 @@ class HistoryReader:
         """The last request that ended under this id."""
         return next(iter(self._read("WHERE id = ? ORDER BY n DESC LIMIT 1", (request_id,))), None)
 
+    def children(self, request_id: str, limit: int = 100) -> list[Past]:
+        """The requests that ended as parts of this one (their `parent`), the first to end first; at most `limit`."""
+        bound = max(0, min(limit, MAX_READ))
+        return self._read("WHERE parent = ? ORDER BY n LIMIT ?", (request_id, bound))
+
     def _read(self, clause: str, values: tuple[Any, ...]) -> list[Past]:
         try:
             with closing(_connect(self.path)) as database:
                 database.execute("PRAGMA query_only = 1")
-                return [_past(row) for row in database.execute(f"{_SELECT} {clause}", values)]
+                return list(_rows(database, clause, values))
         except sqlite3.Error as error:
             raise ConfigError(f"the request history {self.path} cannot be read: {error}") from None
 
@@ -289,11 +318,11 @@ def _make_ready(path: Path) -> None:
                     f"the request history {path} was written by a newer Foreserve (schema {version}, this one knows "
                     f"up to {SCHEMA}); upgrade, or name another folder as `state.folder` or FORESERVE_STATE"
                 )
-            if version == 0:
-                for statement in _TABLE.split(";"):
+            for step in _STEPS[version:]:
+                for statement in step.split(";"):
                     database.execute(statement)
-                database.execute(f"PRAGMA user_version = {SCHEMA}")
-        database.execute(f"{_SELECT} ORDER BY n DESC LIMIT 1").fetchall()
+            database.execute(f"PRAGMA user_version = {SCHEMA}")
+        list(_rows(database, "ORDER BY n DESC LIMIT 1"))
 
 
 def _set_aside(path: Path) -> Path:
@@ -307,12 +336,27 @@ def _set_aside(path: Path) -> Path:
 
 
 def _values(past: Past) -> tuple[Any, ...]:
-    """In the order of the columns; tables of amounts as JSON."""
+    """In the order of the columns; what is no plain value as JSON."""
     values = msgspec.structs.astuple(past)
-    return tuple(msgspec.json.encode(value).decode() if isinstance(value, dict) else value for value in values)
+    return tuple(
+        msgspec.json.encode(value).decode() if isinstance(value, (dict, tuple, Forecast)) else value for value in values
+    )
 
 
-def _past(row: tuple[Any, ...]) -> Past:
-    fields = dict(zip(_COLUMNS, row, strict=True))
-    amounts = {name: msgspec.json.decode(fields[name]) for name in ("cost", "usage")}
-    return Past(**{**fields, **amounts})
+def _rows(database: sqlite3.Connection, clause: str, values: tuple[Any, ...] = ()) -> Iterator[Past]:
+    """What `SELECT … clause` finds. A file that no server has brought up to date lacks columns, which are left out."""
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    missing = {name for step in _ADDED[max(version, 1) :] for name in step}
+    columns = [name for name in _COLUMNS if name not in missing]
+    for row in database.execute(f"SELECT {', '.join(columns)} FROM requests {clause}", values):
+        yield _past(dict(zip(columns, row, strict=True)))
+
+
+def _past(fields: dict[str, Any]) -> Past:
+    amounts = {name: msgspec.json.decode(fields[name], type=dict[str, float]) for name in ("cost", "usage")}
+    forecast, beside = fields.get("forecast"), fields.get("beside")
+    foreseen = {
+        "forecast": forecast and msgspec.json.decode(forecast, type=Forecast),
+        "beside": beside and msgspec.json.decode(beside, type=tuple[str, ...]),
+    }
+    return Past(**{**fields, **amounts, **foreseen})
