@@ -11,7 +11,6 @@ from foreserve.settings import FunctionSettings
 from foreserve.simulation.clock import run
 from tests.dispatch.harness import House, PlainDecoder
 
-
 FORECAST = Forecast(
     input_tokens=1, output=Length(mean=7.0, p50=7.0, p80=7.0, p95=7.0, source="fast"), most_tokens=9, seconds=1.0
 )
