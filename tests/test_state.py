@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from foreserve import state
+from foreserve import rows, state
 from foreserve.core import Outcome, OutcomeKind
 from foreserve.errors import ConfigError
 from foreserve.settings import StateSettings
@@ -151,12 +151,12 @@ def test_a_full_buffer_drops_and_counts_and_never_waits(
     kept = history()
     with closing(sqlite3.connect(kept.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")  # the writer waits for its turn, as behind a slow disk
-        for number in range(state.BATCH_ROWS):
+        for number in range(rows.BATCH_ROWS):
             kept.record(outcome(number), WALL)
         assert kept.dropped > 0
         other.execute("COMMIT")
     kept.flush()
-    assert len(kept.recent(10_000)) + kept.dropped == state.BATCH_ROWS
+    assert len(kept.recent(10_000)) + kept.dropped == rows.BATCH_ROWS
     kept.close()
     assert "has lost" in caplog.text
 
