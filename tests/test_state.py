@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from foreserve import state
+from foreserve import rows, state
 from foreserve.core import Forecast, Length, Outcome, OutcomeKind
 from foreserve.errors import ConfigError
 from foreserve.settings import StateSettings
@@ -179,12 +179,12 @@ def test_a_full_buffer_drops_and_counts_and_never_waits(
     kept = history()
     with closing(sqlite3.connect(kept.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")  # the writer waits for its turn, as behind a slow disk
-        for number in range(state.BATCH_ROWS):
+        for number in range(rows.BATCH_ROWS):
             kept.record(outcome(number), WALL)
         assert kept.dropped > 0
         other.execute("COMMIT")
     kept.flush()
-    assert len(kept.recent(10_000)) + kept.dropped == state.BATCH_ROWS
+    assert len(kept.recent(10_000)) + kept.dropped == rows.BATCH_ROWS
     kept.close()
     assert "has lost" in caplog.text
 
@@ -289,7 +289,6 @@ def test_the_parts_of_a_request_are_found(history: Open) -> None:
     kept = history()
     for number in range(4):
         kept.record(outcome(number, parent="root" if number else None), WALL)
-    kept.flush()
     assert [past.id for past in kept.children("root")] == ["r1", "r2", "r3"]
     assert [past.id for past in kept.children("root", 1)] == ["r1"]
 
