@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -45,6 +45,8 @@ class Tale(msgspec.Struct, frozen=True):
 class Listener:
     """The decoder of a `Tale`, which can be told on."""
 
+    resumptions: ClassVar[int] = 0
+
     def __init__(self, tale: Tale) -> None:
         self._tale = tale
         self._heard = ""
@@ -55,6 +57,7 @@ class Listener:
 
     def resume(self) -> Resumed | None:
         told = len(self._heard)
+        Listener.resumptions += 1
         return Resumed(payload=msgspec.structs.replace(self._tale, told=told), steps=told)
 
     def usage(self) -> dict[str, float]:
@@ -62,7 +65,7 @@ class Listener:
 
 
 class ScriptedReplica:
-    """Runs `payload` seconds of work with `slots` at once, a chunk half-way and a finish at the end; or tells a tale."""
+    """Runs `payload` seconds of work, a chunk half-way and a finish at the end, or tells a tale; `slots` at once."""
 
     def __init__(self, name: str, house: House, slots: int = 1) -> None:
         self.name = name

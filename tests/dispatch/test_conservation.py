@@ -13,7 +13,7 @@ from foreserve.dispatch.admission import Bounded
 from foreserve.dispatch.batching import FirstCome, FixedBatches
 from foreserve.dispatch.stream import Stream
 from foreserve.simulation.clock import run
-from tests.dispatch.harness import House
+from tests.dispatch.harness import House, Listener
 
 REQUESTS = 120
 
@@ -81,3 +81,10 @@ def one_night(seed: int) -> bytes:
 @pytest.mark.parametrize("seed", range(50))
 def test_every_request_ends_exactly_once(seed: int):
     assert one_night(seed) == one_night(seed), "a seed gives the same bytes"
+
+
+def test_answers_are_lost_in_the_middle_in_these_nights():
+    before = Listener.resumptions
+    for seed in range(3):
+        one_night(seed)
+    assert Listener.resumptions > before + 3
