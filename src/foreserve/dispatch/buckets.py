@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +72,18 @@ class Bucket:
             heapq.heappop(heap)
         return heap[0][2] if heap else None
 
+    def in_order(self) -> Iterator[Waiting]:
+        """All that are here, oldest first; nothing may come or leave meanwhile. The next one costs a few steps."""
+        heap = self.heap
+        ahead = [(heap[0], 0)] if heap else []
+        while ahead:
+            entry, at = heapq.heappop(ahead)
+            for child in (2 * at + 1, 2 * at + 2):
+                if child < len(heap):
+                    heapq.heappush(ahead, (heap[child], child))
+            if entry[2].bucket is self:
+                yield entry[2]
+
     def tidy(self) -> None:
         """Keep no more of those that have left than of those that are here."""
         if len(self.heap) > 2 * self.live + 16:
@@ -131,6 +144,15 @@ class Buckets:
         head = self._rows[row].head()
         assert head is not None
         return head
+
+    def score(self, waiting: Waiting, now: float, patience: float) -> float:
+        """The ratio of one, as in `scores`."""
+        wait = now - waiting.work.arrival
+        return (
+            waiting.seconds / waiting.weight + wait / waiting.weight
+            if self._own
+            else (wait + patience) / waiting.weight
+        )
 
     def oldest(self) -> Waiting:
         """Who came first; there must be one."""

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from foreserve.core import Outcome, OutcomeKind, Work
-from foreserve.dispatch.buckets import Buckets, Waiting
+from foreserve.dispatch.buckets import Waiting
 from foreserve.dispatch.keeping import Keeping
+from foreserve.dispatch.lines import STANDINGS, Lines
 from foreserve.dispatch.pace import Mean
 from foreserve.dispatch.tenants import Tenants
 from foreserve.errors import ConfigError
 from foreserve.ports import Pick, Room, Wait
 
-SURE, UNSURE, LATE = range(3)
-"""A request's standing: it will most likely meet its deadline, it may, it can no longer. Without a deadline: sure."""
-
-STANDINGS = (SURE, UNSURE, LATE)
-
-MOST_LOOKED_AT = 8
-"""Tenants whose best requests are compared at one pick, those that have had least."""
-
 MOST_TRIED = 16
 """Requests whose fit is tried at one pick."""
 
-MOST_MOVED = 64
-"""Requests whose standing is brought up to date at one pick, beyond those that would be picked."""
+LONG = 10
+"""A long wait, in mean expected times: whoever waits so long gets a turn in any case."""
 
 UNKNOWN_S = 1.0
 """The expected time of a request while nothing is known of any."""
@@ -81,14 +73,12 @@ class ResponseRatio:
                 raise ConfigError(f"policy hrrn: `tenant_weights`: {tenant!r} has {weight}; it must be above 0")
         self._aging = aging
         self._sure = sure
-        self._burst = burst_tokens
         self._oldest_every = oldest_every
         self._engine_priority = engine_priority
         self._tenants = Tenants(weights, len(STANDINGS))
+        self._lines = Lines(self._tenants, burst_tokens, own=aging == 0)
         self._keeping = Keeping(most_passed)
         self._waiting: dict[str, Waiting] = {}
-        self._buckets: dict[tuple[int, str], Buckets] = {}
-        self._changes: list[tuple[float, int, Waiting]] = []  # when whose standing will change
         self._charged: dict[str, tuple[str, float]] = {}  # the account and tokens of what was picked and has not ended
         self._expected = Mean()
         self._taken = Mean()
@@ -110,56 +100,20 @@ class ResponseRatio:
             waiting.late_at = work.deadline - (forecast.least_seconds if forecast is not None else 0.0)
             waiting.unsure_at = min(work.deadline - self._sure * waiting.seconds, waiting.late_at)
         self._waiting[work.id] = waiting
-        self._put(waiting, now)
+        self._lines.put(waiting, now)
 
     def remove(self, request_id: str) -> None:
         """See `BatchPolicy`."""
         waiting = self._waiting.pop(request_id, None)
         if waiting is not None:
-            self._take_out(waiting)
+            self._lines.take_out(waiting)
             self._keeping.forget(waiting)
-            if len(self._changes) > 2 * len(self._waiting) + 64:
-                self._changes = [entry for entry in self._changes if entry[2].bucket is not None]
-                heapq.heapify(self._changes)
-
-    def _put(self, waiting: Waiting, now: float) -> None:
-        """Into the buckets of its tenant and standing."""
-        waiting.standing = SURE if now <= waiting.unsure_at else UNSURE if now <= waiting.late_at else LATE
-        changes = (waiting.unsure_at, waiting.late_at, math.inf)[waiting.standing]
-        if changes < math.inf:
-            heapq.heappush(self._changes, (changes, waiting.order, waiting))
-        key = (waiting.standing, waiting.account)
-        buckets = self._buckets.get(key)
-        if buckets is None:
-            buckets = self._buckets[key] = Buckets(own=self._aging == 0)
-        buckets.add(waiting)
-        self._tenants.join(waiting.account, waiting.standing)
-
-    def _take_out(self, waiting: Waiting) -> None:
-        key = (waiting.standing, waiting.account)
-        self._buckets[key].remove(waiting)
-        if not self._buckets[key]:
-            del self._buckets[key]
-        self._tenants.leave(waiting.account, waiting.standing)
-
-    def _due(self, waiting: Waiting, now: float) -> bool:
-        return now > (waiting.unsure_at, waiting.late_at, math.inf)[waiting.standing]
-
-    def _move(self, now: float) -> None:
-        """Bring standings up to date."""
-        for _ in range(MOST_MOVED):
-            if not self._changes or self._changes[0][0] >= now:
-                return
-            waiting = heapq.heappop(self._changes)[2]
-            if waiting.bucket is not None and self._due(waiting, now):
-                self._take_out(waiting)
-                self._put(waiting, now)
 
     # --- who is next
 
     def pick(self, rooms: Sequence[Room], now: float) -> Pick | Wait | None:
         """See `BatchPolicy`."""
-        self._move(now)
+        self._lines.move(now)
         passed: list[Waiting] = []
         for waiting, reason in self._in_order(now):
             among = self._keeping.rooms_for(waiting, rooms, now)
@@ -170,57 +124,21 @@ class ResponseRatio:
         return None
 
     def _in_order(self, now: float) -> Iterator[tuple[Waiting, str]]:
-        """Who would go next, and then next, with what is special about it; each once, `MOST_TRIED` in all."""
-        first = self._special(now)
-        seen = {waiting.work.id for waiting, _ in first}
-        yield from first
-        ratios = (waiting for waiting in self._by_ratio(now) if waiting.work.id not in seen)
-        for _, waiting in zip(range(MOST_TRIED), ratios, strict=False):
-            yield waiting, ""
-
-    def _special(self, now: float) -> list[tuple[Waiting, str]]:
-        """For whom room is kept, and in its turn who has waited longest."""
-        first = []
-        if (kept := self._keeping.kept) is not None:
-            first.append((kept, "room was kept for it"))
+        """Who would go next, and then next, with what is special about it; each once, about `MOST_TRIED` in all."""
+        kept, oldest = self._keeping.kept, None
+        if kept is not None:
+            yield kept, "room was kept for it"
         if (self._picks + 1) % self._oldest_every == 0:
-            line = self._buckets
-            oldest = min(
-                (line[SURE, name].oldest() for name in self._tenants.front(SURE, self._burst, MOST_LOOKED_AT)[0]),
-                key=lambda waiting: (waiting.work.arrival, waiting.order),
-                default=None,
-            )
-            long = 10 * (self._expected.value or UNKNOWN_S)
-            if oldest is None or oldest is kept or self._due(oldest, now):
-                return first
-            if now - oldest.work.arrival >= long:
-                first.append((oldest, "it has waited longest"))
-        return first
+            oldest = self._lines.oldest(now - LONG * self._mean(), now)
+            if oldest is not None and oldest is not kept:
+                yield oldest, "it has waited longest"
+        for _, waiting in zip(range(MOST_TRIED), self._lines.by_ratio(now, self._aging * self._mean()), strict=False):
+            if waiting is not kept and waiting is not oldest:
+                yield waiting, ""
 
-    def _by_ratio(self, now: float) -> Iterator[Waiting]:
-        """By standing, then tenants within the burst before the others, then ratio; of each bucket its oldest alone."""
-        patience = self._aging * (self._expected.value or UNKNOWN_S)
-        for standing in STANDINGS:
-            for names in self._tenants.front(standing, self._burst, MOST_LOOKED_AT):
-                yield from self._heads([self._buckets[standing, name] for name in names], now, patience)
-
-    def _heads(self, groups: Sequence[Buckets], now: float, patience: float) -> Iterator[Waiting]:
-        scores = [buckets.scores(now, patience) for buckets in groups]
-        while groups:
-            tops = [(float(score[row := int(score.argmax())]), row) for score in scores]
-            index = max(range(len(tops)), key=lambda at: tops[at][0])
-            best, row = tops[index]
-            if best == -math.inf:
-                return
-            waiting = groups[index].head(row)
-            if self._due(waiting, now):
-                # More have changed than one pick moves; this one is not to be picked as what it no longer is.
-                self._take_out(waiting)
-                self._put(waiting, now)
-                scores[index] = groups[index].scores(now, patience)
-                continue
-            scores[index][row] = -math.inf
-            yield waiting
+    def _mean(self) -> float:
+        """The mean expected time of late, in seconds."""
+        return self._expected.value or UNKNOWN_S
 
     def _start(self, waiting: Waiting, among: tuple[str, ...], reason: str, before: int, now: float) -> Pick:
         """It leaves the queue and its tenant is charged."""
