@@ -29,7 +29,7 @@ def test_it_begins_with_a_sane_guess_and_gives_up_no_deadline():
     assert time.least_seconds(100) == 0.0
 
 
-@pytest.mark.parametrize("pace", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("pace", [0.01, 1.0, 10.0])
 def test_it_learns_the_time_of_an_engine_of_any_speed(pace: float):
     time = taught(300, pace)
     for each in requests(50, seed=7):

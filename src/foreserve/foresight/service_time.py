@@ -21,7 +21,7 @@ OUTPUT_S: Final = 0.03
 FORGET: Final = 0.995
 """How much one outcome's weight fades with the next: the last 200 count most, so that load of late is what is seen."""
 
-UNSURE: Final = 1000.0
+UNSURE: Final = 10_000.0
 """Variance of the first guess, relative to its square and to that of one outcome: the first few outcomes replace it."""
 
 RECENT: Final = 256
