@@ -15,8 +15,8 @@ import msgspec
 
 from foreserve.core import Outcome
 from foreserve.errors import BadRequest, ConfigError, ContextExceeded, EngineFailed, UpstreamRefused
-from foreserve.rows import BUFFER_ROWS, RowWriter, Tables, connect
-from foreserve.settings import Environment, StateSettings
+from foreserve.rows import BUFFER_ROWS, RowWriter, Tables, connect, state_folder
+from foreserve.settings import StateSettings
 
 SCHEMA = 1
 """The version kept in the file's `user_version`; a file of a newer one is refused."""
@@ -99,8 +99,7 @@ _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM requests"
 
 def history_file(settings: StateSettings) -> Path:
     """Where the history is: in `state.folder`, or in `FORESERVE_STATE` when the settings name none."""
-    folder = Path(settings.folder).expanduser() if settings.folder else Environment.read().state
-    return folder / "history.sqlite3"
+    return state_folder(settings) / "history.sqlite3"
 
 
 class HistoryReader:
