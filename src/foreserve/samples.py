@@ -7,6 +7,7 @@ trained, up to which row, and whether it has to be trained anew because rows of 
 from __future__ import annotations
 
 import sqlite3
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -217,3 +218,57 @@ def _trim(database: sqlite3.Connection, service: str, keep: Keep, wall: float) -
         "(SELECT n FROM samples WHERE service = ? ORDER BY n DESC LIMIT 1 OFFSET ?)",
         (service, service, keep.rows),
     )
+
+
+class MemorySamples:
+    """The same without a file: what is learned lives as long as the server."""
+
+    path = None
+
+    def __init__(self, keep: Mapping[str, Keep]) -> None:
+        self._keep = dict(keep)
+        self._rows = {service: deque[Sample](maxlen=kept.rows) for service, kept in keep.items()}
+        self._trained: dict[str, Trained] = {}
+        self._notes: dict[str, bytes] = {}
+        self._count = 0
+
+    def record(self, sample: Sample) -> None:
+        """Keep this one, while there is room."""
+        self._count += 1
+        self._rows[sample.service].append(msgspec.structs.replace(sample, n=self._count))
+
+    def note(self, service: str, data: bytes) -> None:
+        """Keep these bytes as what else a service has learned."""
+        self._notes[service] = data
+
+    def noted(self, service: str) -> bytes | None:
+        """What was last noted."""
+        return self._notes.get(service)
+
+    def read(self, service: str) -> list[Sample]:
+        """The rows of a service, oldest first."""
+        return list(self._rows[service])
+
+    def count(self, service: str, after: int = 0) -> int:
+        """How many rows of a service came after row `after`."""
+        return sum(row.n > after for row in self.read(service))
+
+    def expire(self, wall: float) -> None:
+        """Drop what is too old at `wall` (seconds since the epoch)."""
+        for service, rows in self._rows.items():
+            while rows and rows[0].at < wall - self._keep[service].days * 86_400:
+                rows.popleft()
+
+    def trained(self, service: str) -> Trained | None:
+        """What is known of a service's model."""
+        return self._trained.get(service)
+
+    def set_trained(self, service: str, trained: Trained) -> None:
+        """Keep what is known of a service's model."""
+        self._trained[service] = trained
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+Samples = SampleStore | MemorySamples
