@@ -10,7 +10,7 @@ import pytest
 
 from foreserve import samples
 from foreserve.errors import ConfigError
-from foreserve.samples import Keep, Sample, SampleStore, Trained, forget, samples_file
+from foreserve.samples import Keep, MemorySamples, Sample, SampleStore, Trained, forget, samples_file
 
 WALL = 1_700_000_000.0
 DAY = 86_400.0
@@ -63,12 +63,12 @@ def test_it_is_there_after_a_restart(store: Open) -> None:
     first.note("chat", b"old")
     first.note("chat", b"new")
     first.close()
-    first.set_trained("chat", Trained(at=WALL, newest=1, stale=False))
+    first.set_trained("chat", Trained(at=WALL, newest=1))
     again = store()
     assert len(again.read("chat")) == 1
     assert again.noted("chat") == b"new"
     assert again.noted("other") is None
-    assert again.trained("chat") == Trained(at=WALL, newest=1, stale=False)
+    assert again.trained("chat") == Trained(at=WALL, newest=1)
     assert again.trained("other") is None
 
 
@@ -99,13 +99,18 @@ def test_a_tenants_rows_are_deleted_and_the_models_marked(store: Open) -> None:
         kept.record(sample(number, tenant="ann" if number % 2 else "bob", service="chat" if number < 4 else "other"))
     kept.flush()
     for service in ("chat", "other"):
-        kept.set_trained(service, Trained(at=WALL, newest=6, stale=False))
+        kept.set_trained(service, Trained(at=WALL, newest=6))
     assert forget(kept.path, "ann", "chat") == {"chat": 2}
     assert {s.tenant for s in kept.read("chat")} == {"bob"}
     assert [s.tenant for s in kept.read("other")] == ["bob", "ann"]
     trained = kept.trained("chat"), kept.trained("other")
     assert [t is not None and t.stale for t in trained] == [True, False]
     assert forget(kept.path, "ann") == {"other": 1}
+    # A model whose samples were read before stays marked, one whose samples were read after is clean.
+    kept.set_trained("other", Trained(at=WALL, newest=6))
+    assert kept.trained("other").stale  # type: ignore[union-attr]
+    kept.set_trained("other", Trained(at=WALL, newest=6, forgotten=1))
+    assert not kept.trained("other").stale  # type: ignore[union-attr]
     assert forget(kept.path, "nobody") == {}
 
 
@@ -153,3 +158,25 @@ def test_a_damaged_file_is_set_aside_and_a_newer_one_refused(store: Open, tmp_pa
         store()
     with pytest.raises(ConfigError, match="cannot be written"):
         forget(tmp_path / "nowhere" / "learning.sqlite3", "ann")
+
+
+def test_a_first_model_in_training_is_marked_too(store: Open) -> None:
+    kept = store()
+    kept.record(sample())
+    kept.flush()
+    forget(kept.path, "ann")
+    kept.set_trained("chat", Trained(at=WALL, newest=1))
+    assert kept.trained("chat").stale  # type: ignore[union-attr]
+
+
+def test_in_memory_it_is_as_bounded() -> None:
+    kept = MemorySamples({"chat": Keep(rows=100, days=1.0)})
+    for number in range(150):
+        kept.record(sample(number))
+    assert [s.n for s in kept.read("chat")] == list(range(51, 151))
+    assert kept.count("chat", after=140) == 10
+    kept.expire(WALL + 100 + DAY)
+    assert [s.tokens for s in kept.read("chat")] == list(range(101, 151))
+    kept.note("chat", b"x")
+    kept.set_trained("chat", Trained(at=WALL, newest=3))
+    assert (kept.noted("chat"), kept.trained("chat")) == (b"x", Trained(at=WALL, newest=3))

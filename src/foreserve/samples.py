@@ -33,7 +33,8 @@ CREATE TABLE samples (
 CREATE INDEX samples_service ON samples (service, n);
 CREATE INDEX samples_tenant ON samples (tenant, service);
 CREATE TABLE models (
-    service TEXT PRIMARY KEY, at REAL NOT NULL, newest INTEGER NOT NULL, stale INTEGER NOT NULL
+    service TEXT PRIMARY KEY, at REAL NOT NULL, newest INTEGER NOT NULL,
+    forgotten INTEGER NOT NULL, known INTEGER NOT NULL
 );
 CREATE TABLE notes (service TEXT PRIMARY KEY, data BLOB NOT NULL)
 """,
@@ -67,12 +68,19 @@ class Keep(msgspec.Struct, frozen=True, kw_only=True):
 class Trained(msgspec.Struct, frozen=True, kw_only=True):
     """A service's model: when it was trained (seconds since the epoch) and the newest row there was then.
 
-    `stale`: rows that it was trained with have been deleted since.
+    `forgotten` counts how often rows of the service have been deleted on request, `known` how often they had been when
+    the samples of this model were read.
     """
 
     at: float
     newest: int
-    stale: bool
+    forgotten: int = 0
+    known: int = 0
+
+    @property
+    def stale(self) -> bool:
+        """Whether it may have been trained with rows that were deleted since."""
+        return self.forgotten > self.known
 
 
 def samples_file(folder: Path) -> Path:
@@ -111,9 +119,12 @@ def forget(path: Path, tenant: str, service: str | None = None) -> dict[str, int
                 lost = database.execute(f"SELECT service, count(*) FROM samples WHERE {where} GROUP BY service", values)
                 counts = dict(lost.fetchall())
                 database.execute(f"DELETE FROM samples WHERE {where}", values)
-                # A tenant's rows may have expired since; what was learned of them has not.
+                # A tenant's rows may have expired since; what was learned of them has not. And a first model may be
+                # in training.
+                for name in sorted(counts.keys() | ({service} if service is not None else set())):
+                    database.execute("INSERT OR IGNORE INTO models VALUES (?, 0, 0, 0, 0)", (name,))
                 every, one = ("", ()) if service is None else (" WHERE service = ?", (service,))
-                database.execute(f"UPDATE models SET stale = 1{every}", one)
+                database.execute(f"UPDATE models SET forgotten = forgotten + 1{every}", one)
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             return counts
     except sqlite3.Error as error:
@@ -179,15 +190,16 @@ class SampleStore:
     def trained(self, service: str) -> Trained | None:
         """What is known of a service's model."""
         with closing(connect(self.path)) as database:
-            query = "SELECT at, newest, stale FROM models WHERE service = ?"
+            query = "SELECT at, newest, forgotten, known FROM models WHERE service = ?"
             found = database.execute(query, (service,)).fetchone()
-        return None if found is None else Trained(at=found[0], newest=found[1], stale=bool(found[2]))
+        return None if found is None else Trained(at=found[0], newest=found[1], forgotten=found[2], known=found[3])
 
     def set_trained(self, service: str, trained: Trained) -> None:
-        """Keep what is known of a service's model."""
+        """A model was trained of samples read when `trained.forgotten` deletions had been asked for."""
         with closing(connect(self.path)) as database, database:
-            values = (service, trained.at, trained.newest, trained.stale)
-            database.execute("INSERT OR REPLACE INTO models (service, at, newest, stale) VALUES (?, ?, ?, ?)", values)
+            database.execute("INSERT OR IGNORE INTO models VALUES (?, 0, 0, 0, 0)", (service,))
+            values = (trained.at, trained.newest, trained.forgotten, service)
+            database.execute("UPDATE models SET at = ?, newest = ?, known = ? WHERE service = ?", values)
 
     def flush(self, limit_s: float = 5.0) -> bool:
         """Wait until all that was recorded before is written or lost; False when that took longer than `limit_s`."""
@@ -264,7 +276,7 @@ class MemorySamples:
         return self._trained.get(service)
 
     def set_trained(self, service: str, trained: Trained) -> None:
-        """Keep what is known of a service's model."""
+        """A model was trained."""
         self._trained[service] = trained
 
     def close(self) -> None:
