@@ -133,12 +133,16 @@ def connect(path: Path) -> sqlite3.Connection:
 class Tables:
     """What a file holds: how it is called, its tables as SQL, and their version, kept in the file's `user_version`."""
 
-    def __init__(self, what: str, sql: str, version: int, instead: str) -> None:
-        """`instead` ends the error about a folder that cannot be written: which setting does without the file."""
+    def __init__(self, what: str, sql: str, version: int, instead: str, later: Sequence[str] = ()) -> None:
+        """`sql` makes the tables of version 1; each of `later` brings them one version further, and keeps their rows.
+
+        `instead` ends the error about a folder that cannot be written: which setting does without the file.
+        """
         self.what = what
         self.sql = sql
         self.version = version
         self.instead = instead
+        self.later = tuple(later)
 
     def make_ready(self, path: Path) -> None:
         """Make the file where it is not there; one that is damaged is set aside with a warning.
@@ -171,10 +175,10 @@ class Tables:
                         f"{self.what} {path} was written by a newer Foreserve (schema {version}, this one knows up to "
                         f"{self.version}); upgrade, or name another folder as `state.folder` or FORESERVE_STATE"
                     )
-                if version == 0:
-                    for statement in self.sql.split(";"):
+                for step in (self.sql, *self.later)[version:]:
+                    for statement in step.split(";"):
                         database.execute(statement)
-                    database.execute(f"PRAGMA user_version = {self.version}")
+                database.execute(f"PRAGMA user_version = {self.version}")
             for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
                 database.execute(f'SELECT * FROM "{table}" ORDER BY rowid DESC LIMIT 1').fetchall()
 

@@ -6,22 +6,20 @@ No text of prompts or answers is kept: where a reason may quote one, only its co
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
-from foreserve.core import Outcome
+from foreserve.core import Forecast, Outcome
 from foreserve.errors import BadRequest, ConfigError, ContextExceeded, EngineFailed, UpstreamRefused
 from foreserve.rows import BUFFER_ROWS, RowWriter, Tables, connect, state_folder
 from foreserve.settings import StateSettings
 
-SCHEMA = 1
-"""The version kept in the file's `user_version`; a file of a newer one is refused."""
-
 MAX_TEXT = 300
+MAX_BESIDE = 64
 MAX_READ = 10_000
 
 _QUOTING = {cls.code for cls in (BadRequest, ContextExceeded, EngineFailed, UpstreamRefused)}
@@ -39,7 +37,20 @@ CREATE INDEX requests_id ON requests (id);
 CREATE INDEX requests_service ON requests (service, n);
 CREATE INDEX requests_ended ON requests (ended);
 """
-_TABLES = Tables("the request history", _TABLE, SCHEMA, "`state.history: false`")
+_LATER = (
+    """
+ALTER TABLE requests ADD COLUMN forecast TEXT;
+ALTER TABLE requests ADD COLUMN beside TEXT;
+ALTER TABLE requests ADD COLUMN running INTEGER;
+ALTER TABLE requests ADD COLUMN ahead INTEGER;
+ALTER TABLE requests ADD COLUMN before INTEGER;
+CREATE INDEX requests_parent ON requests (parent) WHERE parent IS NOT NULL;
+""",
+)
+SCHEMA = 1 + len(_LATER)
+"""The version kept in the file's `user_version`; a file of a newer one is refused."""
+
+_TABLES = Tables("the request history", _TABLE, SCHEMA, "`state.history: false`", later=_LATER)
 
 
 class Past(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +58,8 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
 
     `ended` is in seconds since the epoch. Durations are in seconds since its arrival: `wait_s` until it was given to a
     replica, `first_s` until its first chunk, `total_s` until its end; `None` where that never happened. The other
-    fields are those of `Outcome`.
+    fields are those of `Outcome`; of `beside`, the first `MAX_BESIDE`. What rows of an older schema did not keep is
+    `None`.
     """
 
     id: str
@@ -67,6 +79,11 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     cost: dict[str, float]
     usage: dict[str, float]
+    forecast: Forecast | None = None
+    beside: tuple[str, ...] | None = None
+    running: int | None = None
+    ahead: int | None = None
+    before: int | None = None
 
     @classmethod
     def of(cls, outcome: Outcome, wall: float) -> Past:
@@ -89,12 +106,18 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
             why=outcome.why[:MAX_TEXT],
             cost=outcome.cost,
             usage=outcome.usage,
+            forecast=outcome.forecast,
+            beside=outcome.beside[:MAX_BESIDE],
+            running=outcome.running,
+            ahead=outcome.ahead,
+            before=outcome.before,
         )
 
 
 _COLUMNS = Past.__struct_fields__
+_SINCE = {"forecast": 2, "beside": 2, "running": 2, "ahead": 2, "before": 2}
+"""The version from which on the file has a column, where it is not the first."""
 _INSERT = f"INSERT INTO requests ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM requests"
 
 
 def history_file(settings: StateSettings) -> Path:
@@ -120,11 +143,16 @@ class HistoryReader:
         """The last request that ended under this id."""
         return next(iter(self._read("WHERE id = ? ORDER BY n DESC LIMIT 1", (request_id,))), None)
 
+    def children(self, request_id: str, limit: int = 100) -> list[Past]:
+        """The requests that ended as parts of this one (their `parent`), the first to end first; at most `limit`."""
+        bound = max(0, min(limit, MAX_READ))
+        return self._read("WHERE parent = ? ORDER BY n LIMIT ?", (request_id, bound))
+
     def _read(self, clause: str, values: tuple[Any, ...]) -> list[Past]:
         try:
             with closing(connect(self.path)) as database:
                 database.execute("PRAGMA query_only = 1")
-                return [_past(row) for row in database.execute(f"{_SELECT} {clause}", values)]
+                return list(_rows(database, clause, values))
         except sqlite3.Error as error:
             raise ConfigError(f"the request history {self.path} cannot be read: {error}") from None
 
@@ -171,6 +199,10 @@ class History(HistoryReader):
         self.flush()
         return super().find(request_id)
 
+    def children(self, request_id: str, limit: int = 100) -> list[Past]:
+        self.flush()
+        return super().children(request_id, limit)
+
     def close(self, limit_s: float = 5.0) -> None:
         """Write what is left, for at most about `limit_s`, and end the writer. Idempotent."""
         self._writer.close(limit_s)
@@ -184,12 +216,26 @@ class History(HistoryReader):
 
 
 def _values(past: Past) -> tuple[Any, ...]:
-    """In the order of the columns; tables of amounts as JSON."""
+    """In the order of the columns; what is no plain value as JSON."""
     values = msgspec.structs.astuple(past)
-    return tuple(msgspec.json.encode(value).decode() if isinstance(value, dict) else value for value in values)
+    return tuple(
+        msgspec.json.encode(value).decode() if isinstance(value, (dict, tuple, Forecast)) else value for value in values
+    )
 
 
-def _past(row: tuple[Any, ...]) -> Past:
-    fields = dict(zip(_COLUMNS, row, strict=True))
-    amounts = {name: msgspec.json.decode(fields[name]) for name in ("cost", "usage")}
-    return Past(**{**fields, **amounts})
+def _rows(database: sqlite3.Connection, clause: str, values: tuple[Any, ...]) -> Iterator[Past]:
+    """What `SELECT … clause` finds. A file that no server has brought up to date lacks columns, which are left out."""
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    columns = [name for name in _COLUMNS if _SINCE.get(name, 1) <= max(version, 1)]
+    for row in database.execute(f"SELECT {', '.join(columns)} FROM requests {clause}", values):
+        yield _past(dict(zip(columns, row, strict=True)))
+
+
+def _past(fields: dict[str, Any]) -> Past:
+    amounts = {name: msgspec.json.decode(fields[name], type=dict[str, float]) for name in ("cost", "usage")}
+    forecast, beside = fields.get("forecast"), fields.get("beside")
+    foreseen = {
+        "forecast": forecast and msgspec.json.decode(forecast, type=Forecast),
+        "beside": beside and msgspec.json.decode(beside, type=tuple[str, ...]),
+    }
+    return Past(**{**fields, **amounts, **foreseen})
