@@ -23,7 +23,7 @@ def test_mean_and_quantiles_of_known_lengths():
     lengths = rng.integers(1, 2000, 4000)
     cdf = of(lengths)[None]
     for level in LEVELS:
-        assert quantiles(cdf, level)[0] == pytest.approx(np.quantile(lengths, level), rel=0.03)
+        assert quantiles(cdf, np.array([[level]]))[0, 0] == pytest.approx(np.quantile(lengths, level), rel=0.03)
     assert means(cdf, np.array([1e6]))[0] == pytest.approx(lengths.mean(), rel=0.02)
     assert means(cdf, np.array([500.0]))[0] == pytest.approx(np.minimum(lengths, 500).mean(), rel=0.02)
 
@@ -38,7 +38,10 @@ def test_one_length_alone():
 def test_levels_and_quantiles_are_each_others_opposite():
     cdf = np.stack([of(range(1, 100)), of([3, 50, 700])])
     levels = np.array([0.37, 0.5])
-    assert level_of(cdf, quantiles(cdf, levels)) == pytest.approx(levels)
+    assert [quantiles(cdf[i : i + 1], levels[i : i + 1, None])[0] for i in (0, 1)] == list(
+        quantiles(cdf, levels[:, None])
+    )
+    assert level_of(cdf, quantiles(cdf, levels[:, None])[:, 0]) == pytest.approx(levels)
 
 
 def test_what_is_read_is_ordered_and_within_the_limit():

@@ -152,7 +152,7 @@ class Model:
                 )
             if not np.array_equal(arrays.pop("digest"), _digest(written, arrays)):
                 raise ValueError("damaged")
-            vocabulary = Vocabulary(arrays["words"], arrays["instruction"], arrays["apps"])
+            vocabulary = Vocabulary.made_of(arrays["words"], arrays["instruction"], arrays["apps"])
             weights = {name: arrays[f"w_{name}"] for name in network.NAMES}
             return cls(about, vocabulary, Bins(arrays["length"], arrays["ratio"]), weights, arrays["calibration"])
         except Exception as error:  # numpy, zip and msgspec each have their own

@@ -77,7 +77,8 @@ def train(
 
 
 def _told(samples: Sequence[Sample], vocabulary: Vocabulary, features: FeatureSet, full: bool) -> Inputs:
-    return inputs([sample.features for sample in samples], vocabulary, features, full=full)
+    told = inputs([sample.features for sample in samples], vocabulary, features, full=full)
+    return told.merged(vocabulary.size)
 
 
 def _log_tokens(samples: Sequence[Sample], rng: Generator) -> NDArray[np.float64]:
