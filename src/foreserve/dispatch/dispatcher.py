@@ -258,6 +258,13 @@ class Dispatcher:
         retry = 1.0 if kind is not OutcomeKind.CANCELLED else None
         self._end(flight, verdict(flight, kind, error, reason, self._loop.time(), retry=retry))
 
+    def adopt(self, policy: BatchPolicy) -> None:
+        """Order by `policy` from now on, what waits already included."""
+        self._policy = policy
+        for flight in self._waiting.values():
+            policy.add(flight.work, self._loop.time())
+        self.wake()
+
     # --- replicas come and go
 
     def attach(self, runner: Runner) -> None:
