@@ -144,7 +144,7 @@ def measure(
         capped.append(latency)
         tenants[ask.tenant].append(latency)
         good += latency <= deadline
-        tokens += result.output_tokens * _share_before(outcome.sending_s, result)
+        tokens += result.output_tokens * share_before(outcome.sending_s, result)
     counts = {tenant: sum(ask.tenant == tenant for ask in asks) for tenant in tenants}
     return Trial(
         latency_s=latencies,
@@ -159,19 +159,18 @@ def measure(
 
 
 def _endings(results: Sequence[Result]) -> dict[str, int]:
-    """By what the client saw: done, shed at once (429), expired in the queue (504) or within the answer."""
-    names = {429: "shed", 504: "expired"}
+    """By what the client saw: done, shed at once (429), expired before the answer (504) or within it."""
     counts: dict[str, int] = {}
     for result in results:
-        name = str(result.ending)
-        if result.ending is not Ending.DONE:
-            name = names.get(result.status or 0, name)
+        name = {429: "shed", 504: "expired"}.get(result.status or 0, str(result.ending))
+        if result.ending is Ending.STREAM_ERROR and "deadline" in result.error:
+            name = "expired_running"
         counts[name] = counts.get(name, 0) + 1
     return counts
 
 
-def _share_before(end: float, result: Result) -> float:
-    """How much of an answer had come while requests were still being sent."""
+def share_before(end: float, result: Result) -> float:
+    """How much of an answer had come at `end`."""
     times = result.output_times
     return sum(at <= end for at in times) / len(times) if times else 0.0
 
