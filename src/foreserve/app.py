@@ -17,8 +17,11 @@ from foreserve.errors import ConfigError
 from foreserve.fleet.inline import InlineLauncher
 from foreserve.fleet.local import LocalLauncher
 from foreserve.fleet.replicas import Replicas
-from foreserve.ports import Kind, Launcher
+from foreserve.ports import BatchPolicy, Kind, Launcher
+from foreserve.rows import state_folder
+from foreserve.samples import Keep, SampleStore
 from foreserve.services.base import Service
+from foreserve.services.foreseeing import Foreseer
 from foreserve.settings import AppSettings, ServerSettings, ServiceSettings, Settings, StateSettings, parse
 from foreserve.state import History
 
@@ -84,6 +87,11 @@ class Running:
         self.ledger = Ledger()
         self.observers: list[Callable[[Outcome], None]] = []
         self.history: History | None = None
+        self.samples: SampleStore | None = None
+        self.foreseers: dict[str, Foreseer] = {
+            name: kind.foreseer for name, kind in app.services.items() if hasattr(kind, "foreseer")
+        }
+        """Of the services whose answers are foreseen, by name."""
         self.started = False
         """Whether every service has been started, with at least one replica ready."""
         self._launchers: dict[str, Launcher] = {}
@@ -93,11 +101,10 @@ class Running:
         """Everything that one service consists of, and who tells whom."""
         settings = kind.settings
         where = f"service {name!r}"
-        policy = kind.policy if settings.policy == "auto" else settings.policy
         try:
             dispatcher = Dispatcher(
                 name,
-                registry.load("batch policy", policy, f"{where}: policy")(**settings.policy_options),
+                _policy(name, kind),
                 registry.load("placement", settings.placement, f"{where}: placement")(),
                 registry.load("admission", settings.queue.admission, f"{where}: queue.admission")(
                     max_waiting=settings.queue.max_waiting, max_wait_s=settings.queue.max_wait_s
@@ -107,7 +114,7 @@ class Running:
                 settled=self._settling(kind),
             )
         except TypeError as error:
-            raise ConfigError(f"{where}: policy_options do not fit policy {policy!r}: {error}") from None
+            raise ConfigError(f"{where}: policy_options do not fit policy {_policy_name(kind)!r}: {error}") from None
         # Until the first replica is ready: refused and counted, not queued for what may never come.
         dispatcher.unavailable = f"no replica of {name!r} has been ready yet"
         replicas = Replicas(name, kind.engines, self._launcher(settings.launcher), dispatcher, self._told(name))
@@ -120,8 +127,13 @@ class Running:
 
     def _told(self, name: str) -> Callable[[EngineInfo], None]:
         def told(info: EngineInfo) -> None:
-            self.services[name].info = info
-            self.services[name].kind.ready(info)
+            service, kind = self.services[name], self.app.services[name]
+            before = _policy_name(kind)
+            service.info = info
+            kind.ready(info)
+            if _policy_name(kind) != before:  # `auto`, and the engine batches otherwise than its name told
+                log.info("%s: its engine is %s, so policy %s orders it", name, info.batching, _policy_name(kind))
+                service.dispatcher.adopt(_policy(name, kind))
 
         return told
 
@@ -147,11 +159,25 @@ class Running:
         try:
             for kind in self.app.services.values():
                 await offload(lambda kind=kind: kind.prepare(progress))  # type: ignore[misc]
-            await asyncio.gather(*(service.replicas.start() for service in self.services.values()))
+            await asyncio.gather(*(service.replicas.start() for service in self.services.values()), self._foresee())
         except BaseException:
             await self.stop(0.0)
             raise
         self.started = True
+
+    async def _foresee(self) -> None:
+        """Take up what was learned before, where that is kept."""
+        state = self.settings.state
+        folder = state_folder(state) if state.history else None
+        kept = {
+            n: f.settings for n, f in self.foreseers.items() if f.settings.remember and f.settings.predictor != "off"
+        }
+        if folder is not None and kept:
+            keep = {name: Keep(rows=settings.keep_rows, days=settings.keep_days) for name, settings in kept.items()}
+            self.samples = await offload(lambda: SampleStore.open(folder, keep))
+        for name, foreseer in self.foreseers.items():
+            remembers = self.samples is not None and name in kept
+            await foreseer.start(name, self.samples if remembers else None, folder if remembers else None)
 
     async def stop(self, drain_s: float | None = None) -> None:
         """Let what runs finish, for at most `drain_s` (the server's setting when `None`), then end every replica."""
@@ -161,12 +187,27 @@ class Running:
         self._refuse_all()  # what was still running may have been queued again
         for launcher in self._launchers.values():
             await launcher.close()
+        for foreseer in self.foreseers.values():
+            await foreseer.stop()
+        if self.samples is not None:
+            self.samples.close()
         if self.history is not None:
             self.history.close()
 
     def _refuse_all(self) -> None:
         for service in self.services.values():
             service.dispatcher.give_up("the server is stopping")
+
+
+def _policy_name(kind: Served) -> str:
+    return kind.policy if kind.settings.policy == "auto" else kind.settings.policy
+
+
+def _policy(service: str, kind: Served) -> BatchPolicy:
+    made: BatchPolicy = registry.load("batch policy", _policy_name(kind), f"service {service!r}: policy")(
+        **kind.settings.policy_options
+    )
+    return made
 
 
 def _settings(given: Mapping[str, Any] | S | None, into: type[S], where: str) -> S:

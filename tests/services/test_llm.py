@@ -8,7 +8,8 @@ import pytest
 from foreserve.core import EngineInfo, Request, Work
 from foreserve.engines.generation import Generate
 from foreserve.errors import BadRequest, ConfigError, ContextExceeded, Unavailable
-from foreserve.services.llm import LLM, RESERVED_TOKENS
+from foreserve.services.foreseen import UNKNOWN_TOKENS
+from foreserve.services.llm import LLM
 from foreserve.services.llm_prompt import Sampling
 from foreserve.settings import LLMSettings
 
@@ -82,7 +83,7 @@ async def test_a_conversation_becomes_a_priced_payload():
 
 def test_no_more_room_is_kept_than_answers_usually_take():
     price = ready().price(asked(Generate(prompt=[1, 2, 3], max_tokens=5000))).cost
-    assert price == {"slots": 1.0, "kv_tokens": 3.0 + RESERVED_TOKENS}
+    assert price == {"slots": 1.0, "kv_tokens": 3.0 + UNKNOWN_TOKENS}
 
 
 async def test_long_texts_are_read_off_the_loop_and_checked_alike():
@@ -133,6 +134,6 @@ def test_a_hugging_face_folder_is_for_transformers_by_itself(tmp_path: Path):
 
 
 def test_missing_packages_are_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("foreserve.services.llm.find_spec", lambda name: None)
+    monkeypatch.setattr("foreserve.services.llm_engine.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'foreserve\[openvino\]'"):
         LLM(str(tmp_path / "m.gguf")).prepare()

@@ -237,6 +237,13 @@ class Dispatcher:
             runner.abort([outcome.id])
         self._end(flight, outcome)
 
+    def adopt(self, policy: BatchPolicy) -> None:
+        """Order by `policy` from now on, what waits already included."""
+        self._policy = policy
+        for flight in self._waiting.values():
+            policy.add(flight.work, self._loop.time())
+        self.wake()
+
     # --- replicas come and go
 
     def attach(self, runner: Runner) -> None:

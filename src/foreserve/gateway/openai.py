@@ -47,7 +47,7 @@ USUAL_TOKENS = 16
 async def chat(http: HttpRequest) -> Response:
     """Continue a conversation with a model of this server."""
     call = await Call.read(http)
-    if (reply := forwarded(call)) is not None:
+    if (reply := await forwarded(call)) is not None:
         return reply
     service = call.service(decode_target(call.raw).model, LLM, "model", "model")
     asked = decode_chat(call.raw)
@@ -66,7 +66,7 @@ async def chat(http: HttpRequest) -> Response:
 async def completions(http: HttpRequest) -> Response:
     """Continue one or several texts, given as text or as token ids."""
     call = await Call.read(http)
-    if (reply := forwarded(call)) is not None:
+    if (reply := await forwarded(call)) is not None:
         return reply
     service = call.service(decode_target(call.raw).model, LLM, "model", "model")
     asked = decode_completion(call.raw)

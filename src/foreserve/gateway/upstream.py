@@ -47,7 +47,7 @@ _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _terms = Decoder(TermsBody)
 
 
-def forwarded(call: Call) -> Response | None:
+async def forwarded(call: Call) -> Response | None:
     """The reply to a request for a model that is served upstream, `None` when it is for none. Raises RequestError."""
     services = call.running.services
     if not any(isinstance(service.kind, Upstream) for service in services.values()):
@@ -58,7 +58,7 @@ def forwarded(call: Call) -> Response | None:
     model = value(there.get("model"))
     service = _named(call.running, model)
     if service is not None:
-        return forward(call, service, there)
+        return await forward(call, service, there)
     if isinstance(model, str) and model not in services:
         raise no_such("model", model, [name for name, _ in models_of(call.running)], "model")
     return None
@@ -84,12 +84,15 @@ def models_of(running: Running) -> list[tuple[str, Service]]:
     return found
 
 
-def forward(call: Call, service: Service, there: Mapping[str, msgspec.Raw]) -> Response:
+async def forward(call: Call, service: Service, there: Mapping[str, msgspec.Raw]) -> Response:
     """Send a JSON request through the queue of `service`. `there` are its fields. Raises RequestError."""
     kind = cast(Upstream, service.kind)
     terms = _body_terms(there)
     request = call.request(service, terms) if kind.observer is not None else call.admitted(service, terms)
-    request = msgspec.structs.replace(request, payload=_order(call, service, there))
+    order = _order(call, service, there)
+    one = _one_answer(there)
+    about = await kind.about(order, there.get("messages"), there.get("prompt"), request.tenant) if one else None
+    request = msgspec.structs.replace(request, payload=order, about=about)
     headers = {}
     if kind.observer is not None:
         headers[OBSERVED] = _observed(kind, kind.observer, request)
@@ -252,7 +255,7 @@ async def anything(http: HttpRequest, path: str) -> Response:
     if http.method != "POST" or not begun.lstrip(_BEFORE_JSON).startswith(b"{"):
         return await relay.send(http, running, _target(http), _chained(begun, parts))
     call = Call(http, begun + b"".join([part async for part in parts]))
-    if (reply := forwarded(call)) is not None:
+    if (reply := await forwarded(call)) is not None:
         return reply
     model = value((fields(call.raw) or {}).get("model"))
     if isinstance(model, str) and model in running.services:

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import math
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -16,13 +16,14 @@ from typing import Final, Literal
 import msgspec
 
 from foreserve.clock import offload, precise, wall
-from foreserve.core import Forecast, Length, Outcome, OutcomeKind, Price, Ramp
+from foreserve.core import Length, Outcome, OutcomeKind, Price
 from foreserve.foresight.length import Asked, Ended
-from foreserve.foresight.length_features import Features, featurise
+from foreserve.foresight.length_features import Encoder, Features, featurise
 from foreserve.foresight.length_history import History
 from foreserve.foresight.length_predictor import Predictor
 from foreserve.foresight.service_time import PaceState, RequestTime
 from foreserve.samples import Keep, MemorySamples, Sample, Samples, SampleStore
+from foreserve.services.foreseen import Foreseen, priced, unforeseen
 from foreserve.services.learning import Learned, Learner
 from foreserve.services.meanings import Given, Meanings
 from foreserve.services.tiers import Choice, choose
@@ -31,25 +32,11 @@ from foreserve.settings import ForesightSettings
 
 log = logging.getLogger(__name__)
 
-UNKNOWN_TOKENS: Final = 1024
-"""The most room that is kept for an answer of which nothing is known: few come near their limit, which is the whole
-context where a request names none. One that outgrows this makes a full engine preempt and recompute, which loses
-nothing."""
-
 MOST_PENDING: Final = 65_536
 NOTE_EVERY: Final = 100
 """Answers after which what was learned of times is written down."""
 
 Training = Literal["taken", "refused", "failed"]
-
-
-class Foreseen(msgspec.Struct, frozen=True, eq=False):
-    """What is known of a request before it is priced: lengths in tokens, and what was predicted from."""
-
-    prompt_tokens: int
-    most: int
-    length: Length
-    features: Features | None = None
 
 
 class ForesightStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,8 +56,10 @@ class Foreseer:
     `predicted` hears the seconds that each prediction took, `trained` what became of each training and its seconds.
     """
 
-    def __init__(self, settings: ForesightSettings) -> None:
+    def __init__(self, settings: ForesightSettings, *, words: bool = True) -> None:
+        """`words`: texts mean something here, so that the full tier may be worth its time."""
         self.settings = settings
+        self._words = words
         self.predicted: list[Callable[[float], None]] = []
         self.trained: list[Callable[[Training, float], None]] = []
         self.choice = Choice(tier="histogram", why="not started yet")
@@ -91,7 +80,7 @@ class Foreseer:
         """Take up what the service has learned before. Without `store` and `folder` nothing outlives `stop`."""
         settings = self.settings
         self._service = service
-        self.choice, encoder = await offload(lambda: choose(settings.predictor))
+        self.choice, encoder = await self._chosen()
         log.info("%s: answer lengths are foreseen by the %s tier: %s", service, self.choice.tier, self.choice.why)
         if settings.predictor == "off":
             return
@@ -108,7 +97,18 @@ class Foreseer:
             folder = Path(self._folder.name)
         tiers = tiers if trains(settings) else ()
         self._learner = Learner(service, settings, samples, folder, tiers, self._install, self._trained)
-        await self._learner.start()
+        try:
+            await self._learner.start()
+        except Exception:
+            log.exception("%s: what was learned before cannot be read; it is learned anew", service)
+
+    async def _chosen(self) -> tuple[Choice, Encoder | None]:
+        """Measured, but where that would differ from run to run or texts mean nothing."""
+        virtual = getattr(asyncio.get_running_loop(), "virtual", False)
+        if self.settings.predictor == "auto" and (virtual or not self._words):
+            why = "nothing is measured on a virtual clock" if virtual else "texts mean nothing to a simulated model"
+            return Choice(tier="fast", why=why), None
+        return await offload(lambda: choose(self.settings.predictor))
 
     async def stop(self) -> None:
         """End what runs beside the loop. Idempotent."""
@@ -149,7 +149,7 @@ class Foreseer:
     async def about(self, batch: Sequence[Asked]) -> list[Foreseen]:
         """What is foreseen of these, in order, for `Request.about`. Waits milliseconds at most, and never fails."""
         if not self._predictors:
-            return [_limit(asked) for asked in batch]
+            return [unforeseen(asked) for asked in batch]
         meanings = None if self._meanings is None else await self._meanings.of(batch)
         began = precise()
         try:
@@ -159,7 +159,7 @@ class Foreseer:
         except Exception:
             # A prediction is worth less than the answer.
             log.exception("%s: nothing could be foreseen of a request", self._service)
-            return [_limit(asked) for asked in batch]
+            return [unforeseen(asked) for asked in batch]
         seconds = (precise() - began) / len(batch)
         for tell in self.predicted:
             tell(seconds)
@@ -188,37 +188,24 @@ class Foreseer:
         self._pending[request_id] = about
         while len(self._pending) > MOST_PENDING:
             self._pending.popitem(last=False)
-        length, prompt = about.length, about.prompt_tokens
-        forecast = Forecast(
-            input_tokens=prompt,
-            output=length,
-            most_tokens=about.most,
-            seconds=self.time.seconds(prompt, length.mean),
-            least_seconds=self.time.least_seconds(_few(length)),
-        )
-        worst = self.settings.kv == "worst_case"
-        steps = about.most if worst else _room(length)
-        cost = {**cost, "kv_tokens": float(prompt + steps)}
-        ramp = Ramp(resource="kv_tokens", base=prompt, steps=steps, most=about.most) if ramps and not worst else None
-        return Price(cost=cost, forecast=forecast, ramp=ramp)
+        return priced(about, cost, self.time, worst=self.settings.kv == "worst_case", ramps=ramps)
 
     def settled(self, outcome: Outcome) -> None:
         """Learn how long an answer was and how long it took. What had not begun teaches nothing."""
         about = self._pending.pop(outcome.id, None)
-        if about is None or outcome.first is None or not self._predictors:
+        if about is None or outcome.first is None:
             return
         tokens = int(outcome.usage.get("output_tokens", 0.0))
         if tokens < 1:
             return
         done = outcome.kind is OutcomeKind.DONE
         # Who left or was too late would have had at least so much.
-        ended = Ended(tokens=tokens, censored=not done or outcome.finish == "length")
+        ended = Ended(tokens=tokens, censored=not done or outcome.finish == "length" or tokens >= about.most)
         self._answers += 1
         if about.features is not None:
             self._learn(about.features, ended, about.length, outcome.tenant)
         if done and outcome.started is not None:
-            prompt = int(outcome.usage.get("prompt_tokens", about.prompt_tokens))
-            self.time.learn(prompt, tokens, outcome.ended - outcome.started)
+            self.time.learn(about.prompt_tokens, tokens, outcome.ended - outcome.started)
         if self._answers % NOTE_EVERY == 0:
             self._note()
 
@@ -241,22 +228,6 @@ class Foreseer:
     def _note(self) -> None:
         if self._samples is not None:
             self._samples.note(self._service, msgspec.json.encode(self.time.state()))
-
-
-def _limit(asked: Asked) -> Foreseen:
-    limit = float(max(asked.most, 1))
-    length = Length(mean=limit, p50=limit, p80=limit, p95=limit, source="limit")
-    return Foreseen(asked.prompt_tokens, asked.most, length)
-
-
-def _room(length: Length) -> int:
-    """Tokens of room that are kept for an answer."""
-    return min(math.ceil(length.p80), UNKNOWN_TOKENS) if length.source == "limit" else math.ceil(length.p80)
-
-
-def _few(length: Length) -> float:
-    """A length that most answers reach: as far below p50 as p80 is above it, by ratio. None where nothing is known."""
-    return 0.0 if length.source == "limit" else max(1.0, length.p50 * length.p50 / length.p80)
 
 
 def _time(noted: bytes | None) -> RequestTime:

@@ -6,28 +6,26 @@ The gateway asks `chat` or `complete` for a payload, submits it, and reads `Text
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from foreserve.clock import wall
 from foreserve.core import EngineInfo, EngineSpec, Outcome, Price, Request, Work
 from foreserve.engines.generation import Generate
 from foreserve.errors import BadRequest, ConfigError, RequestError, Unavailable
-from foreserve.foresight.length import Asked
 from foreserve.registry import entry
+from foreserve.services.foreseeing import Foreseer
+from foreserve.services.foreseen import UNKNOWN_TOKENS, Foreseen
+from foreserve.services.llm_asked import asked_of_chat, asked_of_texts
 from foreserve.services.llm_decoder import TextDecoder
+from foreserve.services.llm_engine import SIMULATED, engine_name, need_packages
 from foreserve.services.llm_preparing import Preparing
 from foreserve.services.llm_prompt import OFFLOAD_CHARS, Limits, Sampling, check_length, generate
 from foreserve.services.llm_text import ByteText, Text
 from foreserve.settings import LLMSettings, parse
 
-SIMULATED = "simulated"
-"""The name of the model without weights and of the engine that runs it."""
-
-RESERVED_TOKENS = 1024
-"""The most KV cache that is kept free for an answer. Few answers come near their limit, which is the whole context
-where a request names none; one that outgrows this makes a full engine preempt and recompute, which loses nothing."""
+CONTINUOUS_POLICY = "fcfs"
+STATIC_POLICY = "fixed"
+"""Batch policies that suit an engine which takes work any time, and one that runs a batch to its end."""
 
 Progress = Callable[[float, str], None]
 """`progress(done, what)`: the share done (0 to 1) of one slow step, and its name."""
@@ -60,7 +58,7 @@ class LLM:
     def _setup(self, settings: LLMSettings, where: str) -> None:
         self.settings = settings
         self.where = where
-        self._engine = _engine_name(settings)
+        self._engine = engine_name(settings)
         self._factory = entry("engine", self._engine, f"{where}: engine").value
         if (settings.model == SIMULATED) != (self._engine == SIMULATED):
             raise ConfigError(f'{where}: model "{SIMULATED}" and engine "{SIMULATED}" go together only')
@@ -68,14 +66,15 @@ class LLM:
         self._options: dict[str, Any] = {}
         self._limits: Limits | None = None
         self._preparing = Preparing()
+        self._static = self._engine == "transformers" or settings.engine_options.get("batching") == "static"
+        self.foreseer = Foreseer(settings.foresight, words=self._engine != SIMULATED)
 
     # --- before it starts
 
     @property
     def policy(self) -> str:
-        """Fixed batches for an engine that runs one batch to its end, first come for one that takes work any time."""
-        static = self._engine == "transformers" or self.settings.engine_options.get("batching") == "static"
-        return "fixed" if static else "fcfs"
+        """What suits the engine: as it says once one has been ready, before that as it is known by its name."""
+        return STATIC_POLICY if self._static else CONTINUOUS_POLICY
 
     def check(self) -> None:
         """Whether the model is there and its engine can run it. Reads no weights. Raises ConfigError."""
@@ -83,7 +82,7 @@ class LLM:
             from foreserve.models.catalog import locate
 
             source = locate(self.settings.model, self.where)
-            _need_packages(self._engine, self.where)
+            need_packages(self._engine, self.where)
             from foreserve.models.prepare import prepared_already
 
             prepared_already(source, self._engine, self.settings.weights)
@@ -112,7 +111,7 @@ class LLM:
             self._text = text = ByteText(self.settings.context_tokens or 8192)
             self._options = {"slots": self.settings.max_running, "context_tokens": text.context_tokens}
             return
-        _need_packages(self._engine, self.where)
+        need_packages(self._engine, self.where)
         from foreserve.services.llm_prepared import prepared
 
         self._text, self._options = prepared(self.settings, self._engine, self.where, progress)
@@ -137,13 +136,15 @@ class LLM:
 
     def price(self, request: Request) -> Price:
         payload: Generate = request.payload
-        kv_tokens = float(len(payload.prompt) + min(payload.max_tokens, RESERVED_TOKENS))
-        return Price(cost={"slots": 1.0, "kv_tokens": kv_tokens})
+        prompt = len(payload.prompt)
+        cost = {"slots": 1.0, "kv_tokens": float(prompt + min(payload.max_tokens, UNKNOWN_TOKENS))}
+        return self.foreseer.price(request.id, request.about, cost, ramps=not self._static)
 
     def settled(self, outcome: Outcome) -> None:
-        """Learn how long an answer was and how long it took."""
+        self.foreseer.settled(outcome)
 
     def ready(self, info: EngineInfo) -> None:
+        self._static = info.batching == "static"
         self.prepare()
         settings = self.settings
         self._limits = Limits.of(info, self.text, settings.context_tokens, settings.default_max_tokens)
@@ -191,30 +192,15 @@ class LLM:
         prompt = encode() if chars <= OFFLOAD_CHARS else await self._preparing.run(encode)
         return generate(prompt, sampling, limits, text.eos_ids, "messages")
 
-    async def about_chat(self, messages: Sequence[Mapping[str, Any]], payload: Generate, tenant: str) -> Asked:
-        """What is known of the next answer: the system messages are its instruction, the last message its text."""
-        instruction = "\n".join(message["content"] for message in messages if message["role"] == "system")
-        text = messages[-1]["content"] if messages else ""
-        return self._asked(instruction, text, payload, tenant)
+    async def about_chat(self, messages: Sequence[Mapping[str, Any]], payload: Generate, tenant: str) -> Foreseen:
+        """What is foreseen of the next answer, for `Request.about`."""
+        return (await self.foreseer.about([asked_of_chat(messages, payload, tenant)]))[0]
 
     async def about_texts(
         self, prompts: Sequence[str | Sequence[int]], payloads: Sequence[Generate], tenant: str
-    ) -> list[Asked]:
-        """What is known of each text's continuation. Token ids have no text to tell from."""
-        texts = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
-        return [self._asked("", text, payload, tenant) for text, payload in zip(texts, payloads, strict=True)]
-
-    def _asked(self, instruction: str, text: str, payload: Generate, tenant: str) -> Asked:
-        tokens = len(payload.prompt)
-        share = len(text) / ((len(text) + len(instruction)) or 1)
-        return Asked(
-            instruction=instruction,
-            text=text,
-            input_tokens=round(tokens * share),
-            prompt_tokens=tokens,
-            most=payload.max_tokens,
-            tenant=tenant,
-        )
+    ) -> list[Foreseen]:
+        """What is foreseen of each text's continuation."""
+        return await self.foreseer.about(asked_of_texts(prompts, payloads, tenant))
 
     async def complete(self, prompts: Sequence[str | Sequence[int]], sampling: Sampling) -> list[Generate]:
         """The payloads that continue texts or token ids as they are, one for each. Raises as `chat` does."""
@@ -229,30 +215,3 @@ class LLM:
         # Many short prompts hold the loop up as one long one does.
         every = encode() if sum(lengths) <= OFFLOAD_CHARS else await self._preparing.run(encode)
         return [generate(ids, sampling, limits, text.eos_ids, "prompt") for ids in every]
-
-
-def _engine_name(settings: LLMSettings) -> str:
-    """`auto`: what runs such a model here.
-
-    Simulated for the model of that name; transformers for a Hugging Face folder, and where it alone is installed;
-    else OpenVINO, the embedded default.
-    """
-    if settings.engine != "auto":
-        return settings.engine
-    if settings.model == SIMULATED:
-        return SIMULATED
-    folder = Path(settings.model).expanduser()
-    if (folder / "config.json").is_file() and not (folder / "openvino_model.xml").is_file():
-        return "transformers"
-    other = find_spec("openvino_genai") is None and find_spec("torch") is not None
-    return "transformers" if other or settings.python is not None else "openvino"
-
-
-def _need_packages(engine: str, where: str) -> None:
-    """Raises ConfigError with the command that installs what reads model files, where it is missing here."""
-    missing = [name for name in ("gguf", "jinja2", "tokenizers") if find_spec(name) is None]
-    if missing:
-        extra = "torch" if engine == "transformers" else "openvino"
-        raise ConfigError(
-            f"{where}: engine {engine!r} needs {', '.join(missing)}; install with: pip install 'foreserve[{extra}]'"
-        )

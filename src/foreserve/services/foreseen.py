@@ -1,0 +1,64 @@
+"""What is foreseen of one request, and the price that follows from it."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import msgspec
+
+from foreserve.core import Forecast, Length, Price, Ramp
+from foreserve.foresight.length import Asked
+from foreserve.foresight.length_features import Features
+from foreserve.foresight.service_time import RequestTime
+
+UNKNOWN_TOKENS: Final = 1024
+"""The most room that is kept for an answer of which nothing is known: few come near their limit, which is the whole
+context where a request names none. One that outgrows this makes a full engine preempt and recompute, which loses
+nothing."""
+
+
+class Foreseen(msgspec.Struct, frozen=True, eq=False):
+    """What is known of a request before it is priced: lengths in tokens, and what was predicted from."""
+
+    prompt_tokens: int
+    most: int
+    length: Length
+    features: Features | None = None
+
+
+def unforeseen(asked: Asked) -> Foreseen:
+    """Where nothing is known an answer is taken to reach its limit."""
+    limit = float(max(asked.most, 1))
+    length = Length(mean=limit, p50=limit, p80=limit, p95=limit, source="limit")
+    return Foreseen(asked.prompt_tokens, asked.most, length)
+
+
+def priced(about: Foreseen, cost: dict[str, float], time: RequestTime, *, worst: bool, ramps: bool) -> Price:
+    """`cost` with room for prompt and answer, and the forecast.
+
+    `worst`: room for the longest answer that was asked for. Otherwise, with `ramps`, the replica looks ahead.
+    """
+    length, prompt = about.length, about.prompt_tokens
+    forecast = Forecast(
+        input_tokens=prompt,
+        output=length,
+        most_tokens=about.most,
+        seconds=time.seconds(prompt, length.mean),
+        least_seconds=time.least_seconds(_few(length)),
+    )
+    steps = about.most if worst else _room(length)
+    ramp = Ramp(resource="kv_tokens", base=prompt, steps=steps, most=prompt + about.most)
+    return Price(
+        cost={**cost, "kv_tokens": float(prompt + steps)}, forecast=forecast, ramp=ramp if ramps and not worst else None
+    )
+
+
+def _room(length: Length) -> int:
+    """Tokens of room that are kept for an answer."""
+    return min(math.ceil(length.p80), UNKNOWN_TOKENS) if length.source == "limit" else math.ceil(length.p80)
+
+
+def _few(length: Length) -> float:
+    """A length that most answers reach: as far below p50 as p80 is above it, by ratio. None where nothing is known."""
+    return 0.0 if length.source == "limit" else max(1.0, length.p50 * length.p50 / length.p80)
