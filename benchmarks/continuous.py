@@ -26,7 +26,8 @@ from benchmarks import continuous_report as figures
 from benchmarks import mixes, replay
 from benchmarks.common import Report, arguments, console
 from benchmarks.continuous_load import Load, Trial, Unloaded, closed, fit, measure, share_before
-from benchmarks.mixes import Ask, Mix
+from benchmarks.mixes import Mix
+from benchmarks.seeding import learn
 from benchmarks.servers import Server, foreserve
 
 ENGINE, REST = {0}, {1}
@@ -98,7 +99,7 @@ class Bench:
         words = {
             "engine": "openvino", "threads": 1, "max_running": SLOTS, "kv_cache_gb": KV_GB, "queue": QUEUE, **side.words
         }  # fmt: skip
-        state = {"folder": str(folder), "history": False}
+        state = {"folder": str(folder)}
         app = folder / "app.py"
         app.write_text(APP.format(factory=replay.FACTORY, truths=str(self._truths), words=words, state=state))
         return stack.enter_context(foreserve(str(app), cores=REST, engine_cores=ENGINE))
@@ -109,12 +110,10 @@ class Bench:
         if not folder.exists():
             folder.mkdir()
             if side.learns:
-                learn(self.mix.train, folder)
+                asks = self.mix.draw_train(len(self.mix.train), 0)
+                for line in learn(asks, folder, MAX_TOKENS):
+                    console.print(f"  learned: {line}", highlight=False, markup=False)
         return folder
-
-
-def learn(asks: Sequence[Ask], folder: Path) -> None:
-    """Let a predictor learn from the training part, into a state folder. Until that can be done it begins with none."""
 
 
 def calibrate(bench: Bench, quick: bool) -> tuple[Unloaded, float]:
