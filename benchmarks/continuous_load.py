@@ -132,14 +132,19 @@ def measure(
         for ask, deadline in zip(asks, deadlines, strict=True)
     ]
     outcome = _run(url, prompts, poisson(load.rate, generator(load.seed)), max_tokens, cores)
+    return trial_of(asks, deadlines, outcome)
+
+
+def trial_of(asks: Sequence[Ask], deadlines: Sequence[float], outcome: Run) -> Trial:
+    """The figures of a run of these requests; deadlines are in seconds since each was due."""
     tenants: dict[str, list[float]] = {ask.tenant: [] for ask in asks}
     latencies, capped, good, tokens = [], [], 0, 0.0
     for result in outcome.results:
         ask, deadline = asks[result.index], deadlines[result.index]
-        latency = result.ended - result.due
         if result.ending is not Ending.DONE:
             capped.append(deadline)
             continue
+        latency = result.ended - result.due
         latencies.append(latency)
         capped.append(latency)
         tenants[ask.tenant].append(latency)
