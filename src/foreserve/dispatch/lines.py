@@ -17,7 +17,7 @@ STANDINGS = (SURE, UNSURE, LATE)
 MOST_LOOKED_AT = 8
 """Tenants whose best requests are compared at one pick, those that have had least."""
 
-MOST_MOVED = 64
+MOST_MOVED = 8
 """Requests whose standing is brought up to date at one pick, beyond those that would be picked."""
 
 
