@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreserve.core import Forecast, Length, Outcome, OutcomeKind, Work
-from foreserve.dispatch.admission import Always
+from foreserve.dispatch.admission import Always, Foreseen
 from foreserve.dispatch.batching import FirstCome
 from foreserve.dispatch.ordering import ResponseRatio
 from foreserve.errors import ConfigError
@@ -298,6 +298,53 @@ def test_what_runs_again_is_charged_once():
         pick = taken(policy, 0.0)
         assert pick.ids == ("a",)
         assert "at 0 tokens" in pick.why
+
+
+# --- what admission is told
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(2, 30)), min_size=1, max_size=5), st.sampled_from([0.0, 4.0]))
+def test_how_many_are_ahead_is_about_right(groups: list[tuple[int, int]], aging: float):
+    """Exact where arrivals within a bucket are even, as they are taken to be."""
+    policy = ResponseRatio(aging=aging)
+    there = [
+        work(f"q{number}.{n}", float(seconds * 3), 100.0 * n / size)
+        for number, (seconds, size) in enumerate(groups)
+        for n in range(size)
+    ]
+    for one in sorted(there, key=lambda one: one.arrival):
+        policy.add(one, one.arrival)
+    new = work("new", 5.0, 100.0)
+    told = policy.ahead(new, 100.0)
+    patience = aging * policy._mean()
+
+    def ratio(one: Work) -> float:
+        assert one.forecast is not None
+        return (100.0 - one.arrival + (patience if aging else one.forecast.seconds)) / one.forecast.seconds
+
+    truth = sum(ratio(one) >= ratio(new) for one in there)
+    assert abs(told - truth) <= len(groups) + 0.05 * len(there)
+    assert policy.ahead(work("unknown", None), 100.0) == len(there)
+
+
+def test_admission_hears_where_a_request_would_stand():
+    async def main() -> dict[str, str]:
+        house = House(policy=ResponseRatio(), admission=Foreseen(max_waiting=100, max_wait_s=100.0))
+        house.replica(slots=1)
+        for number in range(3):  # the pace of starts becomes known: one a second
+            house.submit(f"first{number}", 1.0, forecast=forecast(1.0))
+        await asyncio.sleep(2.5)
+        for number in range(10):
+            house.submit(f"long{number}", 1.0, forecast=forecast(5.0))
+        await asyncio.sleep(0.1)
+        house.submit("short", 0.2, forecast=forecast(0.2), deadline=5.0)
+        house.submit("same", 1.0, forecast=forecast(5.0), deadline=12.0)
+        await asyncio.sleep(60)
+        return house.ended()
+
+    ended = run(main())
+    assert (ended["short"], ended["same"]) == ("done", "shed")
 
 
 # --- as part of the house

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from foreserve.core import Chunk, Cost, Finish, Outcome, OutcomeKind, Work
 from foreserve.dispatch.admission import predicted_total
 from foreserve.dispatch.flight import Flight, ended, verdict
@@ -18,7 +20,7 @@ from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
 from foreserve.dispatch.stream import Stream
 from foreserve.errors import ClientGone, EngineFailed, Expired, ReplicaLost, RequestError, Shed, Unavailable
-from foreserve.ports import Admission, BatchPolicy, Pick, Placement, QueueView, Room, Wait
+from foreserve.ports import Admission, Ahead, BatchPolicy, Pick, Placement, QueueView, Room, Wait
 
 log = logging.getLogger(__name__)
 
@@ -202,6 +204,8 @@ class Dispatcher:
             return verdict(flight, OutcomeKind.EXPIRED, Expired, "its deadline had passed", now)
         view = self.view()
         flight.predicted_s = predicted_total(view)
+        if isinstance(self._policy, Ahead):
+            view = msgspec.structs.replace(view, ahead=self._policy.ahead(flight.work, now))
         refusal = self._admission.admit(flight.work, view, now)
         if refusal is not None:
             return verdict(flight, OutcomeKind.SHED, Shed, refusal.reason, now, retry=refusal.retry_after)
