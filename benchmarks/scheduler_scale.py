@@ -2,7 +2,8 @@
 
 Cost: a queue of a fixed length, from which one request is picked for each that is added; real lengths, no I/O.
 Fleet: the real dispatcher with 64 simulated replicas on the virtual clock, arrivals of a trace, at 0.95 and 1.3 of
-saturation. `shortest` knows true lengths, which no live policy can: it is there as a bound.
+saturation, with the same admission on both sides and with the default on the side of first come. `shortest` knows true
+lengths, which no live policy can: it is there as a bound.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import heapq
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks.common import Report, arguments, median, picture
+from benchmarks.common import Report, arguments, console, median, picture
 from benchmarks.simulated_fleet import (
     DECODE_S,
     PREFILL_S,
@@ -26,9 +27,10 @@ from benchmarks.simulated_fleet import (
     simulate,
 )
 from foreserve.core import Forecast, Outcome, OutcomeKind, Work
+from foreserve.dispatch.admission import Bounded, Foreseen, Patient
 from foreserve.dispatch.batching import FirstCome
 from foreserve.dispatch.ordering import ResponseRatio
-from foreserve.ports import BatchPolicy, Pick, Room, Wait
+from foreserve.ports import Admission, BatchPolicy, Pick, Room, Wait
 
 LENGTHS = (1_000, 3_000, 10_000, 30_000, 100_000)
 REPLICAS = 64
@@ -66,12 +68,15 @@ class Shortest:
         """Nothing is to be learned."""
 
 
-POLICIES: Mapping[str, Callable[[], BatchPolicy]] = {
-    "fcfs": FirstCome,
-    "hrrn": ResponseRatio,
-    "hrrn, aging 0": lambda: ResponseRatio(aging=0),
-    "shortest": Shortest,
+POLICIES: Mapping[str, Callable[[], BatchPolicy]] = {"fcfs": FirstCome, "hrrn": ResponseRatio, "shortest": Shortest}
+SIDES: Mapping[str, tuple[str, Callable[[int, float], Admission], str]] = {
+    "fcfs, bounded": ("fcfs", Bounded, ""),
+    "hrrn, foreseen": ("hrrn", Foreseen, "fcfs, bounded"),
+    "fcfs, patient": ("fcfs", Patient, ""),
+    "hrrn, patient": ("hrrn", Patient, "fcfs, patient"),
+    "shortest, patient": ("shortest", Patient, "fcfs, patient"),
 }
+"""Policy, admission, and the side that it is compared with: of the same admission, or what is there by default."""
 
 
 def work(number: int, row: Row) -> Work:
@@ -147,27 +152,29 @@ def cost(report: Report, served: Sequence[Row], quick: bool) -> dict[str, list[f
 
 
 def fleet(report: Report, served: Sequence[Row], count: int) -> dict[str, dict[float, Ended]]:
-    """What each policy did at each load; ratios to first-come go into the report."""
-    found: dict[str, dict[float, Ended]] = {name: {} for name in POLICIES}
+    """What each side did at each load; ratios to the side that it is compared with go into the report."""
+    found: dict[str, dict[float, Ended]] = {side: {} for side in SIDES}
     rate = saturation(served) * REPLICAS
     for load in LOADS:
         times = arrivals(count, rate * load, report)
-        for name, policy in POLICIES.items():
+        for side, (policy, admission, against) in SIDES.items():
             began = time.perf_counter()
-            ended = found[name][load] = simulate(policy(), served, times, REPLICAS, seed=0)
-            report.note(
-                f"{name} at {load}: mean {ended.mean:.2f} s (all {ended.mean_all:.2f}), p50 {ended.p50:.2f}, "
+            ended = simulate(POLICIES[policy](), admission(count, 600.0), served, times, REPLICAS, seed=0)
+            found[side][load] = ended
+            console.print(
+                f"{side} at {load}: mean {ended.mean:.2f} s (all {ended.mean_all:.2f}), p50 {ended.p50:.2f}, "
                 f"p99 {ended.p99:.2f}, worst tenant's p99 {ended.worst_tenant_p99:.2f}, {ended.done:.1%} done, "
                 f"goodput {ended.goodput:.0f}/s, {ended.tokens_per_s:,.0f} tokens/s; "
                 f"simulated in {time.perf_counter() - began:.0f} s"
             )
-        first = found["fcfs"][load]
-        for name, key in (("hrrn", "hrrn"), ("shortest", "shortest")):
-            ours, suffix = found[name][load], str(load).replace(".", "")
-            report.add(f"{key}_mean_latency_vs_fcfs_{suffix}", ours.mean / first.mean)
-            report.add(f"{key}_p99_latency_vs_fcfs_{suffix}", ours.p99 / first.p99)
-            report.add(f"{key}_goodput_vs_fcfs_{suffix}", ours.goodput / first.goodput)
-            report.add(f"{key}_worst_tenant_p99_vs_fcfs_{suffix}", ours.worst_tenant_p99 / first.worst_tenant_p99)
+            if against:
+                other, words = found[against][load], side.replace(", ", "_")
+                key = f"{words}_{str(load).replace('.', '')}"
+                report.add(f"{key}_mean", ended.mean / other.mean)
+                report.add(f"{key}_p99", ended.p99 / other.p99)
+                report.add(f"{key}_worst_tenant_p99", ended.worst_tenant_p99 / other.worst_tenant_p99)
+                report.add(f"{key}_goodput", ended.goodput / other.goodput)
+                report.add(f"{key}_tokens", ended.tokens_per_s / other.tokens_per_s)
     return found
 
 
@@ -192,15 +199,17 @@ def draw(curves: Mapping[str, Sequence[float]], found: Mapping[str, Mapping[floa
 
 def main() -> None:
     """Measure and report."""
-    args = arguments(__doc__)
-    count = 12_000 if args.quick else 100_000
+    args = arguments(__doc__, more=lambda parser: parser.add_argument("--requests", type=int, default=100_000))
+    count = 12_000 if args.quick else args.requests
     settings = {"replicas": REPLICAS, "requests": count, "loads": LOADS, "queue_lengths": LENGTHS}
     report = Report("scheduler_scale", settings)
     served = rows(report)
     curves = cost(report, served, args.quick)
     found = fleet(report, served, count)
-    report.note("deadline: twice the unloaded time and 1 s; admission `patient`: a full queue alone refuses")
-    report.note("latencies are of requests that were done; `all` counts the deadline's time for the others")
+    report.note("deadline: twice the unloaded time and 1 s; latencies are of requests that were done")
+    for side, (_, _, against) in SIDES.items():
+        if against:
+            report.note(f"{side} is compared with {against}")
     draw(curves, found)
     report.finish(args.json)
 

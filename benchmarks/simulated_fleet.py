@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from benchmarks import data, pairs
 from benchmarks.common import Report
 from foreserve.core import Chunk, EngineSpec, Forecast, Length, Outcome, OutcomeKind, Work
-from foreserve.dispatch.admission import Patient
 from foreserve.dispatch.dispatcher import Dispatcher
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.placement import LeastRequests
@@ -26,7 +25,7 @@ from foreserve.engines.generation import Generate
 from foreserve.fleet.inline import InlineLauncher
 from foreserve.fleet.replicas import Replicas
 from foreserve.loadgen.arrivals import generator, trace
-from foreserve.ports import BatchPolicy, Decoded
+from foreserve.ports import Admission, BatchPolicy, Decoded
 from foreserve.simulation.clock import run
 
 SLOTS = 16
@@ -135,13 +134,15 @@ class _Unread:
         return {}
 
 
-def simulate(policy: BatchPolicy, served: Sequence[Row], times: Sequence[float], replicas: int, seed: int) -> Ended:
+def simulate(
+    policy: BatchPolicy, admission: Admission, served: Sequence[Row], times: Sequence[float], replicas: int, seed: int
+) -> Ended:
     """Requests drawn from `served` with `seed` arrive at `times`. Deadline: twice the unloaded time and a second."""
-    return run(_simulate(policy, served, times, replicas, seed))
+    return run(_simulate(policy, admission, served, times, replicas, seed))
 
 
 async def _simulate(
-    policy: BatchPolicy, served: Sequence[Row], times: Sequence[float], replicas: int, seed: int
+    policy: BatchPolicy, admission: Admission, served: Sequence[Row], times: Sequence[float], replicas: int, seed: int
 ) -> Ended:
     loop = asyncio.get_running_loop()
     rng = generator(seed)
@@ -157,7 +158,6 @@ async def _simulate(
         if len(outcomes) == len(times):
             over.set()
 
-    admission = Patient(max_waiting=len(times), max_wait_s=600.0)
     ledger = Ledger()
     dispatcher = Dispatcher("s", policy, LeastRequests(), admission, ledger, max_wait_s=600.0, settled=ended)
     spec = EngineSpec(
