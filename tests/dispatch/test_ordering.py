@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import random
 from itertools import count
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -352,8 +355,6 @@ def test_admission_hears_where_a_request_would_stand():
 
 @pytest.mark.parametrize("seed", range(10))
 def test_every_request_ends_exactly_once_and_a_seed_gives_the_same_bytes(seed: int):
-    import random
-
     def night() -> bytes:
         draw = random.Random(seed)
 
@@ -418,6 +419,14 @@ def test_mean_latency_is_below_that_of_first_come():
 def test_bad_options_are_named(option: dict[str, float]):
     with pytest.raises(ConfigError, match=next(iter(option))):
         ResponseRatio(**option)  # type: ignore[arg-type]
+
+
+def test_every_option_is_told_with_its_default():
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    text = "\n".join(page.read_text() for page in docs.glob("*.md"))
+    for name, option in inspect.signature(ResponseRatio).parameters.items():
+        default = "none" if option.default is None else f"`{option.default}`"
+        assert f"| `{name}` | {default} |" in text, f"no page in docs tells the option {name} with its default"
 
 
 def test_bad_weights_are_named():

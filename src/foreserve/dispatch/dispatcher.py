@@ -204,7 +204,7 @@ class Dispatcher:
             return verdict(flight, OutcomeKind.EXPIRED, Expired, "its deadline had passed", now)
         view = self.view()
         flight.predicted_s = predicted_total(view)
-        if isinstance(self._policy, Ahead):
+        if view.waiting and isinstance(self._policy, Ahead):
             view = msgspec.structs.replace(view, ahead=self._policy.ahead(flight.work, now))
         refusal = self._admission.admit(flight.work, view, now)
         if refusal is not None:
