@@ -67,11 +67,15 @@ def total_cost(works: Sequence[Work]) -> Cost:
 
 
 class Pick(msgspec.Struct, frozen=True, kw_only=True):
-    """Run these together on one replica. `plan` reaches the engine as it is; `why` is for people."""
+    """Run these together on one replica. `plan` reaches the engine as it is; `why` is for people.
+
+    `among` are the replicas that placement may choose from, where the policy keeps another's room; empty: all that fit.
+    """
 
     ids: tuple[str, ...]
     plan: Any = None
     why: str = ""
+    among: tuple[str, ...] = ()
 
 
 class Wait(msgspec.Struct, frozen=True, kw_only=True):

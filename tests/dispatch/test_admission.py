@@ -1,5 +1,13 @@
 from foreserve.core import Work
-from foreserve.dispatch.admission import LEAST_RETRY_S, MOST_RETRY_S, Always, Bounded, predicted_total, predicted_wait
+from foreserve.dispatch.admission import (
+    LEAST_RETRY_S,
+    MOST_RETRY_S,
+    Always,
+    Bounded,
+    Patient,
+    predicted_total,
+    predicted_wait,
+)
 from foreserve.ports import QueueView
 
 
@@ -58,3 +66,11 @@ def test_nothing_is_refused_on_a_guess():
 
 def test_always_takes_everything():
     assert Always(max_waiting=1, max_wait_s=1).admit(work(deadline=0.1), view(10**6), 0) is None
+
+
+def test_patient_refuses_when_the_queue_is_full_alone():
+    policy = Patient(max_waiting=10, max_wait_s=0.001)
+    assert policy.admit(work(deadline=0.1), view(9), 0) is None
+    refusal = policy.admit(work(), view(10), 0)
+    assert refusal is not None
+    assert "10 requests wait (limit 10)" in refusal.reason

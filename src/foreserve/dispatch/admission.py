@@ -60,6 +60,24 @@ class Bounded:
         return None
 
 
+class Patient:
+    """`patient`: refuse only when `max_waiting` wait; who cannot be served by its deadline expires in the queue.
+
+    For policies that do not go by arrival. What `bounded` predicts is the wait of who comes last in a queue by arrival:
+    it refuses short requests that would be started next, and leaves so few waiting that there is nothing to order.
+    """
+
+    def __init__(self, max_waiting: int, max_wait_s: float) -> None:
+        """The queue itself ends who waits longer than `max_wait_s`."""
+        self._max_waiting = max_waiting
+
+    def admit(self, work: Work, view: QueueView, now: float) -> Refusal | None:
+        if view.waiting < self._max_waiting:
+            return None
+        words = f"the queue is full: {view.waiting} requests wait (limit {self._max_waiting})"
+        return _refuse(words, predicted_wait(view))
+
+
 class Always:
     """`always`: take everything; only for servers in front of which nothing may be refused (`--observe`)."""
 

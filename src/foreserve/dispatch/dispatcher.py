@@ -108,7 +108,8 @@ class Dispatcher:
         """Start what was picked on the replica that the placement names."""
         flights = [self._waiting[request_id] for request_id in pick.ids]
         works = [flight.work for flight in flights]
-        fitting = {room.replica: room for room in rooms if room.takes(works)}
+        allowed = [room for room in rooms if room.replica in pick.among] if pick.among else rooms
+        fitting = {room.replica: room for room in allowed if room.takes(works)}
         room = fitting[self._placement.place(works, list(fitting.values()), now)]
         runner = self._runners[room.replica]
         for flight in flights:

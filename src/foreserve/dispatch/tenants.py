@@ -1,0 +1,105 @@
+"""What each tenant has had, in tokens over its weight, so that a flood of one does not starve another.
+
+The virtual token counters of Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024), with a burst: a
+tenant may be ahead of the one that has had least by so many tokens before it must let others go first.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Mapping
+
+MOST_TENANTS = 1024
+"""Beyond these, tenants that are new share one account while no other can be closed."""
+
+OTHERS = "(others)"
+
+
+class Account:
+    """One tenant: its counter, and how many of its requests wait in each line."""
+
+    __slots__ = ("name", "tokens", "waiting")
+
+    def __init__(self, name: str, tokens: float, lines: int) -> None:
+        self.name = name
+        self.tokens = tokens
+        self.waiting = [0] * lines
+
+
+class Tenants:
+    """Counters of the tenants, in several lines of waiting work: who waits in each, least served first.
+
+    A tenant that comes, or comes back, starts at the least counter of those that wait: being away saves nothing up.
+    """
+
+    def __init__(self, weights: Mapping[str, float], lines: int, most: int = MOST_TENANTS) -> None:
+        self._weights = dict(weights)
+        self._lines: list[list[tuple[float, str]]] = [[] for _ in range(lines)]
+        self._most = most
+        self._accounts: dict[str, Account] = {}
+        self._floor = 0.0
+
+    def account(self, tenant: str) -> str:
+        """The name of a tenant's account, opened when it has none. It is not closed while any of its work waits."""
+        known = self._accounts.get(tenant)
+        if known is None:
+            if len(self._accounts) >= self._most and not self._close_one():
+                tenant = OTHERS
+            known = self._accounts.setdefault(tenant, Account(tenant, self._floor, len(self._lines)))
+        if not any(known.waiting):
+            known.tokens = max(known.tokens, self._floor)
+        return tenant
+
+    def join(self, name: str, line: int) -> None:
+        """One more of an account's requests waits in `line`."""
+        account = self._accounts[name]
+        account.waiting[line] += 1
+        if account.waiting[line] == 1:
+            insort(self._lines[line], (account.tokens, name))
+
+    def leave(self, name: str, line: int) -> None:
+        """One of those that joined left `line`."""
+        account = self._accounts[name]
+        account.waiting[line] -= 1
+        if account.waiting[line] == 0:
+            self._take_out(account, line)
+
+    def charge(self, name: str, tokens: float) -> None:
+        """Count `tokens` that it was given; fewer than 0 give some back. A closed account is not charged."""
+        account = self._accounts.get(name)
+        if account is None:
+            return
+        present = [line for line, count in enumerate(account.waiting) if count]
+        for line in present:
+            self._take_out(account, line)
+        account.tokens += tokens / self._weights.get(name, 1.0)
+        for line in present:
+            insort(self._lines[line], (account.tokens, name))
+        self._floor = max(self._floor, min((line[0][0] for line in self._lines if line), default=account.tokens))
+
+    def tokens(self, name: str) -> float:
+        """What an open account has had, over its weight."""
+        return self._accounts[name].tokens
+
+    def front(self, line: int, burst: float, most: int) -> tuple[list[str], list[str]]:
+        """Who waits in `line`, least served first: those within `burst` of the first, and others; `most` in all."""
+        waiting = self._lines[line][:most]
+        if not waiting:
+            return [], []
+        cut = bisect_right(waiting, waiting[0][0] + burst, key=lambda entry: entry[0])
+        names = [name for _, name in waiting]
+        return names[:cut], names[cut:]
+
+    def _take_out(self, account: Account, line: int) -> None:
+        entries = self._lines[line]
+        del entries[bisect_left(entries, (account.tokens, account.name))]
+
+    def _close_one(self) -> bool:
+        """Close the account of who waits for nothing and has had least: little is forgotten with it."""
+        idle = [account for account in self._accounts.values() if not any(account.waiting)]
+        if not idle:
+            return False
+        # An eighth at once, so that looking through all of them is rare.
+        for account in sorted(idle, key=lambda account: account.tokens)[: max(1, self._most // 8)]:
+            del self._accounts[account.name]
+        return True
