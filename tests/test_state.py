@@ -11,14 +11,40 @@ from pathlib import Path
 
 import pytest
 
-from foreserve import state
-from foreserve.core import Outcome, OutcomeKind
+from foreserve import rows, state
+from foreserve.core import Forecast, Length, Outcome, OutcomeKind
 from foreserve.errors import ConfigError
 from foreserve.settings import StateSettings
 from foreserve.state import History, HistoryReader, Past
 
 WALL = 1_700_000_000.0
 DAY = 86_400.0
+
+FORECAST = Forecast(
+    input_tokens=3,
+    output=Length(mean=8.0, p50=6.0, p80=10.0, p95=20.5, source="fast"),
+    most_tokens=64,
+    seconds=1.25,
+    least_seconds=0.5,
+)
+
+FIRST_SCHEMA = """
+CREATE TABLE requests (
+    n INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL, service TEXT NOT NULL, kind TEXT NOT NULL, ended REAL NOT NULL,
+    wait_s REAL, first_s REAL, total_s REAL NOT NULL,
+    finish TEXT, code TEXT NOT NULL, reason TEXT NOT NULL, tenant TEXT NOT NULL, parent TEXT,
+    replica TEXT, attempt INTEGER NOT NULL, why TEXT NOT NULL, cost TEXT NOT NULL, usage TEXT NOT NULL
+);
+CREATE INDEX requests_id ON requests (id);
+CREATE INDEX requests_service ON requests (service, n);
+CREATE INDEX requests_ended ON requests (ended);
+INSERT INTO requests VALUES (
+    7, 'old', 'chat', 'done', 1700000000.0, 0.5, 1.0, 2.5, 'stop', '', '', 'ann', NULL, 'chat-0', 0, 'first come',
+    '{"slots":1.0}', '{"output_tokens":7.0}'
+);
+PRAGMA user_version = 1;
+"""
 
 Open = Callable[..., History]
 
@@ -51,13 +77,15 @@ def test_what_is_recorded_is_found_with_its_figures(history: Open) -> None:
         outcome(
             1, started=10.5, first=11.0, finish="stop", tenant="ann", parent="root", replica="chat-0", attempt=1,
             why="first come", cost={"slots": 1.0}, usage={"prompt_tokens": 3.0, "output_tokens": 7.0},
+            forecast=FORECAST, beside=("r2", "r3"), running=4, ahead=12, before=9,
         ),
         WALL,
     )  # fmt: skip
     assert kept.find("r1") == Past(
         id="r1", service="chat", kind="done", ended=WALL, wait_s=0.5, first_s=1.0, total_s=2.5, finish="stop", code="",
         reason="", tenant="ann", parent="root", replica="chat-0", attempt=1, why="first come", cost={"slots": 1.0},
-        usage={"prompt_tokens": 3.0, "output_tokens": 7.0},
+        usage={"prompt_tokens": 3.0, "output_tokens": 7.0}, forecast=FORECAST, beside=("r2", "r3"), running=4, ahead=12,
+        before=9,
     )  # fmt: skip
     assert kept.find("nobody") is None
 
@@ -151,12 +179,12 @@ def test_a_full_buffer_drops_and_counts_and_never_waits(
     kept = history()
     with closing(sqlite3.connect(kept.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")  # the writer waits for its turn, as behind a slow disk
-        for number in range(state.BATCH_ROWS):
+        for number in range(rows.BATCH_ROWS):
             kept.record(outcome(number), WALL)
         assert kept.dropped > 0
         other.execute("COMMIT")
     kept.flush()
-    assert len(kept.recent(10_000)) + kept.dropped == state.BATCH_ROWS
+    assert len(kept.recent(10_000)) + kept.dropped == rows.BATCH_ROWS
     kept.close()
     assert "has lost" in caplog.text
 
@@ -221,10 +249,56 @@ def test_a_newer_file_is_left_alone(history: Open, tmp_path: Path) -> None:
     history().close()
     with closing(sqlite3.connect(file(tmp_path))) as database:
         database.execute(f"PRAGMA user_version = {state.SCHEMA + 1}")
-    with pytest.raises(ConfigError, match=r"newer Foreserve \(schema 2, this one knows up to 1\).*state\.folder"):
+    with pytest.raises(ConfigError, match=r"newer Foreserve \(schema 3, this one knows up to 2\).*state\.folder"):
         history()
     with closing(sqlite3.connect(file(tmp_path))) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (state.SCHEMA + 1,)
+
+
+def of_the_first_schema(tmp_path: Path) -> Past:
+    """Leaves a history as the first release wrote it, and gives what is known of its one row."""
+    file(tmp_path).parent.mkdir()
+    with closing(sqlite3.connect(file(tmp_path))) as database:
+        database.executescript(FIRST_SCHEMA)
+    return Past(
+        id="old", service="chat", kind="done", ended=WALL, wait_s=0.5, first_s=1.0, total_s=2.5, finish="stop", code="",
+        reason="", tenant="ann", parent=None, replica="chat-0", attempt=0, why="first come", cost={"slots": 1.0},
+        usage={"output_tokens": 7.0}, forecast=None, beside=None, running=None, ahead=None, before=None,
+    )  # fmt: skip
+
+
+def test_a_file_of_the_first_schema_keeps_its_rows(history: Open, tmp_path: Path) -> None:
+    old = of_the_first_schema(tmp_path)
+    kept = history()
+    kept.record(outcome(1, forecast=FORECAST, ahead=3), WALL + 1)
+    past, before = kept.recent()
+    assert before == old
+    assert (past.id, past.forecast, past.beside, past.ahead) == ("r1", FORECAST, (), 3)
+    kept.close()
+    assert [past.id for past in history().recent()] == ["r1", "old"]
+
+
+def test_a_file_of_the_first_schema_is_read_without_a_server(tmp_path: Path) -> None:
+    old = of_the_first_schema(tmp_path)
+    reader = HistoryReader(file(tmp_path))
+    assert reader.recent() == [reader.find("old")] == [old]
+    assert reader.children("old") == []
+
+
+def test_the_parts_of_a_request_are_found(history: Open) -> None:
+    kept = history()
+    for number in range(4):
+        kept.record(outcome(number, parent="root" if number else None), WALL)
+    assert [past.id for past in kept.children("root")] == ["r1", "r2", "r3"]
+    assert [past.id for past in kept.children("root", 1)] == ["r1"]
+
+
+def test_a_great_batch_is_kept_in_part(history: Open) -> None:
+    kept = history()
+    kept.record(outcome(1, beside=tuple(f"r{number}" for number in range(1000))), WALL)
+    past = kept.find("r1")
+    assert past is not None
+    assert past.beside == tuple(f"r{number}" for number in range(state.MAX_BESIDE))
 
 
 def test_a_folder_that_cannot_be_is_an_error_in_words(tmp_path: Path) -> None:

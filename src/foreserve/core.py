@@ -72,7 +72,10 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ramp(msgspec.Struct, frozen=True, kw_only=True):
-    """An amount of `resource` that begins at `base` and grows by one each step, for `steps` steps or up to `most`."""
+    """An amount of `resource` that begins at `base` and grows by one each step, as is foreseen for `steps` steps.
+
+    It may go on longer, until the amount is `most`.
+    """
 
     resource: str
     base: int

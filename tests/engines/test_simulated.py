@@ -1,4 +1,5 @@
 import asyncio
+import random
 
 import pytest
 
@@ -81,6 +82,136 @@ def test_who_does_not_fit_the_kv_cache_waits_in_order():
     seen = times(small, *((0.0, work(id, output=10, prompt=[1] * 20)) for id in "abc"))
     ends = [seen[id][-1][0] for id in "abc"]
     assert ends == [CLOSE(1.1), CLOSE(2.2), CLOSE(3.3)]
+
+
+def test_a_full_kv_cache_preempts_the_newest_which_is_computed_again_and_loses_nothing():
+    small = engine(kv_tokens=60, emit_every=4)
+    seen = times(small, *((0.0, work(id, output=20, prompt=[1] * 20)) for id in "ab"))
+    # Both join at 21 tokens, b a prefill later, and fill 60 after nine steps of 0.15 s: b gives way, waits for a's last
+    # ten steps of 0.1 s, and is prefilled with the ten tokens that it has made, which makes the eleventh.
+    assert small.preemptions == 1
+    assert seen["a"][-1] == CLOSE((0.4 + 9 * 0.15 + 10 * 0.1, 3))
+    assert seen["b"][-1] == CLOSE((2.75 + 0.3 + 9 * 0.1, 3))
+    assert [sum(tokens for _, tokens in seen[id]) for id in "ab"] == [20, 20]
+
+
+def test_preempted_ones_come_back_in_their_order_and_can_be_cancelled():
+    small = engine(kv_tokens=64, slots=4)
+    chunks = {id: [] for id in "abcd"}
+
+    async def main():
+        await small.start()
+
+        async def one(id):
+            async for chunk in small.run(work(id, output=40, prompt=[1] * 8)):
+                chunks[id].append(chunk)
+
+        tasks = [asyncio.create_task(one(id)) for id in "abcd"]
+        while small.preemptions < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        assert [sequence.work.id for sequence in small._waiting] == ["c", "d"]
+        assert 0.6 < (await small.load()).kv_fraction <= 1.0
+        await small.cancel("c")
+        await asyncio.gather(*tasks)
+        assert (await small.load()).kv_fraction == 0.0
+
+    clock.run(main())
+    assert {id: said[-1].finish.reason for id, said in chunks.items()} == {
+        "a": "length", "b": "length", "c": "cancelled", "d": "length",
+    }  # fmt: skip
+    for id in "abd":
+        assert [token for chunk in chunks[id] if chunk.data for token in chunk.data.ids] == list(range(8, 48))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_the_lengths_every_answer_is_whole_and_the_kv_cache_is_never_exceeded(seed):
+    draw = random.Random(seed)
+    small = engine(kv_tokens=draw.randint(100, 200), slots=draw.randint(6, 12), emit_every=draw.choice([None, 1, 7]))
+    works = [work(f"r{i}", output=draw.randint(1, 60), prompt=[1] * draw.randint(1, 40)) for i in range(60)]
+    most = 0
+
+    async def main():
+        nonlocal most
+        await small.start()
+
+        async def watch():
+            nonlocal most
+            while True:
+                most = max(most, (await small.load()).kv_fraction)
+                await asyncio.sleep(0.05)
+
+        async def one(each):
+            await asyncio.sleep(draw.uniform(0, 20))
+            return [chunk async for chunk in small.run(each)]
+
+        watching = asyncio.create_task(watch())
+        answers = await asyncio.gather(*(one(each) for each in works))
+        watching.cancel()
+        return answers
+
+    for each, chunks in zip(works, clock.run(main()), strict=True):
+        start = len(each.payload.prompt)
+        ids = [token for chunk in chunks if chunk.data for token in chunk.data.ids]
+        assert ids == list(range(start, start + each.payload.max_tokens))
+        assert chunks[-1].finish.reason == "length"
+    assert most <= 1.0
+    assert small.preemptions > 0
+
+
+def test_a_static_batch_that_outgrows_the_kv_cache_ends_with_an_error_that_may_be_retried():
+    static = engine(batching="static", kv_tokens=100)
+    works = [work("a", output=40, prompt=[1] * 30), work("b", output=2, prompt=[1] * 10)]
+
+    async def main(batch):
+        await static.start()
+        chunks = {each.id: [] for each in batch}
+        async for turn in static.run_batch(batch):
+            for chunk in turn:
+                chunks[chunk.id].append(chunk)
+        return chunks
+
+    chunks = clock.run(main(works))
+    assert chunks["b"][-1].finish.reason == "length"
+    finish = chunks["a"][-1].finish
+    assert (finish.reason, finish.detail) == ("error", {"retry": "memory"})
+    # 2 * (30 + 20) is all there is.
+    assert finish.usage["output_tokens"] == sum(len(chunk.data.ids) for chunk in chunks["a"] if chunk.data) == 20
+    alone = clock.run(main([works[0]]))["a"]
+    assert alone[-1].finish.reason == "length"
+
+
+def test_prompts_that_do_not_fit_together_end_before_their_first_token():
+    async def main():
+        static = engine(batching="static", kv_tokens=100)
+        await static.start()
+        works = [work(id, output=5, prompt=[1] * 50) for id in "ab"]
+        return [chunk async for turn in static.run_batch(works) async for chunk in _each(turn)]
+
+    async def _each(turn):
+        for chunk in turn:
+            yield chunk
+
+    chunks = clock.run(main())
+    assert [(chunk.id, chunk.data, chunk.finish.detail) for chunk in chunks] == [
+        (id, None, {"retry": "memory"}) for id in "ab"
+    ]
+
+
+def test_an_answer_that_is_continued_goes_on_as_it_would_have():
+    async def main():
+        drawing = engine(output_tokens=(20, 40), emit_every=1)
+        await drawing.start()
+
+        async def ids(**terms):
+            chunks = [chunk async for chunk in drawing.run(work("r", 60, ignore_eos=False, **terms))]
+            assert chunks[-1].finish.reason == "stop"
+            return [token for chunk in chunks if chunk.data for token in chunk.data.ids]
+
+        whole = await ids(prompt=[1] * 10)
+        rest = await ids(prompt=[1] * 10 + whole[:7], continued=7)
+        assert whole[:7] + rest == whole
+
+    clock.run(main())
 
 
 def test_output_lengths_are_drawn_by_seed_and_id_alone():

@@ -3,13 +3,17 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from foreserve.core import EngineInfo, Outcome, OutcomeKind, Price, Request, Work
+from foreserve.core import EngineInfo, Forecast, Length, Outcome, OutcomeKind, Price, Request, Work
 from foreserve.dispatch.admission import Bounded
 from foreserve.fleet.replicas import Replicas
 from foreserve.services.base import Service
 from foreserve.settings import FunctionSettings
 from foreserve.simulation.clock import run
 from tests.dispatch.harness import House, PlainDecoder
+
+FORECAST = Forecast(
+    input_tokens=1, output=Length(mean=7.0, p50=7.0, p80=7.0, p95=7.0, source="fast"), most_tokens=9, seconds=1.0
+)
 
 
 class Seconds:
@@ -23,7 +27,7 @@ class Seconds:
         return []
 
     def price(self, request: Request) -> Price:
-        return Price(cost={"slots": 1})
+        return Price(cost={"slots": 1}, forecast=FORECAST)
 
     def settled(self, outcome: Outcome) -> None: ...
 
@@ -78,6 +82,21 @@ def test_a_group_is_one_root_and_ends_as_its_worst_child():
         assert house.outcomes[-1] == group.outcome, "whoever hears of outcomes hears of the root"
         assert group.outcome.usage == {"items": 14}, "7 and 7 of the engine, nothing of the third"
         house.ledger.check(idle=True)
+
+    run(main())
+
+
+def test_what_was_foreseen_of_a_group_is_that_of_its_children():
+    async def main() -> None:
+        house = House()
+        house.replica(slots=4)
+        service(house).submit_group(request("root"), [1.0, 1.0], [None] * 2)
+        await asyncio.sleep(3)
+        *children, root = house.outcomes
+        assert [child.forecast for child in children] == [FORECAST, FORECAST]
+        assert (root.id, root.forecast, root.beside) == ("root", None, ()), (
+            "its usage is their sum, which is no child's"
+        )
 
     run(main())
 

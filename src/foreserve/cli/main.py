@@ -6,6 +6,7 @@ import typer
 
 from foreserve import __version__
 from foreserve.cli.bench import bench
+from foreserve.cli.explain import explain
 from foreserve.cli.serve import serve
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(bench)
+app.command()(explain)
 
 
 def _version(wanted: bool) -> None:

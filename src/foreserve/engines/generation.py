@@ -14,7 +14,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     Greedy when `temperature` is 0. `logprobs` asks for the log-probability of each chosen token and that many of its
     rivals (0: of the chosen alone). Generation ends at any of `stop_tokens`, which is not part of the answer's text but
     is counted as an output token; with `ignore_eos` at none. `stop` holds stop strings, which the service matches
-    itself. `predicted_tokens` is a hint, never a limit; the true length is not knowable here.
+    itself. `predicted_tokens` is a hint, never a limit; the true length is not knowable here. Where an answer goes on
+    that another engine had begun, `continued` of the prompt's last tokens are the answer's own.
     """
 
     prompt: list[int]
@@ -31,6 +32,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     json_schema: str | None = None
     priority: int | None = None
     predicted_tokens: int | None = None
+    continued: int = 0
 
 
 class Tokens(msgspec.Struct, frozen=True, kw_only=True):

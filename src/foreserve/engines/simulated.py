@@ -5,8 +5,11 @@ Time is the running loop's, and nothing else is used, so a virtual loop runs hou
 - Prefill comes first, one prompt after another, `prefill_s_per_token` each; decoding stands still meanwhile.
 - A decode step of n sequences takes `decode_s + (n - 1) * decode_s_per_seq` and gives each of them one token. The first
   token comes with the end of the prefill.
+- The KV cache holds prompts and what has been made of their answers. When it is full the newest sequence is preempted:
+  it waits before all others and is prefilled anew, with what it has made, once there is room.
 - A static batch is prefilled padded to its longest prompt and decoded to its longest output; every step costs the whole
-  batch, which is the waste that batch policies try to avoid.
+  batch, which is the waste that batch policies try to avoid. When it outgrows the KV cache all its rows end with an
+  error that says `{"retry": "memory"}`.
 
 Events happen at joins, first tokens, asked-for chunks and ends: a token by itself costs nothing.
 """
@@ -22,6 +25,7 @@ from typing import Any, Literal
 
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
 from foreserve.engines.answer import Numbered, generate_of, refusal
+from foreserve.engines.simulated_batch import SimulatedBatch
 from foreserve.engines.simulated_sequence import SimulatedSequence, StepTimer, draw, resolve
 
 
@@ -31,10 +35,9 @@ class SimulatedEngine:
     `batching` is "continuous" or "static". `output_tokens=None` runs every request to its `max_tokens`; `(low, high)`
     draws its length evenly from that range by `seed` and the request's id, so that it is the same in every run and on
     every replica. `emit_every` is how many tokens make a chunk: `None` is the first token and then everything at the
-    end, 1 is a stream. Token ids count up from the prompt's length and mean nothing. A payload
-    `{"seconds": x}` is work of another kind: it holds a slot for x seconds.
-
-    `kv_tokens` holds prompts with their outputs; who does not fit waits in order of arrival.
+    end, 1 is a stream. Token ids count up from the prompt's length and mean nothing; an answer that is continued
+    elsewhere goes on as it would have here. A payload `{"seconds": x}` is work of another kind: it holds a slot for x
+    seconds. `kv_tokens` is the size of the KV cache; who does not fit waits in order of arrival.
     """
 
     def __init__(
@@ -76,6 +79,9 @@ class SimulatedEngine:
         self._due: list[tuple[int, int, SimulatedSequence]] = []  # (decode step, order, who) of the next chunk of each
         self._step = 0  # decode steps since the start
         self._order = 0
+        self._batch: SimulatedBatch | None = None
+        self.preemptions = 0
+        """How often the KV cache was full, so that somebody's had to be computed again."""
         self._timed: dict[str, asyncio.Future[bool]] = {}  # works of the other kind that hold a slot
         self._timer = StepTimer()
         self._batch_turn = asyncio.Lock()
@@ -141,7 +147,8 @@ class SimulatedEngine:
             return Finish(reason="rejected", error=words)
         output = payload.max_tokens
         if self._output is not None and not payload.ignore_eos:
-            output = min(output, draw(self._seed, work.id, self._output[0], self._output[1]))
+            drawn = draw(self._seed, work.id, self._output[0], self._output[1])
+            output = min(output, max(drawn - payload.continued, 1))
         return SimulatedSequence(work, len(payload.prompt), output, output == payload.max_tokens, self._emit_every)
 
     def _nudge(self) -> None:
@@ -159,6 +166,7 @@ class SimulatedEngine:
 
     def _end(self, sequence: SimulatedSequence, finish: Finish) -> None:
         sequence.cancelled = finish.reason == "cancelled"
+        sequence.due = 0
         sequence.answer.end(finish)
         self._running.pop(sequence.work.id, None)
         if sequence.cancelled and sequence in self._waiting:
@@ -173,41 +181,61 @@ class SimulatedEngine:
                 await self._decode()
 
     def _fits(self, sequence: SimulatedSequence) -> bool:
-        used = sum(other.kv_tokens for other in self._running.values())
-        return len(self._running) < self._slots and used + sequence.kv_tokens <= self._kv_tokens
+        """Whether it can join, and everybody make one token more before somebody has to leave again."""
+        if not self._running:
+            return True
+        needed = sequence.kv_tokens(self._step) + 1 + len(self._running)
+        return len(self._running) < self._slots and self._used(self._step) + needed <= self._kv_tokens
+
+    def _used(self, step: int) -> int:
+        return sum(sequence.kv_tokens(step) for sequence in self._running.values())
 
     async def _prefill(self, sequence: SimulatedSequence) -> None:
         self._running[sequence.work.id] = sequence
-        await asyncio.sleep(sequence.prompt * self._prefill_s)
+        await asyncio.sleep((sequence.prompt + sequence.made) * self._prefill_s)
         if sequence.cancelled:
             return
         sequence.joined = self._step
-        self._emit(sequence, 1)
+        self._emit(sequence)
 
     async def _decode(self) -> None:
-        """Run whole steps up to the next chunk of anybody, or up to who comes or goes in between."""
-        while self._due and self._due[0][2].cancelled:
-            heapq.heappop(self._due)
+        """Run whole steps up to the next chunk of anybody, a full KV cache, or who comes or goes in between."""
+        while self._due and self._due[0][1] != self._due[0][2].due:
+            heapq.heappop(self._due)  # of one that was cancelled or preempted
         if not self._due:
             return
-        step_s = self._step_s(len(self._running))
-        self._step += await self._timer.spend(self._due[0][0] - self._step, step_s)
+        room = (self._kv_tokens - self._used(self._step)) // len(self._running)
+        if room < 1:
+            self._preempt()
+            return
+        steps = min(self._due[0][0] - self._step, room)
+        self._step += await self._timer.spend(steps, self._step_s(len(self._running)))
         while self._due and self._due[0][0] <= self._step:
-            _, _, sequence = heapq.heappop(self._due)
-            if not sequence.cancelled:
-                self._emit(sequence, self._step - sequence.joined + 1)
+            _, order, sequence = heapq.heappop(self._due)
+            if sequence.due == order:
+                self._emit(sequence)
+
+    def _preempt(self) -> None:
+        """The newest gives way. Whoever is alone always has room: prompt and answer fit the KV cache."""
+        _, newest = self._running.popitem()
+        newest.preempt(self._step)
+        self._waiting.appendleft(newest)
+        self.preemptions += 1
 
     def _step_s(self, n: int) -> float:
         return self._decode_s + max(0, n - 1) * self._decode_s_per_seq
 
-    def _emit(self, sequence: SimulatedSequence, reached: int) -> None:
-        """Put out what came up to token number `reached`, and note when the next chunk is due."""
-        sequence.put_up_to(reached)
+    def _emit(self, sequence: SimulatedSequence) -> None:
+        """Put out what has come, if a chunk is due, and note when the next one is."""
+        reached = sequence.reached(self._step)
+        if reached >= sequence.next_chunk:
+            sequence.put_up_to(reached)
         if reached >= sequence.output:
             self._end(sequence, sequence.finish())
             return
         self._order += 1
-        heapq.heappush(self._due, (sequence.joined + sequence.next_chunk - 1, self._order, sequence))
+        sequence.due = self._order
+        heapq.heappush(self._due, (self._step + sequence.next_chunk - reached, self._order, sequence))
 
     # --- a batch at a time: static batching
 
@@ -229,18 +257,13 @@ class SimulatedEngine:
     async def _run_rows(self, rows: list[SimulatedSequence]) -> AsyncGenerator[Sequence[Chunk]]:
         ids = [row.work.id for row in rows]
         self._running.update(zip(ids, rows, strict=True))
+        self._batch = SimulatedBatch(rows, self._kv_tokens)
         try:
-            if rows:
-                await asyncio.sleep(max(row.prompt for row in rows) * len(rows) * self._prefill_s)
-            step, step_s = 1, self._step_s(len(rows))
-            while rows:
-                due = [row for row in rows if row.cancelled or row.next_chunk <= step]
-                if due:
-                    yield [row.chunk_at(step) for row in due]
-                rows = [row for row in rows if not row.answer.ended]
-                if rows:
-                    step += await self._timer.spend(min(row.next_chunk for row in rows) - step, step_s)
+            async with aclosing(self._batch.run(self._prefill_s, self._step_s(len(rows)), self._timer)) as turns:
+                async for chunks in turns:
+                    yield chunks
         finally:
+            self._batch = None
             for id in ids:
                 self._running.pop(id, None)
 
@@ -262,7 +285,7 @@ class SimulatedEngine:
 
     async def load(self) -> EngineLoad:
         """See `Engine`."""
-        used = sum(sequence.kv_tokens for sequence in self._running.values())
+        used = self._batch.kv_tokens if self._batch else self._used(self._step + self._timer.under_way)
         return EngineLoad(
             running=len(self._running) + len(self._timed),
             waiting=len(self._waiting),

@@ -7,6 +7,8 @@ import hashlib
 import math
 from typing import Literal
 
+import msgspec
+
 from foreserve.core import Chunk, Finish, Work
 from foreserve.engines.answer import Numbered, TokenAnswer
 from foreserve.engines.generation import Tokens
@@ -27,15 +29,26 @@ class SimulatedSequence:
         self.output = output
         self.reason: Literal["stop", "length"] = "length" if limited else "stop"
         self.answer = TokenAnswer(work)
-        self.joined = 0  # the decode step at which its first token came
+        self.joined: int | None = None  # the decode step at which token number `made + 1` came, while it is decoded
+        self.made = 0  # tokens made before it joined: those of before it was preempted
+        self.due = 0  # the order of its entry among the chunks that are due; 0 is none
         self.cancelled = False
         self._numbered = Numbered(work)
         self._emit_every = emit_every
 
-    @property
-    def kv_tokens(self) -> int:
-        """What it holds of the KV cache from its prefill to its end."""
-        return self.prompt + self.output
+    def reached(self, step: int) -> int:
+        """How many tokens it has made by a decode step."""
+        return self.made if self.joined is None else self.made + 1 + step - self.joined
+
+    def kv_tokens(self, step: int) -> int:
+        """What it holds of the KV cache by a decode step, from its prefill on: its prompt and what it has made."""
+        return self.prompt + self.reached(step)
+
+    def preempt(self, step: int) -> None:
+        """Its KV cache is taken away; what it has made stays."""
+        self.made = self.reached(step)
+        self.joined = None
+        self.due = 0
 
     @property
     def next_chunk(self) -> int:
@@ -56,6 +69,15 @@ class SimulatedSequence:
         usage = {"prompt_tokens": float(self.prompt), "output_tokens": float(self.answer.output_tokens)}
         return Finish(reason=reason or self.reason, usage=usage)
 
+    def out_of_memory(self, token: int) -> Chunk:
+        """As a row of a static batch: its end at this token, since the batch has no more room to grow."""
+        ids = self.put_up_to(token)
+        finish = msgspec.structs.replace(
+            self.finish(), reason="error", error="the batch ran out of memory", detail={"retry": "memory"}
+        )
+        self.answer.end(finish)
+        return self._numbered.chunk(Tokens(ids=ids) if ids else None, finish)
+
     def chunk_at(self, token: int) -> Chunk:
         """As a row of a static batch: its chunk at this token; its end when it is cancelled or complete."""
         tokens = None if self.cancelled else Tokens(ids=self.put_up_to(token))
@@ -71,6 +93,15 @@ class StepTimer:
 
     def __init__(self) -> None:
         self._wake: asyncio.Future[bool] | None = None
+        self._began = 0.0
+        self._step_s = 0.0
+
+    @property
+    def under_way(self) -> int:
+        """Whole steps of the present `spend` that are over."""
+        if self._wake is None or not self._step_s:
+            return 0
+        return int((asyncio.get_running_loop().time() - self._began) / self._step_s + _SLACK)
 
     def interrupt(self) -> None:
         """Have `spend` return at the end of the step that is running."""
@@ -80,7 +111,7 @@ class StepTimer:
     async def spend(self, steps: int, step_s: float) -> int:
         """Spend `steps` steps of `step_s` seconds. Returns how many were spent: fewer when interrupted."""
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        began, self._began, self._step_s = loop.time(), loop.time(), step_s
         self._wake = loop.create_future()
         timer = loop.call_later(steps * step_s, resolve, self._wake, True)
         try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from foreserve.core import Cost, EngineInfo, EngineLoad, Work, restore, subtract
+from foreserve.core import Cost, EngineInfo, EngineLoad, Work
+from foreserve.fleet.occupancy import Occupancy
 from foreserve.messages import Abort, Chunks, Drain, Drained, FromWorker, Heartbeat, Ready, Run, StartFailed
 from foreserve.ports import Connection, Room
 
@@ -47,8 +48,7 @@ class Replica:
         self.load: EngineLoad | None = None
         self.ever_ready = False
         self.ready_at: float | None = None
-        self.held: dict[str, Work] = {}
-        self._free: dict[str, float] = {}
+        self._occupancy = Occupancy({})
         self.settled = asyncio.Event()
         """Set once it is ready or gone."""
         self._drained = asyncio.Event()
@@ -58,6 +58,11 @@ class Replica:
         self._on_gone = on_gone
 
     # --- what the dispatcher asks
+
+    @property
+    def held(self) -> Mapping[str, Work]:
+        """What it was given and has not ended, by id."""
+        return self._occupancy.held
 
     def capacity(self) -> Cost:
         """What it can hold at once; empty until it is ready."""
@@ -69,17 +74,21 @@ class Replica:
             return None
         if self.info.batching == "static" and self.held:
             return None
-        if self._free["slots"] < 1:
+        free, ahead = self._occupancy.room(self._now())
+        if free["slots"] < 1:
             return None
         return Room(
-            replica=self.name, free=self._free, capacity=self.info.capacity, running=len(self.held), load=self.load
+            replica=self.name,
+            free=free,
+            capacity=self.info.capacity,
+            running=len(self.held),
+            load=self.load,
+            ahead=ahead,
         )
 
     def run(self, works: Sequence[Work], plan: Any) -> None:
         """Give it work for which it has room."""
-        for work in works:
-            self.held[work.id] = work
-            self._free = subtract(self._free, work.cost)
+        self._occupancy.start(works, self._now())
         self._send(Run(works=tuple(works), plan=plan))
 
     def abort(self, ids: Sequence[str]) -> None:
@@ -104,19 +113,19 @@ class Replica:
         match message:
             case Chunks(chunks=chunks) if self.info is not None:
                 for chunk in chunks:
-                    if chunk.finish is not None and (work := self.held.pop(chunk.id, None)) is not None:
-                        # From the capacity, once nothing is held: sums of fractions would drift.
-                        self._free = restore(self._free, work.cost) if self.held else dict(self.info.capacity)
+                    if chunk.finish is not None:
+                        self._occupancy.end(chunk.id)
                 self._on_chunks(self, message)
                 if self.state is State.DRAINING and not self.held:
                     self._drained.set()
             case Heartbeat(load=load):
                 self.load = load
+                self._occupancy.heard(load, self._now())
             case Ready(info=info):
                 self.info = info
-                self._free = dict(info.capacity)
+                self._occupancy = Occupancy(info.capacity)
                 self.state = State.READY
-                self.ready_at = asyncio.get_running_loop().time()
+                self.ready_at = self._now()
                 self.ever_ready = True
                 self.settled.set()
                 self._on_ready(self)
@@ -134,7 +143,7 @@ class Replica:
         self.settled.set()
         self._drained.set()
         self._on_gone(self)
-        self.held.clear()
+        self._occupancy.clear()
 
     # --- leaving
 
@@ -154,3 +163,7 @@ class Replica:
     def _send(self, message: Run | Abort | Drain) -> None:
         if self._connection is not None and self.state is not State.GONE:
             self._connection.send(message)
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()

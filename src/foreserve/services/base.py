@@ -168,7 +168,7 @@ class Unread:
 class Group:
     """A root request and its children: it ends when the last of them has, as the worst of them did.
 
-    Its start and first chunk are the earliest of theirs, its usage their sum.
+    Its start and first chunk are the earliest of theirs, its usage their sum. What was foreseen is theirs alone.
     """
 
     WORST_FIRST = (
@@ -206,6 +206,8 @@ class Group:
                 worst,
                 id=self.id,
                 parent=None,
+                forecast=None,
+                beside=(),
                 started=min((o.started for o in self._ended if o.started is not None), default=None),
                 first=min((o.first for o in self._ended if o.first is not None), default=None),
                 usage=dict(usage),

@@ -1,0 +1,154 @@
+"""What one replica holds: sums of plain costs, and a look-ahead map of each resource that works ramp up.
+
+An engine that is given more than it has room for later preempts and computes again, which loses nothing and costs time:
+the map is there to make that rare, not to make it impossible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from foreserve.core import Cost, EngineLoad, Ramp, Work, restore, subtract
+from foreserve.foresight.anticipator import Anticipator
+
+WEIGHT = 0.2
+"""Of the newest heartbeat, in the moving rate of steps."""
+
+
+class StepClock:
+    """Counts the steps that a replica has taken from the time that passed and the length of its recent steps.
+
+    While no step's length is known nothing passes; the time is made up for once one is.
+    """
+
+    def __init__(self) -> None:
+        self._steps_per_s: float | None = None
+        self._since = 0.0
+        self._fraction = 0.0
+
+    def heard(self, last_step_s: float | None) -> None:
+        """A heartbeat told how long the newest step took, in seconds; `None` is not known."""
+        if last_step_s is None or last_step_s <= 0:
+            return
+        # Rates are averaged, not lengths: a heartbeat finds a long step more often than a short one, in proportion.
+        rate = 1.0 / last_step_s
+        self._steps_per_s = (
+            rate if self._steps_per_s is None else self._steps_per_s + WEIGHT * (rate - self._steps_per_s)
+        )
+
+    def begin(self, now: float) -> None:
+        """The replica had nothing to do until now."""
+        self._since, self._fraction = now, 0.0
+
+    def passed(self, now: float) -> int:
+        """Whole steps since the last call; what is left of one is carried over."""
+        if self._steps_per_s is None:
+            return 0
+        steps = self._fraction + max(now - self._since, 0.0) * self._steps_per_s
+        self._since = max(now, self._since)
+        self._fraction = steps % 1.0
+        return int(steps)
+
+
+class Ahead:
+    """What can still begin on one replica, by the maps of its resources (see `ports.LookAhead`)."""
+
+    def __init__(self, capacity: Cost) -> None:
+        self.capacity = capacity
+        """Of each resource, without what is set aside for works that have no ramp of it."""
+        self.maps: dict[str, Anticipator] = {}
+
+    def takes(self, ramps: Sequence[Ramp]) -> bool:
+        """An empty replica takes one, whatever is foreseen of it: nothing would ever become better by waiting."""
+        if len(ramps) <= 1 and not any(self.maps.values()):
+            return True
+        if len(ramps) == 1 and ramps[0].resource in self.capacity:
+            return self._fits(ramps[0].resource, ramps)
+        resources = dict.fromkeys(ramp.resource for ramp in ramps if ramp.resource in self.capacity)
+        return all(self._fits(name, [ramp for ramp in ramps if ramp.resource == name]) for name in resources)
+
+    def _fits(self, resource: str, ramps: Sequence[Ramp]) -> bool:
+        return self.map(resource).takes(ramps, self.capacity[resource])
+
+    def map(self, resource: str) -> Anticipator:
+        """The map of one resource."""
+        if resource not in self.maps:
+            self.maps[resource] = Anticipator()
+        return self.maps[resource]
+
+
+class Occupancy:
+    """Works that were given to one replica and have not ended. Pure but for its memory: `now` (seconds) is told.
+
+    `capacity` is the most that it holds. A resource that a work ramps up is judged by the map alone, the rest of its
+    cost is summed; resources that `capacity` does not name are not limited.
+    """
+
+    def __init__(self, capacity: Cost) -> None:
+        self.capacity = dict(capacity)
+        self._held: dict[str, Work] = {}
+        self._free = dict(capacity)
+        self._ahead = Ahead(self._free)
+        self._clock = StepClock()
+
+    @property
+    def held(self) -> Mapping[str, Work]:
+        """By id, oldest first."""
+        return self._held
+
+    def start(self, works: Sequence[Work], now: float) -> None:
+        """These begin now. What is still held under one of their ids is forgotten."""
+        self._advance(now)
+        for work in works:
+            self.end(work.id)
+            self._held[work.id] = work
+            self._set_free(subtract(self._free, self._plain(work)))
+            if (ramp := self._ramp(work)) is not None:
+                self._ahead.map(ramp.resource).add(work.id, ramp)
+
+    def end(self, work_id: str) -> None:
+        """It has ended, however that came about. Unknown ids are ignored."""
+        work = self._held.pop(work_id, None)
+        if work is None:
+            return
+        # From the capacity, once nothing is held: sums of fractions would drift.
+        self._set_free(restore(self._free, self._plain(work)) if self._held else dict(self.capacity))
+        if (ramp := self._ramp(work)) is not None:
+            self._ahead.map(ramp.resource).remove(work.id)
+
+    def clear(self) -> None:
+        """The replica is gone."""
+        for work_id in list(self._held):
+            self.end(work_id)
+
+    def heard(self, load: EngineLoad, now: float) -> None:
+        """What the engine says of itself."""
+        self._advance(now)
+        self._clock.heard(load.last_step_s)
+
+    def room(self, now: float) -> tuple[dict[str, float], Ahead]:
+        """What is free now, and what can still begin. Both are to be read before the next call and not kept."""
+        self._advance(now)
+        free = self._free
+        for resource, ahead in self._ahead.maps.items():
+            if ahead:
+                free = {**free, resource: free[resource] - ahead.held_now}
+        return free, self._ahead
+
+    def _advance(self, now: float) -> None:
+        if not self._held:
+            self._clock.begin(now)
+        elif steps := self._clock.passed(now):
+            for ahead in self._ahead.maps.values():
+                ahead.advance(steps)
+
+    def _set_free(self, free: dict[str, float]) -> None:
+        self._free = self._ahead.capacity = free
+
+    def _ramp(self, work: Work) -> Ramp | None:
+        """The ramp of a work, where it is of something that is limited here."""
+        return work.ramp if work.ramp is not None and work.ramp.resource in self.capacity else None
+
+    def _plain(self, work: Work) -> Cost:
+        ramp = self._ramp(work)
+        return work.cost if ramp is None else {name: cost for name, cost in work.cost.items() if name != ramp.resource}

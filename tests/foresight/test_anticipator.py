@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from foreserve.core import Ramp
+from foreserve.foresight.anticipator import LEAST_EXTENSION, Anticipator
+
+
+def ramp(base: int, steps: int, most: int | None = None) -> Ramp:
+    return Ramp(resource="kv_tokens", base=base, steps=steps, most=base + steps if most is None else most)
+
+
+class Naive:
+    """The same map, each ramp by itself: id to (base, began, end)."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.held: dict[str, tuple[int, int, int]] = {}
+
+    def at(self, step: int) -> int:
+        return sum(base + step - began for base, began, end in self.held.values() if began <= step < end)
+
+    def window(self, steps: int) -> list[int]:
+        return [self.at(self.now + i) for i in range(steps)]
+
+    def takes(self, ramps: list[Ramp], capacity: int) -> bool:
+        for i in range(max(each.steps for each in ramps)):
+            more = sum(each.base + i for each in ramps if i < each.steps)
+            if self.at(self.now + i) + more > capacity:
+                return False
+        return True
+
+
+def test_the_vector_of_the_specification():
+    ahead = Anticipator()
+    ahead.add("long", ramp(1000, 512))
+    ahead.add("short", ramp(200, 50))
+    window = ahead.window(60)
+    assert (window[0], window[49], window[50]) == (1200, 1298, 1050)
+    assert max(window) == window[49] == ahead.peak(60)
+    assert ahead.peak(50) == 1298
+    assert ahead.peak(49) == 1296
+    assert ahead.peak(1) == ahead.held_now == 1200
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_differences_are_the_naive_sum(seed: int):
+    """Random adds, ends, extensions and steps, as in the specification; predictions are never outlived here."""
+    draw = random.Random(seed)
+    ahead, naive = Anticipator(), Naive()
+    for number in range(200):
+        choice = draw.random()
+        if choice < 0.35:
+            new = ramp(draw.randint(1, 500), draw.randint(1, 600))
+            ahead.add(str(number), new)
+            naive.held[str(number)] = (new.base, naive.now, naive.now + new.steps)
+        elif choice < 0.5 and naive.held:
+            gone = draw.choice(list(naive.held))
+            ahead.remove(gone)
+            del naive.held[gone]
+        elif choice < 0.7 and naive.held:
+            longer, more = draw.choice(list(naive.held)), draw.randint(1, 60)
+            ahead.extend(longer, more)
+            base, began, end = naive.held[longer]
+            naive.held[longer] = (base, began, end + more)
+        else:
+            steps = draw.randint(0, 40)
+            if draw.random() < 0.1:
+                steps *= 20
+            due = [name for name, (_, _, end) in naive.held.items() if end <= naive.now + steps]
+            for name in due:
+                ahead.remove(name)
+                del naive.held[name]
+            ahead.advance(steps)
+            naive.now += steps
+        if number % 25 == 0:
+            assert ahead.window(100) == naive.window(100)
+            limit = draw.randint(1, 900)
+            assert ahead.peak(limit) == max(naive.window(limit))
+            for count in (1, 4):
+                asked = [ramp(draw.randint(1, 500), draw.randint(1, 200)) for _ in range(count)]
+                capacity = max(naive.window(200)) + draw.randint(0, 600) * count
+                assert ahead.takes(asked, capacity) == naive.takes(asked, capacity)
+    for name in list(naive.held):
+        ahead.remove(name)
+    assert ahead.window(1300) == [0] * 1300
+    assert not ahead._changes, "an ended ramp leaves nothing behind"
+
+
+def test_the_last_free_token_is_given_and_not_one_more():
+    ahead = Anticipator()
+    ahead.add("a", ramp(50, 10))  # 50 to 59
+    assert ahead.takes([ramp(20, 5)], 78)  # highest at the fifth step: 54 + 24
+    assert not ahead.takes([ramp(20, 5)], 77)
+    assert ahead.takes([ramp(20, 30)], 88)  # 59 + 29 at the tenth step, 49 at the thirtieth
+    assert not ahead.takes([ramp(20, 30)], 87)
+
+
+def test_one_that_outlives_its_prediction_is_extended_until_its_most_and_never_counted_as_nothing():
+    ahead = Anticipator()
+    ahead.add("a", ramp(100, 200, most=500))
+    seen = []
+    for _ in range(700):
+        ahead.advance(1)
+        seen.append(ahead.held_now)
+        assert ahead.peak(1000) >= ahead.held_now > 0
+    assert seen[:400] == list(range(101, 501)), "a fifth of 200 more, again and again"
+    assert set(seen[400:]) == {500}, "it cannot hold more than its most"
+    ahead.remove("a")
+    assert ahead.window(200) == [0] * 200
+    assert not ahead._changes
+
+
+def test_extensions_are_a_fifth_of_the_prediction_but_not_too_short():
+    ahead = Anticipator()
+    ahead.add("long", ramp(0, 200, most=1000))
+    ahead.add("short", ramp(0, 10, most=1000))
+    ahead.advance(10)
+    assert ahead.window(LEAST_EXTENSION + 1)[LEAST_EXTENSION - 1 :] == [2 * 25, 26]
+    ahead.remove("short")
+    ahead.advance(190)
+    assert ahead.window(41)[39:] == [239, 0]
+
+
+def test_many_steps_at_once_are_the_same_as_one_by_one():
+    one, many = Anticipator(), Anticipator()
+    for ahead in (one, many):
+        for number in range(5):
+            ahead.add(str(number), ramp(10 * number, 7 * number + 3, most=150 + number))
+    for _ in range(120):
+        one.advance(1)
+    many.advance(120)
+    assert (
+        one.held_now
+        == many.held_now
+        == sum(10 * number + 120 for number in range(3))
+        + sum(min(10 * number + 120, 150 + number) for number in (3, 4))
+    )
+
+
+def test_an_id_is_on_the_map_once():
+    ahead = Anticipator()
+    ahead.add("a", ramp(1, 1))
+    with pytest.raises(ValueError, match="already"):
+        ahead.add("a", ramp(1, 1))
+    ahead.remove("nobody")
+    assert len(ahead) == 1
+    assert "a" in ahead
