@@ -112,14 +112,16 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     """What admission knows of a service.
 
     `slots` is the sum over its ready replicas; `seconds_per_request` the recent mean time on a replica (`None` until
-    something has ended). `seconds_between_starts` is the pace of the queue while it was not empty (`None` until it has
-    been). `stretch` is how much longer than predicted nearly all recent requests took, queue and replica together.
+    something has ended) and `least_seconds` what hardly any takes less than. `seconds_between_starts` is the pace of
+    the queue while it was not empty (`None` until it has been). `stretch` is how much longer than predicted nearly all
+    recent requests took, queue and replica together.
     """
 
     waiting: int
     running: int
     slots: float
     seconds_per_request: float | None
+    least_seconds: float = 0.0
     stretch: float = 1.0
     seconds_between_starts: float | None = None
 
@@ -223,8 +225,23 @@ class Decoded(msgspec.Struct, frozen=True, kw_only=True):
     enough: bool = False
 
 
+class Resumed(msgspec.Struct, frozen=True, kw_only=True):
+    """How an answer goes on that has been given in part: `payload` asks an engine for the rest.
+
+    `steps` is how many steps of its ramp the answer has come.
+    """
+
+    payload: Any
+    steps: int
+
+
 class Decoder(Protocol):
-    """Turns one request's chunks into the events its caller reads. One per attempt; keeps its own state."""
+    """Turns one request's chunks into the events its caller reads, and keeps its own state.
+
+    There is one for each attempt that begins anew. A decoder may have `resume() -> Resumed | None`, asked when its
+    replica is lost: from then on it is fed the chunks of the attempt that goes on, and its `usage` counts all of them
+    and replaces the engine's. `None` is where what comes would not be what the caller asked for.
+    """
 
     def feed(self, chunk: Chunk) -> Decoded: ...
     def usage(self) -> dict[str, float]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from foreserve.errors import ConfigError
+from foreserve.settings import Environment, StateSettings
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,11 @@ class RowWriter(Generic[R]):
                 break
             item = self._buffer.get_nowait()
         return rows, item
+
+
+def state_folder(settings: StateSettings) -> Path:
+    """Where state is kept: `state.folder`, or `FORESERVE_STATE` when the settings name none."""
+    return Path(settings.folder).expanduser() if settings.folder else Environment.read().state
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -15,8 +15,8 @@ import msgspec
 
 from foreserve.core import Forecast, Outcome
 from foreserve.errors import BadRequest, ConfigError, ContextExceeded, EngineFailed, UpstreamRefused
-from foreserve.rows import BUFFER_ROWS, RowWriter, Tables, connect
-from foreserve.settings import Environment, StateSettings
+from foreserve.rows import BUFFER_ROWS, RowWriter, Tables, connect, state_folder
+from foreserve.settings import StateSettings
 
 MAX_TEXT = 300
 MAX_BESIDE = 64
@@ -122,8 +122,7 @@ _INSERT = f"INSERT INTO requests ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' 
 
 def history_file(settings: StateSettings) -> Path:
     """Where the history is: in `state.folder`, or in `FORESERVE_STATE` when the settings name none."""
-    folder = Path(settings.folder).expanduser() if settings.folder else Environment.read().state
-    return folder / "history.sqlite3"
+    return state_folder(settings) / "history.sqlite3"
 
 
 class HistoryReader:

@@ -1,4 +1,6 @@
-from foreserve.core import Work
+import msgspec
+
+from foreserve.core import Forecast, Length, Work
 from foreserve.dispatch.admission import (
     LEAST_RETRY_S,
     MOST_RETRY_S,
@@ -11,8 +13,13 @@ from foreserve.dispatch.admission import (
 from foreserve.ports import QueueView
 
 
-def work(deadline: float | None = None) -> Work:
-    return Work(id="a", payload=None, cost={}, arrival=0, deadline=deadline)
+def work(deadline: float | None = None, *, foreseen: float | None = None, priced: bool = True) -> Work:
+    forecast = None
+    if foreseen is not None:
+        output = Length(mean=50.0, p50=40.0, p80=60.0, p95=90.0, source="test")
+        forecast = Forecast(input_tokens=10, output=output, most_tokens=100, seconds=foreseen)
+    cost = {"slots": 1.0} if priced else {}
+    return Work(id="a", payload=None, cost=cost, arrival=0, deadline=deadline, forecast=forecast)
 
 
 def view(waiting: int, running: int = 4, pace: float | None = 2.0) -> QueueView:
@@ -52,10 +59,26 @@ def test_a_deadline_leaves_room_for_recent_errors():
     assert "5.5 s of work" in refusal.reason
 
 
+def test_what_is_foreseen_of_a_request_counts_and_not_what_others_take():
+    policy = Bounded(max_waiting=1000, max_wait_s=100)
+    assert policy.admit(work(deadline=5.5, foreseen=0.5), view(10), 0) is None  # 5 s wait + 0.5 s work
+    refusal = policy.admit(work(deadline=9.0, foreseen=4.5), view(10), 0)
+    assert refusal is not None
+    assert "4.5 s of work" in refusal.reason
+    assert policy.admit(work(deadline=0.1, foreseen=9.0), view(10, pace=None), 0) is None, "nothing has ended yet"
+
+
+def test_what_has_no_price_yet_is_refused_only_for_what_every_request_takes():
+    policy = Bounded(max_waiting=1000, max_wait_s=100)
+    seen = msgspec.structs.replace(view(10), least_seconds=0.25)
+    assert policy.admit(work(deadline=5.25, priced=False), seen, 0) is None
+    assert policy.admit(work(deadline=5.24, priced=False), seen, 0) is not None
+
+
 def test_the_pace_of_starts_tells_the_wait():
     paced = QueueView(waiting=10, running=4, slots=4, seconds_per_request=2.0, seconds_between_starts=0.25)
     assert predicted_wait(paced) == 2.5
-    assert predicted_total(paced) == 4.5
+    assert predicted_total(work(), paced) == 4.5
 
 
 def test_nothing_is_refused_on_a_guess():

@@ -9,7 +9,8 @@ import pytest
 from foreserve.core import Chunk, Finish, Outcome, OutcomeKind
 from foreserve.dispatch.admission import Bounded
 from foreserve.dispatch.batching import FirstCome, FixedBatches
-from foreserve.dispatch.dispatcher import AGAIN_S, MOST_ATTEMPTS
+from foreserve.dispatch.dispatcher import AGAIN_S
+from foreserve.dispatch.flight import MOST_ATTEMPTS
 from foreserve.errors import Expired, ReplicaLost, Shed, Unavailable
 from foreserve.ports import Decoded, Pick, Room, Wait
 from foreserve.simulation.clock import run

@@ -23,9 +23,20 @@ def predicted_wait(view: QueueView) -> float:
     return view.waiting * view.seconds_per_request / (view.running or view.slots or 1.0)
 
 
-def predicted_total(view: QueueView) -> float:
-    """Seconds until a request that joins the queue now would be done: predicted wait and recent service time."""
-    return predicted_wait(view) + (view.seconds_per_request or 0.0)
+def predicted_total(work: Work, view: QueueView) -> float:
+    """Seconds until a request that joins the queue now would be done: predicted wait and its time on a replica.
+
+    That is what is foreseen of it, or the mean of late; of one that has not been priced yet, the least it could be.
+    """
+    if view.seconds_per_request is None:
+        return 0.0
+    if work.forecast is not None:
+        seconds = work.forecast.seconds
+    elif work.cost:
+        seconds = view.seconds_per_request
+    else:
+        seconds = view.least_seconds
+    return predicted_wait(view) + seconds
 
 
 class Bounded:
@@ -50,7 +61,7 @@ class Bounded:
                 wait - self._max_wait_s,
             )
         if work.deadline is not None and view.waiting:
-            needed = predicted_total(view) * view.stretch
+            needed = predicted_total(work, view) * view.stretch
             left = work.deadline - now
             if needed > left:
                 words = (

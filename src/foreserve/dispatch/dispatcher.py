@@ -11,19 +11,15 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from foreserve.core import Chunk, Cost, Finish, Outcome, OutcomeKind, Work
-from foreserve.dispatch.admission import predicted_total
-from foreserve.dispatch.flight import Flight, ended, verdict
+from foreserve.core import Chunk, Cost, Finish, Outcome, Work
+from foreserve.dispatch import early
+from foreserve.dispatch.flight import Flight, ended
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
 from foreserve.dispatch.stream import Stream
-from foreserve.errors import ClientGone, EngineFailed, Expired, ReplicaLost, RequestError, Shed, Unavailable
 from foreserve.ports import Admission, BatchPolicy, Pick, Placement, QueueView, Room, Wait
 
 log = logging.getLogger(__name__)
-
-MOST_ATTEMPTS = 2
-"""A request is given to at most this many replicas."""
 
 AGAIN_S = 1.0
 """When policies are asked again after one of them has failed."""
@@ -133,7 +129,7 @@ class Dispatcher:
             except Exception as error:
                 # Of one request alone: the others of this step go on.
                 log.exception("the answer to %s cannot be read", chunk.id)
-                self._stop(flight, OutcomeKind.FAILED, EngineFailed, f"its answer cannot be read: {error}")
+                self._stop(flight, early.unreadable(flight, error, now))
                 continue
             if self._running.get(chunk.id) is not flight:
                 continue  # its reader left over this very chunk
@@ -147,7 +143,8 @@ class Dispatcher:
 
     def _finish(self, flight: Flight, finish: Finish, now: float) -> None:
         """The engine is done with a request, one way or the other."""
-        if isinstance(finish.detail, dict) and finish.detail.get("retry") and self._again(flight, now):
+        retry = finish.detail.get("retry") if isinstance(finish.detail, dict) else None
+        if retry and self._again(flight, now, memory=retry == "memory"):
             return
         self._end(flight, ended(flight, finish, now))
 
@@ -197,67 +194,48 @@ class Dispatcher:
     def _refusal(self, flight: Flight, now: float) -> Outcome | None:
         """The outcome of a request that is not taken in."""
         if self.unavailable is not None:
-            return verdict(flight, OutcomeKind.FAILED, Unavailable, self.unavailable, now, retry=1.0)
-        if flight.work.deadline is not None and flight.work.deadline <= now:
-            return verdict(flight, OutcomeKind.EXPIRED, Expired, "its deadline had passed", now)
-        view = self.view()
-        flight.predicted_s = predicted_total(view)
-        refusal = self._admission.admit(flight.work, view, now)
-        if refusal is not None:
-            return verdict(flight, OutcomeKind.SHED, Shed, refusal.reason, now, retry=refusal.retry_after)
-        return None
+            return early.unavailable(flight, self.unavailable, now)
+        return early.refused(flight, self.view(), self._admission, now)
 
     def leave(self, request_id: str, reason: str) -> None:
         """The caller wants no more of it. Unknown and ended requests are ignored."""
         flight = self._waiting.get(request_id) or self._running.get(request_id)
         if flight is not None:
-            self._stop(flight, OutcomeKind.CANCELLED, ClientGone, reason)
+            self._stop(flight, early.left(flight, reason, self._loop.time()))
 
     def _wait(self, flight: Flight, now: float) -> None:
-        flight.queue(len(self._waiting), self._started)
+        flight.queue(len(self._waiting), self._started, now)
         self._waiting[flight.work.id] = flight
         latest_start = now + self._max_wait_s
         if flight.work.deadline is not None:
-            latest_start = min(latest_start, flight.work.deadline - self._pace.least_service())
+            latest_start = min(latest_start, flight.work.deadline - self._pace.least_service(flight.work.forecast))
         flight.wait(self._loop, latest_start, self._overdue)
         self._policy.add(flight.work, now)
         self.wake()
 
-    def _again(self, flight: Flight, now: float) -> bool:
-        """Queue a lost request once more, when that is safe: it is idempotent and nobody has seen any of its answer."""
-        work = flight.work
-        if not work.idempotent or flight.first is not None or work.attempt + 1 >= MOST_ATTEMPTS:
+    def _again(self, flight: Flight, now: float, *, memory: bool = False) -> bool:
+        """Queue a lost request once more, where that is safe; `memory`: it only ran with too many others."""
+        if not flight.again(memory=memory):
             return False
-        self._running.pop(work.id, None)
-        flight.again()
+        del self._running[flight.work.id]
         self._wait(flight, now)
         return True
 
     def _overdue(self, flight: Flight) -> None:
-        """It has waited as long as it may, or too long to be done by its deadline: no replica shall begin it."""
-        waited = self._loop.time() - flight.work.arrival
-        if waited < self._max_wait_s and flight.work.deadline is not None:
-            words = f"after {waited:.1f} s in the queue it could no longer be done by its deadline"
-            self._stop(flight, OutcomeKind.EXPIRED, Expired, words)
-        elif self._runners:
-            words = f"it waited {self._max_wait_s:g} s, the most that the queue allows"
-            self._stop(flight, OutcomeKind.SHED, Shed, words)
-        else:
-            self._stop(flight, OutcomeKind.FAILED, Unavailable, f"no replica was ready for {self._max_wait_s:g} s")
+        now = self._loop.time()
+        self._stop(flight, early.overdue(flight, self._max_wait_s, replicas=bool(self._runners), now=now))
 
     def _expired(self, flight: Flight) -> None:
-        where = "in the queue" if flight.work.id in self._waiting else "while it ran"
-        self._stop(flight, OutcomeKind.EXPIRED, Expired, f"its deadline passed {where}")
+        waiting = flight.work.id in self._waiting
+        self._stop(flight, early.expired(flight, waiting=waiting, now=self._loop.time()))
 
-    def _stop(self, flight: Flight, kind: OutcomeKind, error: type[RequestError], reason: str) -> None:
+    def _stop(self, flight: Flight, outcome: Outcome) -> None:
         """End a request before its engine does; its replica hears of it and frees the room once it has stopped."""
-        work_id = flight.work.id
-        self._policy.remove(work_id)
+        self._policy.remove(outcome.id)
         runner = self._runners.get(flight.replica or "")
-        if work_id in self._running and runner is not None:
-            runner.abort([work_id])
-        retry = 1.0 if kind is not OutcomeKind.CANCELLED else None
-        self._end(flight, verdict(flight, kind, error, reason, self._loop.time(), retry=retry))
+        if outcome.id in self._running and runner is not None:
+            runner.abort([outcome.id])
+        self._end(flight, outcome)
 
     # --- replicas come and go
 
@@ -268,29 +246,18 @@ class Dispatcher:
         self.wake()
 
     def detach(self, runner: Runner, reason: str) -> None:
-        """A replica is gone or leaves. What it still ran is run again elsewhere once, or ends as failed."""
+        """A replica is gone or leaves. What it still ran goes on or is run again elsewhere once, or ends as failed."""
         self._runners.pop(runner.name, None)
         now = self._loop.time()
         for flight in [f for f in self._running.values() if f.replica == runner.name]:
             if not self._again(flight, now):
-                words = f"replica {runner.name} was lost {self._no_retry(flight)}: {reason}"
-                self._end(flight, verdict(flight, OutcomeKind.FAILED, ReplicaLost, words, now))
-
-    def _no_retry(self, flight: Flight) -> str:
-        """Why a request whose replica was lost does not run again."""
-        if flight.first is not None:
-            return "after part of the answer had been sent"
-        if not flight.work.idempotent:
-            return "while it ran, and it may have had effects"
-        return f"under its attempt {flight.work.attempt + 1} too"
+                self._end(flight, early.lost(flight, runner.name, reason, now))
 
     def give_up(self, reason: str) -> None:
         """No replica can be had for now: end what waits and refuse what comes, until one is attached."""
         self.unavailable = reason
         for flight in list(self._waiting.values()):
-            self._policy.remove(flight.work.id)
-            outcome = verdict(flight, OutcomeKind.FAILED, Unavailable, reason, self._loop.time(), retry=1.0)
-            self._end(flight, outcome)
+            self._stop(flight, early.unavailable(flight, reason, self._loop.time()))
 
     # --- what is known
 
@@ -306,6 +273,7 @@ class Dispatcher:
             running=len(self._running),
             slots=sum(capacity.get("slots", 1.0) for capacity in capacities),
             seconds_per_request=self._pace.service.value,
+            least_seconds=self._pace.least_service(),
             stretch=self._pace.stretch(),
             seconds_between_starts=self._pace.interval.value,
         )

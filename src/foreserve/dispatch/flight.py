@@ -10,7 +10,13 @@ import msgspec
 from foreserve.core import Chunk, Finish, Outcome, OutcomeKind, Work
 from foreserve.dispatch.stream import Stream
 from foreserve.errors import BadRequest, EngineFailed, RequestError, UpstreamRefused
-from foreserve.ports import Pick, Room
+from foreserve.ports import Pick, Resumed, Room
+
+MOST_ATTEMPTS = 2
+"""A request is given to at most this many replicas."""
+
+MOST_MEMORY_ATTEMPTS = 8
+"""That many where it was not lost but ran out of memory together with others: it then runs with ever fewer of them."""
 
 
 class Flight:
@@ -18,12 +24,16 @@ class Flight:
 
     def __init__(self, service: str, work: Work, stream: Stream) -> None:
         self.service = service
+        self.asked = work
+        """As it came; `work` is the present attempt."""
         self.work = work
         self.stream = stream
         self.predicted_s = 0.0
         """From arrival to end, as it was predicted when it came; 0 where nothing could be."""
         self.queued = False
         """Whether the batch policy has ever heard of it."""
+        self.waits_since = work.arrival
+        """When it joined the queue, the last time."""
         self.ahead = 0
         self.before = 0
         self.beside: tuple[str, ...] = ()
@@ -33,13 +43,18 @@ class Flight:
         self.started: float | None = None
         self.first: float | None = None
         """When the first chunk that the caller may have seen arrived."""
+        self.resumed = False
+        """Whether the present attempt goes on where another was lost."""
+        self._losses = 0
+        self._crowded = 0
         self._next_index = 0
         self._starts_before = 0
         self._queue_timer: asyncio.TimerHandle | None = None
         self._deadline_timer: asyncio.TimerHandle | None = None
 
-    def queue(self, waiting: int, starts: int) -> None:
+    def queue(self, waiting: int, starts: int, now: float) -> None:
         """It joins those that wait, after so many starts of others."""
+        self.waits_since = now
         if not self.queued:
             self.queued = True
             self.ahead = waiting
@@ -54,7 +69,8 @@ class Flight:
         self.running = room.running
         self.replica = room.replica
         self.why = pick.why
-        self.started = now
+        if self.started is None:
+            self.started = now
 
     def expects(self, replica: str, chunk: Chunk) -> bool:
         """Whether `chunk` is the next of the present attempt, and not a late or repeated one."""
@@ -67,13 +83,31 @@ class Flight:
             self.first = now
         return self.stream.put(chunk)
 
-    def again(self) -> None:
-        """Begin the next attempt from the start."""
-        self.work = msgspec.structs.replace(self.work, attempt=self.work.attempt + 1)
+    @property
+    def tried_enough(self) -> bool:
+        """Whether no further replica is to be lost by it."""
+        return self._losses + 1 >= MOST_ATTEMPTS
+
+    def again(self, *, memory: bool = False) -> bool:
+        """Begin the next attempt: from the start, or after what has been delivered. `memory`: the last ran out of that.
+
+        False, and nothing has happened, when it may not run again or cannot go on.
+        """
+        enough = self._crowded + 1 >= MOST_MEMORY_ATTEMPTS if memory else self.tried_enough
+        if not self.work.idempotent or enough:
+            return False
+        if self.first is None:
+            work, self.started = self.asked, None
+            self.stream.restart()
+        elif (resumed := self.stream.resume()) is not None:
+            work, self.resumed = _the_rest(self.asked, resumed), True
+        else:
+            return False
+        self._crowded, self._losses = self._crowded + memory, self._losses + (not memory)
+        self.work = msgspec.structs.replace(work, attempt=self.work.attempt + 1)
         self.replica = None
-        self.started = None
         self._next_index = 0
-        self.stream.restart()
+        return True
 
     def wait(self, loop: asyncio.AbstractEventLoop, latest: float, overdue: Callable[[Flight], None]) -> None:
         """Set the timer of its latest start (loop seconds), which a start cancels."""
@@ -89,6 +123,26 @@ class Flight:
         for timer in (self._queue_timer, self._deadline_timer):
             if timer is not None:
                 timer.cancel()
+
+
+def _the_rest(asked: Work, resumed: Resumed) -> Work:
+    """What is left of a work after so many steps: its ramp begins higher, and less is foreseen of it."""
+    steps, ramp, forecast = resumed.steps, asked.ramp, asked.forecast
+    if ramp is not None:
+        ramp = msgspec.structs.replace(ramp, base=ramp.base + steps, steps=max(ramp.steps - steps, 1))
+    if forecast is not None:
+        output = forecast.output
+        mean, p50, p80, p95 = (max(n - steps, 1.0) for n in (output.mean, output.p50, output.p80, output.p95))
+        share = min(mean / max(output.mean, 1.0), 1.0)
+        forecast = msgspec.structs.replace(
+            forecast,
+            input_tokens=forecast.input_tokens + steps,
+            output=msgspec.structs.replace(output, mean=mean, p50=p50, p80=p80, p95=p95),
+            most_tokens=max(forecast.most_tokens - steps, 1),
+            seconds=forecast.seconds * share,
+            least_seconds=forecast.least_seconds * share,
+        )
+    return msgspec.structs.replace(asked, payload=resumed.payload, ramp=ramp, forecast=forecast)
 
 
 def ended(flight: Flight, finish: Finish, now: float) -> Outcome:
@@ -130,6 +184,10 @@ def _outcome(
     retry_after: float | None = None,
 ) -> Outcome:
     work = flight.work
+    usage = flight.stream.usage()
+    if finish is not None:
+        # The engine that goes on with an answer counts what was delivered before as its prompt.
+        usage = {**finish.usage, **usage} if flight.resumed else {**usage, **finish.usage}
     return Outcome(
         id=work.id,
         service=flight.service,
@@ -149,10 +207,10 @@ def _outcome(
         attempt=work.attempt,
         why=flight.why,
         cost=work.cost,
-        forecast=work.forecast,
+        forecast=flight.asked.forecast,
         beside=flight.beside,
         running=flight.running,
         ahead=flight.ahead,
         before=flight.before,
-        usage={**flight.stream.usage(), **finish.usage} if finish else flight.stream.usage(),
+        usage=usage,
     )

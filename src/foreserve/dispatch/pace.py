@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foreserve.core import Outcome, OutcomeKind
+from foreserve.core import Forecast, Outcome, OutcomeKind
 
 WEIGHT = 0.1
 """Of the newest request, in the moving means."""
@@ -78,6 +78,8 @@ class Pace:
         """What covers nearly all of the recent errors; at least 1."""
         return max(1.0, (self.error.value or 1.0) + 2 * self.error.deviation)
 
-    def least_service(self) -> float:
-        """Seconds below which a request is hardly ever done; 0 while nothing is known."""
+    def least_service(self, forecast: Forecast | None = None) -> float:
+        """Seconds below which a request is hardly ever done, this one if foreseen; 0 while nothing is known."""
+        if forecast is not None and self.service.value is not None:
+            return forecast.least_seconds
         return max((self.service.value or 0.0) - 2 * self.service.deviation, 0.0)

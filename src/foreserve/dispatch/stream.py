@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from foreserve.core import Chunk, Outcome
-from foreserve.ports import Decoder
+from foreserve.ports import Decoder, Resumed
 
 
 class Stream:
@@ -45,6 +45,11 @@ class Stream:
         """Nothing was delivered and the request runs again from the start."""
         self._decoder = self._new_decoder()
         self._events.clear()
+
+    def resume(self) -> Resumed | None:
+        """Part has been delivered: how the request goes on from there, `None` when it cannot."""
+        resume = getattr(self._decoder, "resume", None)
+        return None if resume is None else resume()
 
     def put(self, chunk: Chunk) -> bool:
         """Add what `chunk` means. True when the request wants no more."""

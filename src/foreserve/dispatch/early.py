@@ -1,0 +1,69 @@
+"""Why a request ends without its engine having ended it, in words: refused, too late, left, or lost."""
+
+from __future__ import annotations
+
+from foreserve.core import Outcome, OutcomeKind
+from foreserve.dispatch.admission import predicted_total
+from foreserve.dispatch.flight import Flight, verdict
+from foreserve.errors import ClientGone, EngineFailed, Expired, ReplicaLost, Shed, Unavailable
+from foreserve.ports import Admission, QueueView
+
+RETRY_S = 1.0
+"""When to come again, where nothing better is known."""
+
+
+def refused(flight: Flight, view: QueueView, admission: Admission, now: float) -> Outcome | None:
+    """The outcome of a request that is not taken in; `None` when it is. Notes what is predicted of it."""
+    if flight.work.deadline is not None and flight.work.deadline <= now:
+        return verdict(flight, OutcomeKind.EXPIRED, Expired, "its deadline had passed", now)
+    flight.predicted_s = predicted_total(flight.work, view)
+    refusal = admission.admit(flight.work, view, now)
+    if refusal is not None:
+        return verdict(flight, OutcomeKind.SHED, Shed, refusal.reason, now, retry=refusal.retry_after)
+    return None
+
+
+def unavailable(flight: Flight, reason: str, now: float) -> Outcome:
+    """Nothing can be served for now."""
+    return verdict(flight, OutcomeKind.FAILED, Unavailable, reason, now, retry=RETRY_S)
+
+
+def overdue(flight: Flight, max_wait_s: float, *, replicas: bool, now: float) -> Outcome:
+    """It has waited as long as it may, or too long to be done by its deadline: no replica shall begin it."""
+    waited = now - flight.waits_since
+    if waited < max_wait_s and flight.work.deadline is not None:
+        words = f"after {waited:.1f} s in the queue it could no longer be done by its deadline"
+        return verdict(flight, OutcomeKind.EXPIRED, Expired, words, now, retry=RETRY_S)
+    if not replicas:
+        return unavailable(flight, f"no replica was ready for {max_wait_s:g} s", now)
+    words = f"it waited {max_wait_s:g} s, the most that the queue allows"
+    return verdict(flight, OutcomeKind.SHED, Shed, words, now, retry=RETRY_S)
+
+
+def expired(flight: Flight, *, waiting: bool, now: float) -> Outcome:
+    """Its deadline has passed."""
+    where = "in the queue" if waiting else "while it ran"
+    return verdict(flight, OutcomeKind.EXPIRED, Expired, f"its deadline passed {where}", now, retry=RETRY_S)
+
+
+def left(flight: Flight, reason: str, now: float) -> Outcome:
+    """Its caller wants no more of it."""
+    return verdict(flight, OutcomeKind.CANCELLED, ClientGone, reason, now)
+
+
+def unreadable(flight: Flight, error: Exception, now: float) -> Outcome:
+    """Its answer is none that its kind can read."""
+    words = f"its answer cannot be read: {error}"
+    return verdict(flight, OutcomeKind.FAILED, EngineFailed, words, now, retry=RETRY_S)
+
+
+def lost(flight: Flight, replica: str, reason: str, now: float) -> Outcome:
+    """Its replica is gone, and it does not run again."""
+    if not flight.work.idempotent:
+        why = "while it ran, and it may have had effects"
+    elif flight.tried_enough:
+        why = f"under its attempt {flight.work.attempt + 1} too"
+    else:
+        why = "after part of the answer had been sent, and it cannot be continued"
+    words = f"replica {replica} was lost {why}: {reason}"
+    return verdict(flight, OutcomeKind.FAILED, ReplicaLost, words, now)

@@ -1,0 +1,202 @@
+"""When a service's models are trained, and what becomes of it. Serving never waits for it and never fails by it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from foreserve.clock import offload, precise, wall
+from foreserve.foresight.length_history import History
+from foreserve.foresight.length_model import Model
+from foreserve.samples import Samples, Trained
+from foreserve.services.training import Job, Result, Tier, history_of, known, load, run
+from foreserve.services.training_process import train_apart
+from foreserve.settings import ForesightSettings
+
+log = logging.getLogger(__name__)
+
+FIRST: Final = 200
+"""Answers after which the first model is trained."""
+
+LEAST_NEW: Final = 50
+NEW_SHARE: Final = 0.02
+"""A model is trained anew once this many answers, or this share of all, have come since: less would change nothing."""
+
+MOST_BACKOFF_S: Final = 3600.0
+VIRTUAL_COST_S: Final = 10.0
+"""What a training takes on a virtual loop."""
+
+REMEMBERED: Final = 5000
+"""Rows that the histograms are made of again after a restart: what came before has faded."""
+
+Outcome = Literal["taken", "refused", "failed"]
+
+
+class Learned(msgspec.Struct, frozen=True, eq=False):
+    """What serves from now on: the models by tier, and the histograms where they were made anew."""
+
+    models: dict[Tier, Model]
+    history: History | None = None
+
+
+class Learner:
+    """Trains one service's models whenever enough has ended. `install` is given what serves from then on.
+
+    `heard` is told of each training: what became of it and how many seconds it took.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        settings: ForesightSettings,
+        samples: Samples,
+        folder: Path,
+        tiers: tuple[Tier, ...],
+        install: Callable[[Learned], None],
+        heard: Callable[[Outcome, float], None],
+    ) -> None:
+        self.service = service
+        self._settings = settings
+        self._samples = samples
+        self._folder = folder
+        self._tiers = tiers
+        self._install = install
+        self._heard = heard
+        self._new = 0
+        self._wanted = FIRST
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Take up what was learned before, then train in the background when it is time."""
+        at = wall()
+
+        def before() -> tuple[Learned, int, int, bool]:
+            self._samples.expire(at)
+            rows = self._samples.read(self.service)
+            trained = self._samples.trained(self.service)
+            models = {tier: load(self._folder, self.service, tier) for tier in self._tiers}
+            found = {tier: model for tier, model in models.items() if model is not None}
+            new = sum(row.n > trained.newest for row in rows) if trained is not None and found else len(rows)
+            stale = trained is not None and trained.stale
+            return Learned(found, history_of(known(rows[-REMEMBERED:]))), len(rows), new, stale
+
+        learned, rows, self._new, stale = await offload(before)
+        self._wanted = _wanted(rows) if learned.models else FIRST
+        self._install(learned)
+        if learned.models or rows:
+            log.info("%s: %d answers remembered, models: %s", self.service, rows, ", ".join(learned.models) or "none")
+        self._task = asyncio.create_task(self._run(not learned.models or stale), name=f"learning of {self.service}")
+        self.ended(0)
+
+    def ended(self, answers: int = 1) -> None:
+        """So many more answers have been kept to learn from."""
+        self._new += answers
+        if self._new >= self._wanted:
+            self._news.set()
+
+    async def stop(self) -> None:
+        """End a training that runs, with its process. Idempotent."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self, first: bool) -> None:
+        """Wait for enough news, train, and then not again for `train_s`; after failures for longer."""
+        failures = 0
+        while True:
+            if not first:
+                await asyncio.sleep(min(self._settings.train_s * 2.0**failures, MOST_BACKOFF_S))
+            await self._due()
+            began = precise()
+            try:
+                outcome = await self.train()
+                failures = 0
+            except Exception:
+                log.exception("%s: a training failed; answers are foreseen as before", self.service)
+                outcome, failures = "failed", min(failures + 1, 16)
+            first = False
+            self._heard(outcome, precise() - began)
+
+    async def _due(self) -> None:
+        """Until enough has ended, or what was learned has to be forgotten."""
+        while not self._news.is_set():
+            trained = await offload(lambda: self._samples.trained(self.service))
+            if trained is not None and trained.stale:
+                return
+            try:
+                async with asyncio.timeout(self._settings.train_s):
+                    await self._news.wait()
+            except TimeoutError:
+                await self._expire()
+
+    async def _expire(self) -> None:
+        at = wall()
+        await offload(lambda: self._samples.expire(at))
+
+    async def train(self) -> Outcome:
+        """Train now and put in place what is better. Raises what a training may."""
+        self._news.clear()
+        new, self._new = self._new, 0
+        try:
+            result, stale, rows = await self._trained()
+        except BaseException:
+            self._new += new
+            raise
+        self._wanted = _wanted(rows)
+        for judged in result.judged:
+            log.info("%s: the %s model of %d answers: %s", self.service, judged.tier, judged.rows, judged.why)
+        taken = any(judged.taken for judged in result.judged)
+        if taken or stale:
+            self._install(await offload(lambda: self._learned(stale)))
+        return "taken" if taken else "refused"
+
+    async def _trained(self) -> tuple[Result, bool, int]:
+        at = wall()
+
+        def prepare() -> Job:
+            self._samples.expire(at)
+            path = self._samples.path
+            return Job(
+                service=self.service,
+                folder=str(self._folder),
+                features=self._settings.features,
+                tiers=self._tiers,
+                most_rows=self._settings.keep_rows,
+                store=None if path is None else str(path),
+                rows=self._samples.read(self.service) if path is None else (),
+                trained=self._samples.trained(self.service),
+            )
+
+        job = await offload(prepare)
+        if getattr(asyncio.get_running_loop(), "virtual", False):
+            result = await offload(lambda: run(job), VIRTUAL_COST_S)
+        else:
+            result = await train_apart(job)
+        stale = job.trained is not None and job.trained.stale
+        forgotten = 0 if job.trained is None else job.trained.forgotten
+        trained = Trained(at=at, newest=result.newest, forgotten=forgotten)
+
+        def note() -> int:
+            if stale or any(judged.taken for judged in result.judged):
+                self._samples.set_trained(self.service, trained)
+            return self._samples.count(self.service)
+
+        return result, stale, await offload(note)
+
+    def _learned(self, stale: bool) -> Learned:
+        models = {tier: load(self._folder, self.service, tier) for tier in self._tiers}
+        history = None
+        if stale:
+            history = history_of(known(self._samples.read(self.service)[-REMEMBERED:]))
+        return Learned({tier: model for tier, model in models.items() if model is not None}, history)
+
+
+def _wanted(rows: int) -> int:
+    """New answers after which to train again."""
+    return max(LEAST_NEW, int(rows * NEW_SHARE))
