@@ -171,6 +171,7 @@ class Magnus:
                     self._late.place(member, self._rows, self._tokens)
                 if not batch.members:
                     continue
+                self._estimate([batch])
             works = _taken([member.work for member in batch.members.values()], rooms)
             if works:
                 return self._start(batches, batch, works, now)
