@@ -24,7 +24,7 @@ from foreserve.services.llm_text import ByteText, Text
 from foreserve.settings import LLMSettings, parse
 
 CONTINUOUS_POLICY = "fcfs"
-STATIC_POLICY = "fixed"
+STATIC_POLICY = "magnus"
 """Batch policies that suit an engine which takes work any time, and one that runs a batch to its end."""
 
 Progress = Callable[[float, str], None]
