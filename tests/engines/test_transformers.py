@@ -155,3 +155,24 @@ async def test_a_plan_bounds_every_answer(subject):
         for chunk in chunks:
             counts[chunk.id] = counts.get(chunk.id, 0) + len(chunk.data.ids)
     assert counts == {"a": 5, "b": 2}
+
+
+async def test_many_steps_of_rows_of_many_lengths_are_those_of_generate_alone(subject, tiny_llama, monkeypatch):
+    """Beyond what the cache had room for at first, and with padding: heads that share keys among them."""
+    import torch
+
+    from transformers import AutoModelForCausalLM
+
+    from foreserve.engines import transformers_attention
+
+    monkeypatch.setattr(transformers_attention, "GROWTH", 16)
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    assert model.config.num_key_value_heads < model.config.num_attention_heads
+    prompts = [[5, 6, 7], [3] * 40]
+    answers = await subject.run(*(work(f"r{i}", output=80, prompt=prompt) for i, prompt in enumerate(prompts)))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        alone = model.generate(
+            torch.tensor([prompt]), max_new_tokens=80, do_sample=False, pad_token_id=0, eos_token_id=None
+        )
+        assert answer.ids == alone[0, len(prompt) :].tolist()

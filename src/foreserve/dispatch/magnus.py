@@ -47,7 +47,7 @@ class Magnus:
 
     def __init__(
         self,
-        phi: float = 10_000.0,
+        phi: float = 20_000.0,
         order: Order = "hrrn",
         adaptive: bool = True,
         size: int | None = None,

@@ -87,6 +87,9 @@ class TransformersEngine:
         except (OSError, ValueError, RuntimeError, KeyError, MemoryError) as error:
             raise EngineStartError(f"transformers cannot load {self._folder}: {error}") from error
         model.eval()
+        from foreserve.engines.transformers_attention import prepare
+
+        prepare(model)
         model.generation_config = GenerationConfig()  # what ends and shapes an answer comes with each request
         self._model = model
         config = model.config.get_text_config()

@@ -98,13 +98,15 @@ class Batch:
         """
         import torch
 
+        from foreserve.engines.transformers_attention import cache_for
+
         ids, mask = left_padded([row.payload.prompt for row in self.rows], pad=0)
         prompt = ids.shape[1]
         steps = min(max(row.most for row in self.rows), self._kv_tokens // len(self.rows) - prompt)
         # One mask for all steps, of which each reads its part; a row's positions begin after its padding.
         mask = torch.cat([mask, torch.ones((len(self.rows), max(0, steps)), dtype=mask.dtype)], dim=1)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = None
+        cache = cache_for(model)
         begin, end = 0, prompt
         for _ in range(steps):
             out = model(
@@ -115,7 +117,6 @@ class Batch:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            cache = out.past_key_values
             tokens = self._choose(out.logits[:, -1])
             if self._advance(tokens):
                 return
