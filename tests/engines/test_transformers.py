@@ -160,7 +160,6 @@ async def test_a_plan_bounds_every_answer(subject):
 async def test_many_steps_of_rows_of_many_lengths_are_those_of_generate_alone(subject, tiny_llama, monkeypatch):
     """Beyond what the cache had room for at first, and with padding: heads that share keys among them."""
     import torch
-
     from transformers import AutoModelForCausalLM
 
     from foreserve.engines import transformers_attention

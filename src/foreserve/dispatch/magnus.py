@@ -41,7 +41,8 @@ class Magnus:
     Requests that come back, since memory ran out or their replica was lost, go into two halves of who was together,
     which nobody joins. One that comes back alone runs with its answer capped at what fits: `{"most_tokens": n}`.
 
-    Starvation is impossible: a waiting batch's ratio grows without bound, and that of one begun later from 0.
+    Starvation is impossible: every `oldest_every`th pick goes to the batch with the oldest request of those that take
+    part, however many shorter ones come.
     Raises ConfigError for options out of range.
     """
 
@@ -57,6 +58,7 @@ class Magnus:
         memory: Foreseen = "p80",
         burst_tokens: float = 65_536.0,
         tenant_weights: Mapping[str, float] | None = None,
+        oldest_every: int = 16,
     ) -> None:
         for name, value, least in (
             ("phi", phi, 0),
@@ -64,6 +66,7 @@ class Magnus:
             ("k", k, 1),
             ("size", size, 1),
             ("burst_tokens", burst_tokens, 0),
+            ("oldest_every", oldest_every, 2),
         ):
             if value is not None and not value >= least:
                 raise ConfigError(f"policy magnus: `{name}` is {value}; it must be at least {least}")
@@ -87,6 +90,8 @@ class Magnus:
         self._foreseen: str = foreseen
         self._memory: str = memory
         self._burst_tokens = burst_tokens
+        self._oldest_every = oldest_every
+        self._picks = 0
         self.times = BatchTime(k)
         self._fits = 0
         self._batches = Batches(phi)
@@ -179,12 +184,13 @@ class Magnus:
 
     def _in_order(self, ripe: Sequence[Batch], now: float) -> Iterable[Batch]:
         """By response ratio or age, equals by age; those of tenants that have had their share last."""
+        by_age = self._order == "fcfs" or (self._picks + 1) % self._oldest_every == 0
         self._estimate(ripe)
         names, _ = self._tenants.front(0, self._burst_tokens, MOST_TENANTS_FIRST)
         first = set(names)
 
         def rank(batch: Batch) -> tuple[bool, float, float]:
-            ratio = self._ratio(batch, now) if self._order == "hrrn" else 0.0
+            ratio = 0.0 if by_age else self._ratio(batch, now)
             return first.isdisjoint(batch.tenants), -ratio, batch.oldest
 
         return sorted(ripe, key=rank)
@@ -207,6 +213,7 @@ class Magnus:
 
     def _start(self, batches: Batches, batch: Batch, works: Sequence[Work], now: float) -> Pick:
         """Take these out of the queue; what is left of their batch waits on."""
+        self._picks += 1
         if len(works) < len(batch.members):
             batch = Batch(batches.cut(batch, [work.id for work in works]))
             self._estimate([batch])
