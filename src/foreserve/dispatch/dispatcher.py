@@ -69,6 +69,7 @@ class Dispatcher:
         self.unavailable: str | None = None
         """Why nothing can be served, in words: before the first replica is ready, and while the fleet has given up."""
         self._policy = policy
+        self._ahead = policy.ahead if isinstance(policy, Ahead) else None
         self._placement = placement
         self._admission = admission
         self._ledger = ledger
@@ -204,8 +205,8 @@ class Dispatcher:
             return verdict(flight, OutcomeKind.EXPIRED, Expired, "its deadline had passed", now)
         view = self.view()
         flight.predicted_s = predicted_total(view)
-        if view.waiting and isinstance(self._policy, Ahead):
-            view = msgspec.structs.replace(view, ahead=self._policy.ahead(flight.work, now))
+        if view.waiting and self._ahead is not None:
+            view = msgspec.structs.replace(view, ahead=self._ahead(flight.work, now))
         refusal = self._admission.admit(flight.work, view, now)
         if refusal is not None:
             return verdict(flight, OutcomeKind.SHED, Shed, refusal.reason, now, retry=refusal.retry_after)
