@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from benchmarks import continuous_report as figures
 from benchmarks import mixes, replay
 from benchmarks.common import Report, arguments, console
-from benchmarks.continuous_load import Load, Trial, Unloaded, closed, fit, measure
-from benchmarks.mixes import Ask, Mix
+from benchmarks.continuous_load import Load, Trial, Unloaded, closed, fit, measure, share_before
+from benchmarks.mixes import Mix
+from benchmarks.seeding import learn
 from benchmarks.servers import Server, foreserve
 
 ENGINE, REST = {0}, {1}
@@ -35,7 +37,7 @@ MAX_TOKENS = 1024
 
 KV_GB = 1.0
 QUEUE = {"max_waiting": 1024, "max_wait_s": 60.0}
-WARM = 48
+WARM = 24
 """Requests of the training part that each server answers before it is measured: its pace is then known to it."""
 
 
@@ -65,6 +67,20 @@ app = fs.App(chat=Replayed("smollm2", **{words!r}), state={state!r})
 """
 
 
+class Plan(msgspec.Struct, frozen=True):
+    """What is run of one mix: requests of a run, and repetitions for each share of saturation."""
+
+    requests: int
+    repetitions: dict[float, int]
+
+
+PLANS = {
+    "apps": Plan(400, {0.7: 1, 0.95: 3, 1.3: 3}),
+    "conversations": Plan(120, {1.3: 3}),
+}
+QUICK = {"apps": Plan(80, {1.3: 1})}
+
+
 class Bench:
     """Servers for one mix: their true lengths, and their state folders as they are before a run."""
 
@@ -83,7 +99,7 @@ class Bench:
         words = {
             "engine": "openvino", "threads": 1, "max_running": SLOTS, "kv_cache_gb": KV_GB, "queue": QUEUE, **side.words
         }  # fmt: skip
-        state = {"folder": str(folder), "history": False}
+        state = {"folder": str(folder)}
         app = folder / "app.py"
         app.write_text(APP.format(factory=replay.FACTORY, truths=str(self._truths), words=words, state=state))
         return stack.enter_context(foreserve(str(app), cores=REST, engine_cores=ENGINE))
@@ -94,25 +110,25 @@ class Bench:
         if not folder.exists():
             folder.mkdir()
             if side.learns:
-                learn(self.mix.train, folder)
+                asks = self.mix.draw_train(len(self.mix.train), 0)
+                for line in learn(asks, folder, MAX_TOKENS):
+                    console.print(f"  learned: {line}", highlight=False, markup=False)
         return folder
 
 
-def learn(asks: Sequence[Ask], folder: Path) -> None:
-    """Let a predictor learn from the training part, into a state folder. Until that can be done it begins with none."""
-
-
 def calibrate(bench: Bench, quick: bool) -> tuple[Unloaded, float]:
-    """What a request takes on an idle server, and how many a second a full house ends (first come)."""
+    """What a request takes on an idle server, and how much of that a full house does in a second (first come).
+
+    Counted as unloaded seconds, so that a draw of longer answers is no greater load than one of shorter ones.
+    """
     with ExitStack() as stack:
         server = bench.server(FCFS, stack)
         closed(server.url, bench.mix.draw_train(WARM, 9), SLOTS, MAX_TOKENS, REST)
-        alone = closed(server.url, bench.mix.draw_train(12 if quick else 40, 10), 1, MAX_TOKENS, REST)
-        count = 64 if quick else 320
-        full = closed(server.url, bench.mix.draw_train(count, 11), SLOTS + 8, MAX_TOKENS, REST)
-        last = max(result.sent for _, result in full)
-        ended = sum(result.ended <= last for _, result in full)
-        return fit(alone), ended / last
+        alone = closed(server.url, bench.mix.draw_train(10 if quick else 40, 10), 1, MAX_TOKENS, REST)
+        full = closed(server.url, bench.mix.draw_train(60 if quick else 320, 11), SLOTS + 8, MAX_TOKENS, REST)
+    unloaded = fit(alone)
+    last = max(result.sent for _, result in full)  # until then every slot is taken
+    return unloaded, sum(unloaded.seconds(ask) * share_before(last, result) for ask, result in full) / last
 
 
 def trial(bench: Bench, side: Side, load: Load, unloaded: Unloaded) -> Trial:
@@ -121,13 +137,6 @@ def trial(bench: Bench, side: Side, load: Load, unloaded: Unloaded) -> Trial:
         server = bench.server(side, stack)
         closed(server.url, bench.mix.draw_train(WARM, load.seed + 100), SLOTS, MAX_TOKENS, REST)
         return measure(server.url, bench.mix.draw(load.requests, load.seed), load, unloaded, MAX_TOKENS, REST)
-
-
-def plan(quick: bool) -> dict[str, tuple[list[float], int, int]]:
-    """For each mix: the shares of saturation, how many requests, how many repetitions."""
-    if quick:
-        return {"apps": ([1.3], 120, 1)}
-    return {"apps": ([0.7, 0.95, 1.3], 400, 3), "conversations": ([1.3], 150, 3)}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -153,40 +162,38 @@ def main() -> None:
         "words": msgspec.to_builtins(sides),
     }
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    for name, (loads, requests, repetitions) in plan(args.quick).items():
+    for name, planned in (QUICK if args.quick else PLANS).items():
         if args.mix not in (None, name):
             continue
-        chosen = [float(share) for share in args.loads.split(",")] if args.loads else loads
-        runs = run(name, sides, chosen, args.requests or requests, args.repetitions or repetitions, args.quick, report)
-        figures.add(report, name, runs, names)
+        loads = [float(share) for share in args.loads.split(",")] if args.loads else list(planned.repetitions)
+        repetitions = {load: args.repetitions or planned.repetitions.get(load, 1) for load in loads}
+        chosen = Plan(args.requests or planned.requests, repetitions)
+        figures.add(report, name, run(name, sides, chosen, args.quick, report), names)
     figures.tell(report)
     report.finish(args.json)
 
 
 def run(
-    name: str,
-    sides: Sequence[Side],
-    loads: Sequence[float],
-    requests: int,
-    repetitions: int,
-    quick: bool,
-    report: Report,
+    name: str, sides: Sequence[Side], chosen: Plan, quick: bool, report: Report
 ) -> dict[float, list[tuple[Trial, Trial]]]:
     """For each load, the trials of both sides, repetition by repetition; who begins changes from one to the next."""
     with tempfile.TemporaryDirectory(prefix="foreserve-continuous-") as folder:
         bench = Bench(mixes.MIXES[name](), Path(folder))
         unloaded, saturation = calibrate(bench, quick)
+        mean_s = float(np.mean([unloaded.seconds(ask) for ask in bench.mix.held_out]))
         report.settings[name] = {
-            "saturation_per_s": saturation, "requests": requests, "repetitions": repetitions, "loads": list(loads),
-            "unloaded": msgspec.to_builtins(unloaded),
+            "requests": chosen.requests, "repetitions": {str(load): n for load, n in chosen.repetitions.items()},
+            "saturation_per_s": saturation / mean_s, "unloaded": msgspec.to_builtins(unloaded),
         }  # fmt: skip
-        console.print(f"{name}: saturation {saturation:.2f} requests/s; unloaded {unloaded}", highlight=False)
-        runs: dict[float, list[tuple[Trial, Trial]]] = {load: [] for load in loads}
-        for repetition in range(repetitions):
-            for share in loads:
-                load = Load(rate=share * saturation, requests=requests, seed=repetition)
-                first, second = (0, 1) if repetition % 2 == 0 else (1, 0)
-                done = {side: trial(bench, sides[side], load, unloaded) for side in (first, second)}
+        console.print(f"{name}: saturation {saturation / mean_s:.2f} requests/s; {unloaded}", highlight=False)
+        runs: dict[float, list[tuple[Trial, Trial]]] = {load: [] for load in chosen.repetitions}
+        for repetition in range(max(chosen.repetitions.values())):
+            for share in (load for load, times in chosen.repetitions.items() if repetition < times):
+                asks = bench.mix.draw(chosen.requests, repetition)
+                rate = share * saturation * len(asks) / sum(unloaded.seconds(ask) for ask in asks)
+                load = Load(rate=rate, requests=len(asks), seed=repetition)
+                order = (0, 1) if repetition % 2 == 0 else (1, 0)
+                done = {side: trial(bench, sides[side], load, unloaded) for side in order}
                 runs[share].append((done[0], done[1]))
                 console.print(f"  {name} at {share:g}: {done[0]} | {done[1]}", highlight=False, markup=False)
     return runs

@@ -132,19 +132,24 @@ def measure(
         for ask, deadline in zip(asks, deadlines, strict=True)
     ]
     outcome = _run(url, prompts, poisson(load.rate, generator(load.seed)), max_tokens, cores)
+    return trial_of(asks, deadlines, outcome)
+
+
+def trial_of(asks: Sequence[Ask], deadlines: Sequence[float], outcome: Run) -> Trial:
+    """The figures of a run of these requests; deadlines are in seconds since each was due."""
     tenants: dict[str, list[float]] = {ask.tenant: [] for ask in asks}
     latencies, capped, good, tokens = [], [], 0, 0.0
     for result in outcome.results:
         ask, deadline = asks[result.index], deadlines[result.index]
-        latency = result.ended - result.due
         if result.ending is not Ending.DONE:
             capped.append(deadline)
             continue
+        latency = result.ended - result.due
         latencies.append(latency)
         capped.append(latency)
         tenants[ask.tenant].append(latency)
         good += latency <= deadline
-        tokens += result.output_tokens * _share_before(outcome.sending_s, result)
+        tokens += result.output_tokens * share_before(outcome.sending_s, result)
     counts = {tenant: sum(ask.tenant == tenant for ask in asks) for tenant in tenants}
     return Trial(
         latency_s=latencies,
@@ -159,19 +164,18 @@ def measure(
 
 
 def _endings(results: Sequence[Result]) -> dict[str, int]:
-    """By what the client saw: done, shed at once (429), expired in the queue (504) or within the answer."""
-    names = {429: "shed", 504: "expired"}
+    """By what the client saw: done, shed at once (429), expired before the answer (504) or within it."""
     counts: dict[str, int] = {}
     for result in results:
-        name = str(result.ending)
-        if result.ending is not Ending.DONE:
-            name = names.get(result.status or 0, name)
+        name = {429: "shed", 504: "expired"}.get(result.status or 0, str(result.ending))
+        if result.ending is Ending.STREAM_ERROR and "deadline" in result.error:
+            name = "expired_running"
         counts[name] = counts.get(name, 0) + 1
     return counts
 
 
-def _share_before(end: float, result: Result) -> float:
-    """How much of an answer had come while requests were still being sent."""
+def share_before(end: float, result: Result) -> float:
+    """How much of an answer had come at `end`."""
     times = result.output_times
     return sum(at <= end for at in times) / len(times) if times else 0.0
 
