@@ -131,7 +131,7 @@ class Unavailable(RequestError):
 
 
 class ReplicaLost(RequestError):
-    """The replica died and the request may not run again: part was delivered, it is not idempotent, or it has."""
+    """The replica died and the request may not run again, has done so already, or cannot go on where it was."""
 
     status = 503
     code = "replica_lost"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -102,6 +102,15 @@ class BatchPolicy(Protocol):
         ...
 
 
+@runtime_checkable
+class Ahead(Protocol):
+    """A batch policy that does not go by arrival may tell admission where a request would stand."""
+
+    def ahead(self, work: Work, now: float) -> float:
+        """About how many of those that wait would start before this one, were it added now. Cheap."""
+        ...
+
+
 class Placement(Protocol):
     """Where picked work runs. Returns the `replica` of one of `rooms`; all of them have room for it. Pure."""
 
@@ -114,7 +123,8 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     `slots` is the sum over its ready replicas; `seconds_per_request` the recent mean time on a replica (`None` until
     something has ended) and `least_seconds` what hardly any takes less than. `seconds_between_starts` is the pace of
     the queue while it was not empty (`None` until it has been). `stretch` is how much longer than predicted nearly all
-    recent requests took, queue and replica together.
+    recent requests took, queue and replica together. `ahead` is how many would start before the request in question,
+    where the policy tells; `None`: all that wait.
     """
 
     waiting: int
@@ -124,6 +134,7 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     least_seconds: float = 0.0
     stretch: float = 1.0
     seconds_between_starts: float | None = None
+    ahead: float | None = None
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

@@ -43,6 +43,15 @@ class Live:
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read() or b"null"), {k.lower(): v for k, v in error.headers.items()}
 
+    @contextlib.contextmanager
+    def stream(self, path: str, body: Any, timeout: float = 60.0) -> Iterator[Iterator[Any]]:
+        """The events of a streamed answer, up to `[DONE]`."""
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"content-type": "application/json"})
+        with _direct.open(request, timeout=timeout) as reply:
+            lines = (line.removeprefix(b"data: ").strip() for line in reply if line.startswith(b"data: "))
+            yield (json.loads(line) for line in lines if line != b"[DONE]")
+
     def status(self) -> dict[str, Any]:
         return self.get("/v1/foreserve/status")
 

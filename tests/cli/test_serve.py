@@ -131,6 +131,26 @@ def test_a_killed_worker_is_replaced_and_its_unseen_work_is_done(live: Live):
     assert "SIGKILL" in live.output()
 
 
+def test_a_worker_killed_in_the_middle_of_a_stream_is_not_noticed_in_the_answer(live: Live):
+    live.wait_ready(["chat"])
+    body = {"model": "chat", "prompt": "hello", "max_tokens": 60, "stream": True}
+    said: list[str] = []
+    usage = None
+    with live.stream("/v1/completions", {**body, "stream_options": {"include_usage": True}}) as events:
+        for event in events:
+            if event["choices"]:
+                said.append(event["choices"][0]["text"])
+            usage = event.get("usage") or usage
+            if len(said) == 10:
+                service = next(s for s in live.status()["services"] if s["name"] == "chat")
+                os.kill(service["replicas"][0]["pid"], signal.SIGKILL)
+    status, whole, _ = complete(live, 60)
+    assert status == 200
+    assert "".join(said) == whole["choices"][0]["text"]
+    assert usage == whole["usage"]
+    assert "replica_lost" not in live.output()
+
+
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import urllib.request
 from collections.abc import Iterator
 
 import openai
@@ -78,3 +81,27 @@ def test_a_prompt_beyond_the_context(client: OpenAI):
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "many words " * 9000}])
     assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_worker_killed_in_the_middle_of_an_answer_is_not_noticed_in_the_text():
+    # `exact`, since what is computed anew must be what was computed before.
+    app = App(chat=LLM("smollm2", kv_cache_gb=0.1, max_running=2, exact=True), state={"history": False})
+    words = {"model": "chat", "messages": ASK, "temperature": 0, "max_tokens": 60}
+    with serving(app) as house, OpenAI(base_url=f"{house.url}/v1", api_key="-", max_retries=0) as client:
+        whole = client.chat.completions.create(**words)  # type: ignore[call-overload]
+        with urllib.request.urlopen(f"{house.url}/v1/foreserve/status") as reply:
+            (replica,) = json.loads(reply.read())["services"][0]["replicas"]
+        stream = client.chat.completions.create(**words, stream=True, stream_options={"include_usage": True})  # type: ignore[call-overload]
+        parts, killed = [], False
+        for chunk in stream:
+            parts.append(chunk)
+            if not killed and sum(bool(part.choices and part.choices[0].delta.content) for part in parts) == 5:
+                os.kill(replica["pid"], signal.SIGKILL)
+                killed = True
+    assert killed
+    assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices) == (
+        whole.choices[0].message.content
+    )
+    assert [part.choices[0].finish_reason for part in parts if part.choices][-1] == whole.choices[0].finish_reason
+    usage = parts[-1].usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (whole.usage.prompt_tokens, whole.usage.completion_tokens)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import msgspec
 
 from foreserve.core import Chunk, Cost, Finish, Outcome, Work
 from foreserve.dispatch.admission import Bounded
@@ -13,7 +15,7 @@ from foreserve.dispatch.dispatcher import Dispatcher
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.placement import LeastRequests
 from foreserve.dispatch.stream import Stream
-from foreserve.ports import Decoded, Room
+from foreserve.ports import Decoded, Resumed, Room
 
 
 class PlainDecoder:
@@ -32,8 +34,38 @@ class PlainDecoder:
         return {"items": self.seen}
 
 
+class Tale(msgspec.Struct, frozen=True):
+    """A payload: tell `text` letter by letter, from `told` on, one each `step_s`."""
+
+    text: str
+    step_s: float
+    told: int = 0
+
+
+class Listener:
+    """The decoder of a `Tale`, which can be told on."""
+
+    resumptions: ClassVar[int] = 0
+
+    def __init__(self, tale: Tale) -> None:
+        self._tale = tale
+        self._heard = ""
+
+    def feed(self, chunk: Chunk) -> Decoded:
+        self._heard += chunk.data or ""
+        return Decoded(events=[chunk.data] if chunk.data else [])
+
+    def resume(self) -> Resumed | None:
+        told = len(self._heard)
+        Listener.resumptions += 1
+        return Resumed(payload=msgspec.structs.replace(self._tale, told=told), steps=told)
+
+    def usage(self) -> dict[str, float]:
+        return {"letters": len(self._heard)}
+
+
 class ScriptedReplica:
-    """Runs `payload` seconds of work with `slots` at once, one chunk half-way and a finish at the end."""
+    """Runs `payload` seconds of work, a chunk half-way and a finish at the end, or tells a tale; `slots` at once."""
 
     def __init__(self, name: str, house: House, slots: int = 1) -> None:
         self.name = name
@@ -60,12 +92,23 @@ class ScriptedReplica:
         loop = asyncio.get_running_loop()
         for work in works:
             self.held[work.id] = work
+            if isinstance(work.payload, Tale):
+                self._timers[work.id] = list(self._tell(work, work.payload))
+                continue
             half = float(work.payload) / 2
             self._timers[work.id] = [
                 loop.call_later(half, self.say, work, 0, "half", None),
                 loop.call_later(2 * half, self.say, work, 1, None, Finish(reason="stop", usage={"items": 7})),
             ]
         self.most_held = max(self.most_held, len(self.held))
+
+    def _tell(self, work: Work, tale: Tale) -> Iterator[asyncio.TimerHandle]:
+        loop = asyncio.get_running_loop()
+        rest = tale.text[tale.told :]
+        for index, letter in enumerate(rest):
+            yield loop.call_later((index + 1) * tale.step_s, self.say, work, index, letter, None)
+        finish = Finish(reason="stop", usage={"letters": len(rest)})
+        yield loop.call_later((len(rest) + 1) * tale.step_s, self.say, work, len(rest), None, finish)
 
     def say(self, work: Work, index: int, data: Any, finish: Finish | None) -> None:
         if finish is not None:
@@ -80,6 +123,12 @@ class ScriptedReplica:
             work = self.held.get(request_id)
             if work is not None:  # the engine stops one step later
                 asyncio.get_running_loop().call_later(0.01, self.say, work, 99, None, Finish(reason="cancelled"))
+
+    def fail(self, request_id: str, index: int, finish: Finish) -> None:
+        """End one request at once, as its engine does on an error."""
+        for timer in self._timers.pop(request_id):
+            timer.cancel()
+        self.say(self.held[request_id], index, None, finish)
 
     def die(self, reason: str = "killed") -> None:
         for timers in self._timers.values():
@@ -115,10 +164,15 @@ class House:
         stall_s = words.pop("stall_s", 30.0)
         bound = words.pop("bound", 100)
         decoder = words.pop("decoder", PlainDecoder)
-        work = Work(id=request_id, payload=seconds, cost=words.pop("cost", {"slots": 1}), arrival=now, **words)
+        payload = words.pop("payload", seconds)
+        work = Work(id=request_id, payload=payload, cost=words.pop("cost", {"slots": 1}), arrival=now, **words)
         stream = Stream(request_id, decoder, bound=bound, stall_s=stall_s, on_leave=self.dispatcher.leave)
         self.dispatcher.submit(work, stream)
         return stream
+
+    def tell(self, request_id: str, text: str, step_s: float, **words: Any) -> Stream:
+        tale = Tale(text, step_s)
+        return self.submit(request_id, payload=tale, decoder=lambda: Listener(tale), **words)
 
     def turned_away(self, request_id: str) -> bool:
         now = asyncio.get_running_loop().time()

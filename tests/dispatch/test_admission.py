@@ -6,11 +6,12 @@ from foreserve.dispatch.admission import (
     MOST_RETRY_S,
     Always,
     Bounded,
+    Foreseen,
     Patient,
     predicted_total,
     predicted_wait,
 )
-from foreserve.ports import QueueView
+from foreserve.ports import QueueView, Refusal
 
 
 def work(deadline: float | None = None, *, foreseen: float | None = None, priced: bool = True) -> Work:
@@ -97,3 +98,25 @@ def test_patient_refuses_when_the_queue_is_full_alone():
     refusal = policy.admit(work(), view(10), 0)
     assert refusal is not None
     assert "10 requests wait (limit 10)" in refusal.reason
+
+
+def test_foreseen_goes_by_the_requests_own_time_and_place():
+    policy = Foreseen(max_waiting=100, max_wait_s=0.001)
+    length = Length(mean=10, p50=10, p80=10, p95=10, source="test")
+    forecast = Forecast(input_tokens=1, output=length, most_tokens=20, seconds=3.0)
+    own = Work(id="a", payload=None, cost={}, arrival=0, deadline=5.0, forecast=forecast)
+
+    def asked(ahead: float | None) -> Refusal | None:
+        seen = QueueView(
+            waiting=10, running=4, slots=4, seconds_per_request=99.0, seconds_between_starts=0.5, ahead=ahead
+        )
+        return policy.admit(own, seen, 0)
+
+    assert asked(4.0) is None  # 4 * 0.5 s + 3 s
+    for ahead, wait in ((4.2, "2.1 s"), (None, "5.0 s")):
+        refusal = asked(ahead)
+        assert refusal is not None
+        assert refusal.reason == f"{wait} predicted wait and 3.0 s of work exceed its deadline in 5.0 s"
+    assert policy.admit(work(deadline=0.1), view(50), 0) is None, "nothing is foreseen of it"
+    assert policy.admit(own, view(0), 4.9) is None, "it starts at once"
+    assert policy.admit(work(), view(100), 0) is not None

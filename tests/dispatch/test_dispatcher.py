@@ -6,11 +6,12 @@ from typing import ClassVar
 
 import pytest
 
-from foreserve.core import Chunk, Finish, Outcome, OutcomeKind
+from foreserve.core import Chunk, Finish, Forecast, Length, Outcome, OutcomeKind, Ramp
 from foreserve.dispatch.admission import Bounded
 from foreserve.dispatch.batching import FirstCome, FixedBatches
 from foreserve.dispatch.dispatcher import AGAIN_S
-from foreserve.dispatch.flight import MOST_ATTEMPTS
+from foreserve.dispatch.flight import MOST_ATTEMPTS, MOST_MEMORY_ATTEMPTS
+from foreserve.dispatch.stream import Stream
 from foreserve.errors import Expired, ReplicaLost, Shed, Unavailable
 from foreserve.ports import Decoded, Pick, Room, Wait
 from foreserve.simulation.clock import run
@@ -149,6 +150,127 @@ def test_retries_keep_their_order_before_later_arrivals():
         for stream in streams:
             await stream.settled()
         assert [batch[0] for batch in other.batches] == ["a", "b", "c", "d", "e"]
+
+    run(main())
+
+
+async def heard(stream: Stream) -> str:
+    return "".join([letter async for letters in stream for letter in letters])
+
+
+def test_an_answer_that_can_be_continued_outlives_its_replica():
+    async def main() -> None:
+        house = House()
+        doomed = house.replica("doomed", slots=2)
+        output = Length(mean=40.0, p50=20.0, p80=60.0, p95=80.0, source="test")
+        forecast = Forecast(input_tokens=3, output=output, most_tokens=90, seconds=8.0, least_seconds=4.0)
+        ramp = Ramp(resource="kv_tokens", base=3, steps=60, most=93)
+        stream = house.tell("a", "once upon a time", 1.0, forecast=forecast, ramp=ramp)
+        hearing = asyncio.create_task(heard(stream))
+        await asyncio.sleep(6.5)
+        doomed.die()
+        other = house.replica("other", slots=2)
+        await asyncio.sleep(0.1)
+        rest = other.held["a"]
+        assert rest.ramp == Ramp(resource="kv_tokens", base=9, steps=54, most=93)
+        assert rest.forecast is not None
+        assert (rest.forecast.output.p50, rest.forecast.output.p80, rest.forecast.most_tokens) == (14.0, 54.0, 84)
+        assert (rest.forecast.seconds, rest.forecast.least_seconds) == pytest.approx((6.8, 3.4))
+        assert await hearing == "once upon a time"
+        outcome = await stream.settled()
+        assert (outcome.kind, outcome.attempt, outcome.replica) == (OutcomeKind.DONE, 1, "other")
+        assert (outcome.started, outcome.first, outcome.ended) == (0.0, 1.0, 6.5 + 11)
+        assert outcome.usage == {"letters": 16}, "counted once, over both attempts"
+        assert outcome.forecast == forecast, "as it was when it came"
+        house.ledger.check(idle=True)
+
+    run(main())
+
+
+def test_what_was_delivered_of_a_lost_attempt_is_not_delivered_again_by_its_late_chunks():
+    async def main() -> None:
+        house = House()
+        doomed = house.replica("doomed")
+        stream = house.tell("a", "abcdef", 1.0)
+        hearing = asyncio.create_task(heard(stream))
+        await asyncio.sleep(2.5)
+        work = doomed.held["a"]
+        doomed.die()
+        house.replica("other")
+        await asyncio.sleep(0)
+        doomed.say(work, 2, "x", None)
+        doomed.say(work, 0, "x", Finish(reason="stop"))
+        assert await hearing == "abcdef"
+
+    run(main())
+
+
+def test_a_request_that_may_not_run_twice_is_not_continued_either():
+    async def main() -> None:
+        house = House()
+        doomed = house.replica("doomed")
+        stream = house.tell("a", "abcdef", 1.0, idempotent=False)
+        await asyncio.sleep(2.5)
+        doomed.die()
+        outcome = await stream.settled()
+        assert (outcome.kind, outcome.code) == (OutcomeKind.FAILED, "replica_lost")
+
+    run(main())
+
+
+def test_running_out_of_memory_together_is_tried_more_often_than_a_loss_but_not_for_ever():
+    async def main() -> None:
+        house = House()
+        replica = house.replica()
+        crowded = Finish(reason="error", error="out of memory", detail={"retry": "memory"})
+        stream = house.tell("a", "abcdefghijklmnopq", 1.0)
+        hearing = asyncio.create_task(heard(stream))
+        for attempt in range(MOST_MEMORY_ATTEMPTS):
+            await asyncio.sleep(1.5)
+            assert replica.held["a"].attempt == attempt
+            replica.fail("a", 1, crowded)
+        assert await hearing == "abcdefgh", "a letter each time"
+        outcome = await stream.settled()
+        assert (outcome.kind, outcome.code) == (OutcomeKind.FAILED, "engine_error")
+        house.ledger.check(idle=True)
+
+    run(main())
+
+
+def test_a_wait_for_memory_does_not_count_as_a_loss():
+    async def main() -> None:
+        house = House()
+        replica = house.replica("r0")
+        stream = house.tell("a", "abc", 1.0)
+        for _ in range(3):
+            await asyncio.sleep(0.5)
+            replica.fail("a", 0, Finish(reason="error", error="full", detail={"retry": "memory"}))
+        await asyncio.sleep(0.5)
+        replica.die()
+        house.replica("r1")
+        assert await heard(stream) == "abc"
+        assert stream.outcome is not None
+        assert stream.outcome.started == 2.0, "nothing of the earlier attempts was used"
+
+    run(main())
+
+
+def test_a_deadline_is_judged_by_what_is_foreseen_of_the_request():
+    async def main() -> None:
+        house = House()
+        house.replica()
+        for number in range(3):
+            await house.submit(f"before{number}", 2.0).settled()
+        start = asyncio.get_running_loop().time()
+        house.submit("long", 3.0)
+        output = Length(mean=1.0, p50=1.0, p80=1.0, p95=1.0, source="test")
+        brief = Forecast(input_tokens=1, output=output, most_tokens=1, seconds=0.5, least_seconds=0.4)
+        outcome = await house.submit("brief", 0.5, deadline=start + 4.0, forecast=brief).settled()
+        assert (outcome.kind, outcome.started) == (OutcomeKind.DONE, start + 3.0)
+        house.submit("long2", 3.0)
+        late = await house.submit("late", 0.5, deadline=start + 6.8, forecast=brief).settled()
+        assert late.kind is OutcomeKind.EXPIRED
+        assert late.ended == pytest.approx(start + 6.4), "0.4 s before its deadline"
 
     run(main())
 

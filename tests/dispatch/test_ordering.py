@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import random
 from itertools import count
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreserve.core import Forecast, Length, Outcome, OutcomeKind, Work
-from foreserve.dispatch.admission import Always
+from foreserve.dispatch.admission import Always, Foreseen
 from foreserve.dispatch.batching import FirstCome
 from foreserve.dispatch.ordering import ResponseRatio
 from foreserve.errors import ConfigError
@@ -300,13 +303,58 @@ def test_what_runs_again_is_charged_once():
         assert "at 0 tokens" in pick.why
 
 
+# --- what admission is told
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(2, 30)), min_size=1, max_size=5), st.sampled_from([0.0, 4.0]))
+def test_how_many_are_ahead_is_about_right(groups: list[tuple[int, int]], aging: float):
+    """Exact where arrivals within a bucket are even, as they are taken to be."""
+    policy = ResponseRatio(aging=aging)
+    there = [
+        work(f"q{number}.{n}", float(seconds * 3), 100.0 * n / size)
+        for number, (seconds, size) in enumerate(groups)
+        for n in range(size)
+    ]
+    for one in sorted(there, key=lambda one: one.arrival):
+        policy.add(one, one.arrival)
+    new = work("new", 5.0, 100.0)
+    told = policy.ahead(new, 100.0)
+    patience = aging * policy._mean()
+
+    def ratio(one: Work) -> float:
+        assert one.forecast is not None
+        return (100.0 - one.arrival + (patience if aging else one.forecast.seconds)) / one.forecast.seconds
+
+    truth = sum(ratio(one) >= ratio(new) for one in there)
+    assert abs(told - truth) <= len(groups) + 0.05 * len(there)
+    assert policy.ahead(work("unknown", None), 100.0) == len(there)
+
+
+def test_admission_hears_where_a_request_would_stand():
+    async def main() -> dict[str, str]:
+        house = House(policy=ResponseRatio(), admission=Foreseen(max_waiting=100, max_wait_s=100.0))
+        house.replica(slots=1)
+        for number in range(3):  # the pace of starts becomes known: one a second
+            house.submit(f"first{number}", 1.0, forecast=forecast(1.0))
+        await asyncio.sleep(2.5)
+        for number in range(10):
+            house.submit(f"long{number}", 1.0, forecast=forecast(5.0))
+        await asyncio.sleep(0.1)
+        house.submit("short", 0.2, forecast=forecast(0.2), deadline=5.0)
+        house.submit("same", 1.0, forecast=forecast(5.0), deadline=12.0)
+        await asyncio.sleep(60)
+        return house.ended()
+
+    ended = run(main())
+    assert (ended["short"], ended["same"]) == ("done", "shed")
+
+
 # --- as part of the house
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_every_request_ends_exactly_once_and_a_seed_gives_the_same_bytes(seed: int):
-    import random
-
     def night() -> bytes:
         draw = random.Random(seed)
 
@@ -371,6 +419,14 @@ def test_mean_latency_is_below_that_of_first_come():
 def test_bad_options_are_named(option: dict[str, float]):
     with pytest.raises(ConfigError, match=next(iter(option))):
         ResponseRatio(**option)  # type: ignore[arg-type]
+
+
+def test_every_option_is_told_with_its_default():
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    text = "\n".join(page.read_text() for page in docs.glob("*.md"))
+    for name, option in inspect.signature(ResponseRatio).parameters.items():
+        default = "none" if option.default is None else f"`{option.default}`"
+        assert f"| `{name}` | {default} |" in text, f"no page in docs tells the option {name} with its default"
 
 
 def test_bad_weights_are_named():

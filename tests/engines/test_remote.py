@@ -46,8 +46,8 @@ async def engine(server: ScriptedServer, **words: Any) -> AsyncIterator[RemoteEn
         await made.close()
 
 
-async def run(made: RemoteEngine, asked: Work) -> tuple[Head | None, bytes, Finish, list[Chunk]]:
-    chunks = [chunk async for chunk in made.run(asked)]
+async def run(made: RemoteEngine, asked: Work, plan: Any = None) -> tuple[Head | None, bytes, Finish, list[Chunk]]:
+    chunks = [chunk async for chunk in made.run(asked, plan)]
     assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
     assert all(chunk.finish is None for chunk in chunks[:-1])
     head = chunks[0].data
@@ -72,6 +72,27 @@ async def test_a_json_answer_passes_byte_for_byte_and_is_counted() -> None:
         assert (finish.reason, finish.usage) == ("stop", {"prompt_tokens": 7, "output_tokens": 3})
         request, got = server.seen[-1]
         assert (got, request.path, request.headers["x-one"]) == (sent, CHAT, "2")
+
+
+async def test_a_plans_priority_is_put_into_the_body_where_that_was_asked_for() -> None:
+    raw = b'{"model": "m", "priority":5, "odd" : 1e400}'
+    async with scripted() as server:
+        async with engine(server, priority=True) as made:
+            for plan, sent in (
+                ({"priority": 3}, b'{"model":"m","priority":3,"odd":1e400}'),
+                ({"priority": -2}, b'{"model":"m","priority":-2,"odd":1e400}'),
+                ({"batch": 1}, raw),
+                (None, raw),
+            ):
+                await run(made, work(raw), plan)
+                assert server.seen[-1][1] == sent
+            await run(made, work(b"no json"), {"priority": 3})
+            assert server.seen[-1][1] == b"no json"
+            await run(made, work({"stream": True}, count_tokens=True), {"priority": 7})
+            assert server.last_json() == {"stream": True, "priority": 7, "stream_options": {"include_usage": True}}
+        async with engine(server) as made:
+            await run(made, work(raw), {"priority": 3})
+            assert server.seen[-1][1] == raw
 
 
 async def test_an_event_stream_passes_whole_events_however_it_is_cut() -> None:

@@ -59,7 +59,9 @@ async def test_out_of_memory_ends_each_row_with_an_error_and_the_engine_goes_on(
     with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
         patch.setattr(subject.engine._model, "generate", no_memory)
         answers = await subject.run(work("a"), work("b"))
+        (alone,) = await subject.run(work("alone"))
     assert [(answer.reason, answer.finish.error) for answer in answers] == [("error", "out of memory")] * 2
+    assert [answer.finish.detail for answer in (*answers, alone)] == [{"retry": "memory"}, {"retry": "memory"}, None]
     (after,) = await subject.run(work("c"))
     assert after.reason == "length"
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,6 +97,57 @@ def test_logprobs_go_with_their_tokens_text():
 def test_tokens_that_crossed_a_process():
     plain = msgspec.to_builtins(chunk([97], "stop"))
     assert read(decoder(), msgspec.convert(plain, Chunk))[0] == "a"
+
+
+def test_a_resumed_answer_goes_on_in_the_middle_of_a_character_and_of_a_stop_string():
+    words = decoder(stop=("STOP",), temperature=0.0, max_tokens=20)
+    ids = list("é ST".encode())
+    before = read(words, chunk([ids[0]]), chunk(ids[1:]), chunk([], "error"))
+    assert before[:2] == ("é ", None)
+    resumed = words.resume()
+    assert resumed is not None
+    assert resumed.steps == 5
+    assert resumed.payload.prompt == [1, 2, 3, *ids]
+    assert (resumed.payload.max_tokens, resumed.payload.continued) == (15, 5)
+    finish = Finish(reason="stop", usage={"prompt_tokens": 8.0, "output_tokens": 3.0, "cached_tokens": 8.0})
+    rest = read(
+        words, Chunk(id="a", index=0, attempt=1, data=Tokens(ids=list(b"AY"))), Chunk(id="a", index=1, finish=finish)
+    )
+    assert rest[0] == "STAY"
+    assert rest[1] == Ended(reason="stop", prompt_tokens=3, output_tokens=8, cached_tokens=3)
+    assert words.usage() == {"prompt_tokens": 3.0, "output_tokens": 8.0}
+
+
+def test_an_answer_can_be_resumed_again():
+    words = decoder(temperature=0.7)
+    read(words, chunk([97]))
+    words.resume()
+    read(words, chunk([98, 99]))
+    resumed = words.resume()
+    assert resumed is not None
+    assert (resumed.payload.prompt, resumed.payload.max_tokens, resumed.steps) == ([1, 2, 3, 97, 98, 99], 96, 3)
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"temperature": 0.7, "seed": 1},
+        {"json_schema": "{}"},
+        {"frequency_penalty": 0.5},
+        {"presence_penalty": 0.5},
+        {"max_tokens": 2},
+    ],
+)
+def test_what_would_not_be_the_same_answer_is_not_resumed(terms: dict[str, object]):
+    words = decoder(**terms)
+    read(words, chunk([97, 98]))
+    assert words.resume() is None
+
+
+def test_a_greedy_seed_draws_nothing():
+    words = decoder(temperature=0.0, seed=1)
+    read(words, chunk([97]))
+    assert words.resume() is not None
 
 
 alphabet = st.text("ab<", max_size=30)

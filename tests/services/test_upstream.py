@@ -162,3 +162,12 @@ async def test_a_server_that_is_down_refuses_at_once_and_says_why() -> None:
         await server.start()
         await until(lambda: service.ready)
         assert (await service.submit(ask("r2")).settled()).kind is OutcomeKind.DONE
+
+
+def test_the_engine_is_told_priorities_only_where_that_was_asked_for_and_never_when_observing() -> None:
+    def priority(**words: Any) -> Any:
+        return Upstream("http://gpu:1", **words).engines()[0].options["priority"]
+
+    assert priority(engine_priority=True) is True
+    assert priority() is False
+    assert priority(engine_priority=True, observe=True) is False

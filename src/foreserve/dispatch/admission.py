@@ -54,7 +54,7 @@ class Bounded:
     def admit(self, work: Work, view: QueueView, now: float) -> Refusal | None:
         wait = predicted_wait(view)
         if view.waiting >= self._max_waiting:
-            return _refuse(f"the queue is full: {view.waiting} requests wait (limit {self._max_waiting})", wait)
+            return _full(view, self._max_waiting)
         if wait > self._max_wait_s:
             return _refuse(
                 f"the predicted wait of {wait:.1f} s exceeds the limit of {self._max_wait_s:g} s",
@@ -71,6 +71,30 @@ class Bounded:
         return None
 
 
+class Foreseen:
+    """`foreseen`: refuse when `max_waiting` wait, or when its own forecast says that the deadline cannot be met.
+
+    The wait is that of those ahead of it in the policy's order, at the pace of recent starts; then its own expected
+    time, not that of all. Without a forecast, as before a request is priced, a full queue alone refuses.
+    """
+
+    def __init__(self, max_waiting: int, max_wait_s: float) -> None:
+        """The queue itself ends who waits longer than `max_wait_s`."""
+        self._max_waiting = max_waiting
+
+    def admit(self, work: Work, view: QueueView, now: float) -> Refusal | None:
+        if view.waiting >= self._max_waiting:
+            return _full(view, self._max_waiting)
+        if work.deadline is None or work.forecast is None or not view.waiting:
+            return None
+        share = 1.0 if view.ahead is None else min(view.ahead / view.waiting, 1.0)
+        wait, seconds, left = share * predicted_wait(view), work.forecast.seconds, work.deadline - now
+        if wait + seconds <= left:
+            return None
+        words = f"{wait:.1f} s predicted wait and {seconds:.1f} s of work exceed its deadline in {left:.1f} s"
+        return _refuse(words, wait + seconds - left)
+
+
 class Patient:
     """`patient`: refuse only when `max_waiting` wait; who cannot be served by its deadline expires in the queue.
 
@@ -83,10 +107,7 @@ class Patient:
         self._max_waiting = max_waiting
 
     def admit(self, work: Work, view: QueueView, now: float) -> Refusal | None:
-        if view.waiting < self._max_waiting:
-            return None
-        words = f"the queue is full: {view.waiting} requests wait (limit {self._max_waiting})"
-        return _refuse(words, predicted_wait(view))
+        return _full(view, self._max_waiting) if view.waiting >= self._max_waiting else None
 
 
 class Always:
@@ -97,6 +118,10 @@ class Always:
 
     def admit(self, work: Work, view: QueueView, now: float) -> Refusal | None:
         return None
+
+
+def _full(view: QueueView, limit: int) -> Refusal:
+    return _refuse(f"the queue is full: {view.waiting} requests wait (limit {limit})", predicted_wait(view))
 
 
 def _refuse(reason: str, retry_after: float) -> Refusal:

@@ -105,6 +105,7 @@ class Buckets:
         self._arrival: Scores = np.full(8, np.inf)
         self._weight: Scores = np.ones(8)
         self._utility: Scores = np.ones(8)
+        self._counts: Scores = np.zeros(8)
         self._live = 0
 
     def __len__(self) -> int:
@@ -115,6 +116,7 @@ class Buckets:
         waiting.bucket = bucket
         heapq.heappush(bucket.heap, (waiting.work.arrival, waiting.order, waiting))
         bucket.live += 1
+        self._counts[bucket.row] += 1
         self._live += 1
         if bucket.heap[0][2] is waiting:
             self._show(bucket)
@@ -126,6 +128,7 @@ class Buckets:
         assert bucket.owner is self
         waiting.bucket = None
         bucket.live -= 1
+        self._counts[bucket.row] -= 1
         self._live -= 1
         if bucket.heap[0][2] is waiting:
             self._show(bucket)
@@ -138,6 +141,15 @@ class Buckets:
         if self._own:
             return self._utility[:count] + (now - arrival) / weight
         return (now + patience - arrival) / weight
+
+    def better(self, score: float, now: float, patience: float) -> float:
+        """About how many have at least this ratio; within a bucket arrivals are taken to be even since its head's."""
+        rows = len(self._rows)
+        counts, weight = self._counts[:rows], self._weight[:rows]
+        there = counts > 0
+        waited = np.where(there, now - self._arrival[:rows], 1.0)
+        least = (score - self._utility[:rows]) * weight if self._own else score * weight - patience
+        return float((counts * np.clip(1.0 - least / np.maximum(waited, 1e-9), 0.0, 1.0))[there].sum())
 
     def head(self, row: int) -> Waiting:
         """The oldest of a bucket that is not empty."""
@@ -172,6 +184,7 @@ class Buckets:
                 self._arrival = np.concatenate([self._arrival, np.full(more, np.inf)])
                 self._weight = np.concatenate([self._weight, np.ones(more)])
                 self._utility = np.concatenate([self._utility, np.ones(more)])
+                self._counts = np.concatenate([self._counts, np.zeros(more)])
         return bucket
 
     def _show(self, bucket: Bucket) -> None:

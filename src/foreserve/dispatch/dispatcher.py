@@ -11,13 +11,15 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from foreserve.core import Chunk, Cost, Finish, Outcome, Work
 from foreserve.dispatch import early
 from foreserve.dispatch.flight import Flight, ended
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
 from foreserve.dispatch.stream import Stream
-from foreserve.ports import Admission, BatchPolicy, Pick, Placement, QueueView, Room, Wait
+from foreserve.ports import Admission, Ahead, BatchPolicy, Pick, Placement, QueueView, Room, Wait
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +197,10 @@ class Dispatcher:
         """The outcome of a request that is not taken in."""
         if self.unavailable is not None:
             return early.unavailable(flight, self.unavailable, now)
-        return early.refused(flight, self.view(), self._admission, now)
+        view = self.view()
+        if view.waiting and isinstance(self._policy, Ahead):
+            view = msgspec.structs.replace(view, ahead=self._policy.ahead(flight.work, now))
+        return early.refused(flight, view, self._admission, now)
 
     def leave(self, request_id: str, reason: str) -> None:
         """The caller wants no more of it. Unknown and ended requests are ignored."""

@@ -17,7 +17,7 @@ STANDINGS = (SURE, UNSURE, LATE)
 MOST_LOOKED_AT = 8
 """Tenants whose best requests are compared at one pick, those that have had least."""
 
-MOST_MOVED = 64
+MOST_MOVED = 8
 """Requests whose standing is brought up to date at one pick, beyond those that would be picked."""
 
 
@@ -34,6 +34,7 @@ class Lines:
         self._buckets: dict[tuple[int, str], Buckets] = {}
         self._changes: list[tuple[float, int, Waiting]] = []  # when whose standing will change
         self._live = 0
+        self._sure = 0
 
     def put(self, waiting: Waiting, now: float) -> None:
         """It begins to wait, or its standing has changed."""
@@ -48,6 +49,7 @@ class Lines:
         buckets.add(waiting)
         self._tenants.join(waiting.account, waiting.standing)
         self._live += 1
+        self._sure += waiting.standing == SURE
 
     def take_out(self, waiting: Waiting) -> None:
         """Remove one that waits."""
@@ -57,6 +59,7 @@ class Lines:
             del self._buckets[key]
         self._tenants.leave(waiting.account, waiting.standing)
         self._live -= 1
+        self._sure -= waiting.standing == SURE
         if len(self._changes) > 2 * self._live + 64:
             self._changes = [entry for entry in self._changes if entry[2].bucket is not None]
             heapq.heapify(self._changes)
@@ -76,6 +79,14 @@ class Lines:
         heads = (self._buckets[SURE, name].oldest() for name in names)
         oldest = min(heads, key=lambda waiting: (waiting.work.arrival, waiting.order), default=None)
         return oldest if oldest is not None and oldest.work.arrival <= before and now <= _until(oldest) else None
+
+    def better(self, score: float, now: float, patience: float) -> float:
+        """About how many of the sure have at least this ratio, by those of the tenants that are looked at."""
+        near, far = self._tenants.front(SURE, self._burst, MOST_LOOKED_AT)
+        groups = [self._buckets[SURE, name] for name in near + far]
+        found = sum(len(buckets) for buckets in groups)
+        better = sum(buckets.better(score, now, patience) for buckets in groups)
+        return better * self._sure / found if found else 0.0
 
     def by_ratio(self, now: float, patience: float) -> Iterator[Waiting]:
         """By standing, then tenants that take part before others, then ratio; within a bucket by arrival.

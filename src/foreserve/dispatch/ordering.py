@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from foreserve.core import Outcome, OutcomeKind, Work
-from foreserve.dispatch.buckets import Waiting
+from foreserve.dispatch.buckets import LEAST_S, Waiting
 from foreserve.dispatch.keeping import Keeping
 from foreserve.dispatch.lines import STANDINGS, Lines
 from foreserve.dispatch.pace import Mean
@@ -165,6 +165,14 @@ class ResponseRatio:
             f"{reason and reason + '; '}ratio {ratio:.1f}: waited {wait:.1f} s, {waiting.seconds:.2f} s expected; "
             f"{place}{skipped}{standing}; tenant {waiting.account} at {tokens:,.0f} tokens"
         )
+
+    def ahead(self, work: Work, now: float) -> float:
+        """See `ports.Ahead`. Those whose ratio is better now; who comes later and overtakes it is not among them."""
+        if work.forecast is None:
+            return float(len(self._waiting))
+        patience = self._aging * self._mean()
+        own = patience if self._aging else work.forecast.seconds
+        return self._lines.better(work.utility * own / max(work.forecast.seconds, LEAST_S), now, patience)
 
     # --- how it ended
 

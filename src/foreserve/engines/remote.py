@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -24,7 +24,7 @@ from foreserve.engines.backlog import Backlog
 from foreserve.engines.counting import Counting
 from foreserve.engines.events import EventSplitter, EventTooLong, told_by_json
 from foreserve.engines.forwarding import Body, Forward, Head
-from foreserve.engines.json_fields import asking_for_usage
+from foreserve.engines.json_fields import asking_for_usage, edited
 from foreserve.engines.refusals import BACK_PRESSURE, refusal
 from foreserve.engines.remote_call import Call, Cancelled, Lost, Silent
 from foreserve.engines.remote_server import Locked, RemoteServer, Served, Unreachable, read_bounded
@@ -50,7 +50,8 @@ class RemoteEngine:
 
     `api_key_env` names the environment variable with the server's key (`None`: the client's own header is passed).
     `model` must be among those the server lists. `timeout_s` bounds the server's silence before and within an answer,
-    `connect_s` making a connection and each probe.
+    `connect_s` making a connection and each probe. With `priority` a plan's `{"priority": n}` becomes the body's
+    `priority` (vLLM: lower is earlier), whatever the client said there.
 
     An answer of 400 or above is a finish whose `detail` holds it (see `refusals`). 429 and 503 are back-pressure: they
     keep their place here for as long as the server asked for (at most 2 s), and work that may run twice is then to be
@@ -65,6 +66,7 @@ class RemoteEngine:
         model: str | None = None,
         api_key_env: str | None = None,
         max_running: int = 64,
+        priority: bool = False,
         connect_s: float = 5.0,
         timeout_s: float = 300.0,
     ) -> None:
@@ -72,6 +74,7 @@ class RemoteEngine:
         self._model = model
         self._api_key_env = api_key_env
         self._max_running = max_running
+        self._priority = priority
         self._connect_s = connect_s
         self._timeout_s = timeout_s
         self._calls: dict[str, Call] = {}
@@ -105,6 +108,8 @@ class RemoteEngine:
     async def run(self, work: Work, plan: object = None) -> AsyncIterator[Chunk]:
         """Yields a `Head`, `Body`s and the finish, whose usage is what the server told."""
         order = msgspec.convert(work.payload, Forward)
+        if self._priority and isinstance(plan, Mapping) and "priority" in plan:
+            order = msgspec.structs.replace(order, body=edited(order.body, {"priority": plan["priority"]}))
         call = self._calls[work.id] = Call()
         chunks = Numbered(work)
         backlog = Backlog.of(work.id)

@@ -44,10 +44,12 @@ class _Row:
         self.logprob = 0.0
         self.top: list[tuple[int, float]] = []
 
-    def end(self, reason: FinishReason, tokens: Tokens | None = None, error: str | None = None) -> Chunk:
+    def end(
+        self, reason: FinishReason, tokens: Tokens | None = None, error: str | None = None, detail: Any = None
+    ) -> Chunk:
         self.done = True
         usage = {"prompt_tokens": float(len(self.payload.prompt)), "output_tokens": float(self.output_tokens)}
-        return self.numbered.chunk(tokens, Finish(reason=reason, error=error, usage=usage))
+        return self.numbered.chunk(tokens, Finish(reason=reason, error=error, usage=usage, detail=detail))
 
     def advance(self, token: int) -> Chunk:
         """Take the token that was chosen for this row; the chunk to send for it."""
@@ -109,7 +111,7 @@ class TransformersEngine:
 
     `weights` is their precision: "bf16", "f16" or "f32". At most `max_running` rows make a batch. A row that has ended
     gets no more chunks, yet its place is computed to the batch's end. Running out of memory ends the batch's rows with
-    `error`. A stop token is counted and not given out.
+    `error`, to be tried again with fewer. A stop token is counted and not given out.
     """
 
     def __init__(
@@ -234,8 +236,11 @@ class TransformersEngine:
                 )  # fmt: skip
         except Exception as error:
             log.exception("a batch of %d failed", len(batch.rows))
-            words = "out of memory" if _out_of_memory(error) else f"{type(error).__name__}: {error}"[:300]
-            batch.publish([row.end("error", error=words) for row in batch.rows if not row.done])
+            full = _out_of_memory(error)
+            words = "out of memory" if full else f"{type(error).__name__}: {error}"[:300]
+            # With fewer beside it a row may fit; one that was alone never will.
+            detail = {"retry": "memory"} if full and len(batch.rows) > 1 else None
+            batch.publish([row.end("error", error=words, detail=detail) for row in batch.rows if not row.done])
             gc.collect()
         finally:
             batch.publish(None)

@@ -38,13 +38,16 @@ def cell(tokens: float) -> int:
     return min(max(int(np.searchsorted(EDGES, tokens, side="left")) - 1, 0), CELLS - 1)
 
 
-def quantiles(cdf: Floats, level: Floats | float) -> Floats:
-    """Where each row's distribution reaches `level` (one for all or one each). `cdf`: (rows, edges), ends at 1."""
-    level = np.broadcast_to(np.asarray(level, np.float64), len(cdf))
-    right = np.clip((cdf < level[:, None]).sum(axis=1), 1, CELLS)
-    rows = np.arange(len(cdf))
+def quantiles(cdf: Floats, levels: Floats) -> Floats:
+    """Where each row's distribution reaches its `levels`, (rows, any number). `cdf`: (rows, edges), ends at 1."""
+    if len(cdf) == 1:
+        right = np.searchsorted(cdf[0], levels)
+    else:
+        right = (cdf[:, None, :] < levels[:, :, None]).sum(axis=2)
+    right = np.minimum(np.maximum(right, 1), CELLS)
+    rows = np.arange(len(cdf))[:, None]
     low, high = cdf[rows, right - 1], cdf[rows, right]
-    share = np.clip((level - low) / np.maximum(high - low, 1e-12), 0.0, 1.0)
+    share = np.minimum(np.maximum((levels - low) / np.maximum(high - low, 1e-12), 0.0), 1.0)
     found: Floats = EDGES[right - 1] + share * (EDGES[right] - EDGES[right - 1])
     return found
 
@@ -68,9 +71,9 @@ def means(cdf: Floats, most: Floats) -> Floats:
 def read(cdf: Floats, most: Sequence[int], source: str, *, levels: Floats, mean: Floats) -> list[Length]:
     """Lengths of a batch: quantiles at `levels` (rows, 3), every number within 1 and the request's `most`."""
     limits = np.maximum(np.asarray(most, np.float64), 1.0)
-    columns = [np.clip(quantiles(cdf, levels[:, index]), 1.0, limits) for index in range(len(LEVELS))]
-    p50, p80, p95 = np.maximum.accumulate(np.stack(columns), axis=0).tolist()
-    mean = np.clip(mean, 1.0, limits)
+    found = np.minimum(np.maximum(quantiles(cdf, levels), 1.0), limits[:, None])
+    p50, p80, p95 = np.maximum.accumulate(found, axis=1).T.tolist()
+    mean = np.minimum(np.maximum(mean, 1.0), limits)
     return [
         Length(mean=mean_, p50=a, p80=b, p95=c, source=source)
         for mean_, a, b, c in zip(mean.tolist(), p50, p80, p95, strict=True)

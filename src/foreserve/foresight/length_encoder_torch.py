@@ -37,7 +37,7 @@ class TorchNetwork:
     def _layer(self, x: torch.Tensor, hidden: torch.Tensor, name: str) -> torch.Tensor:
         heads = self._shape.num_attention_heads
         query, key, value = (
-            self._linear(x, f"{name}.attention.self.{part}").unflatten(2, (heads, -1)).transpose(1, 2)
+            self._linear(x, f"{name}.attention.self.{part}").view(*x.shape[:2], heads, -1).transpose(1, 2)
             for part in ("query", "key", "value")
         )
         seen = functional.scaled_dot_product_attention(query, key, value, hidden).transpose(1, 2).flatten(2)

@@ -21,11 +21,11 @@ from foreserve.foresight.length_features import PAST, Features, app_of, key
 
 HALF_LIFE: Final = 500.0
 MOST_KEYS: Final = 2048
-ENOUGH: Final = 20.0
-"""Answers (by weight) that a histogram of one application or tenant wants before it is believed."""
+ENOUGH: Final = 19.0
+"""What the answers of one application or tenant must weigh before its histogram is believed: twenty fresh ones."""
 
-ENOUGH_OF_ALL: Final = 5.0
-"""The same for the histogram of all requests of one input length, below which there is nothing but the limit."""
+ENOUGH_OF_ALL: Final = 4.9
+"""The same for histograms of all requests: five. With less there is nothing but the request's limit."""
 
 _ALL: Final = 0
 Key = tuple[str, int, int]

@@ -36,16 +36,17 @@ DENSE: Final = _LENGTHS + _APP_PAST + _OTHERS
 
 
 class Vocabulary(msgspec.Struct, frozen=True, eq=False):
-    """The row of each 16-bit hash (-1: not looked at) and the applications' hashes, sorted; rows in this order."""
+    """The row of each 16-bit hash (-1: not looked at) and the applications' hashes, sorted: `size` rows, in order."""
 
     words: NDArray[np.int32]
     instruction: NDArray[np.int32]
     apps: NDArray[np.uint64]
+    size: int
 
-    @property
-    def size(self) -> int:
-        """Rows in all."""
-        return int((self.words >= 0).sum() + (self.instruction >= 0).sum() + len(self.apps))
+    @classmethod
+    def made_of(cls, words: NDArray[np.int32], instruction: NDArray[np.int32], apps: NDArray[np.uint64]) -> Vocabulary:
+        """Counts the rows once."""
+        return cls(words, instruction, apps, int((words >= 0).sum() + (instruction >= 0).sum() + len(apps)))
 
     @classmethod
     def of(cls, samples: Sequence[Features], features: FeatureSet) -> Vocabulary:
@@ -58,7 +59,7 @@ class Vocabulary(msgspec.Struct, frozen=True, eq=False):
         order = np.argsort(-seen, kind="stable")
         kept = order[seen[order] >= LEAST_SEEN][: 0 if features == "uilo" else MOST_APPS]
         instruction[instruction >= 0] += (words >= 0).sum()
-        return cls(words, instruction, np.sort(apps[kept]))
+        return cls.made_of(words, instruction, np.sort(apps[kept]))
 
 
 class Inputs(msgspec.Struct, frozen=True, eq=False):
@@ -72,6 +73,12 @@ class Inputs(msgspec.Struct, frozen=True, eq=False):
 
     def __len__(self) -> int:
         return len(self.dense)
+
+    def merged(self, width: int) -> Inputs:
+        """With the same column twice of one request as one entry of both, as training needs it; columns < `width`."""
+        place, inverse = np.unique(self.rows * max(width, 1) + self.columns, return_inverse=True)
+        summed = np.bincount(inverse, self.values, minlength=len(place)).astype(np.float32)
+        return Inputs(self.dense, place // max(width, 1), place % max(width, 1), summed, self.meaning)
 
     def take(self, chosen: Integers) -> Inputs:
         """Those requests, in this order."""
@@ -146,11 +153,9 @@ def _bag(batch: Sequence[Features], vocabulary: Vocabulary) -> tuple[Integers, I
         owners.append(known)
         columns.append(places[known] + vocabulary.size - len(vocabulary.apps))
         values.append(np.ones(len(known)))
-    width = max(vocabulary.size, 1)
-    # The same hash twice becomes one entry of both, in order: training relies on it.
-    place, inverse = np.unique(np.concatenate(owners) * width + np.concatenate(columns), return_inverse=True)
-    summed = np.bincount(inverse, np.concatenate(values), minlength=len(place)).astype(np.float32)
-    return place // width, place % width, summed
+    owner = np.concatenate(owners)
+    order = np.argsort(owner, kind="stable") if len(batch) > 1 else np.arange(len(owner))
+    return owner[order], np.concatenate(columns)[order], np.concatenate(values).astype(np.float32)[order]
 
 
 def _common(hashes: Sequence[NDArray[np.uint16]], most: int) -> NDArray[np.int32]:

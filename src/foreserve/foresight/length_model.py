@@ -29,6 +29,9 @@ VERSION: Final = 1
 CALIBRATION: Final = 33
 """Points of the map from what the network takes for a quantile to what it turned out to be."""
 
+BEYOND: Final = 2.0
+"""Times the longest answer seen: longer ones, which the second expert might expect of long inputs, are not expected."""
+
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
     """What a model is, besides its arrays. `samples` it was trained on; `loss` on its own held-out part (nats)."""
@@ -60,6 +63,7 @@ class Model:
         self.weights: Weights = dict(weights)
         self.calibration = calibration
         self._cumulative = _spread(bins.length)
+        self._top = min(int(np.searchsorted(LOG_EDGES, bins.length[-1] + np.log(BEYOND))), CELLS)
         self._even = np.linspace(0.0, 1.0, CALIBRATION)
 
     @property
@@ -112,8 +116,8 @@ class Model:
         total = found.gate[:, :1] * by_length + found.gate[:, 1:] * by_ratio
         # What the second expert takes for shorter than one token is one token.
         total[:, 0] = 0.0
-        total[:, -1] = 1.0
-        return cast(Floats, np.maximum.accumulate(total, axis=1))
+        total[:, self._top :] = 1.0
+        return cast(Floats, np.maximum.accumulate(np.minimum(total, 1.0), axis=1))
 
     def levels_of(self, batch: Sequence[Features], tokens: Floats) -> Floats:
         """Where in its calibrated distribution each answer of so many tokens fell, 0 to 1."""
@@ -138,7 +142,7 @@ class Model:
     def load(cls, path: Path) -> Self:
         """What `save` wrote. Raises ConfigError for a file that is missing, damaged or of another version."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             written = arrays.pop("about").tobytes()
             about = msgspec.json.decode(written, type=About)
@@ -148,7 +152,7 @@ class Model:
                 )
             if not np.array_equal(arrays.pop("digest"), _digest(written, arrays)):
                 raise ValueError("damaged")
-            vocabulary = Vocabulary(arrays["words"], arrays["instruction"], arrays["apps"])
+            vocabulary = Vocabulary.made_of(arrays["words"], arrays["instruction"], arrays["apps"])
             weights = {name: arrays[f"w_{name}"] for name in network.NAMES}
             return cls(about, vocabulary, Bins(arrays["length"], arrays["ratio"]), weights, arrays["calibration"])
         except Exception as error:  # numpy, zip and msgspec each have their own

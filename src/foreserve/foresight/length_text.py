@@ -21,7 +21,7 @@ TAIL_WORDS: Final = 48
 MARKED: Final = 3
 """So many words from each end are hashed once more, as words of that place."""
 
-MOST_HASHES: Final = 2 * (HEAD_WORDS + TAIL_WORDS) + 2 * MARKED
+MOST_HASHES: Final = 2 * (HEAD_WORDS + TAIL_WORDS) - 1 + 2 * MARKED
 """Hashes of one text at most."""
 
 SHARES: Final = ("digits", "upper", "spaces", "newlines", "questions", "code", "marks", "foreign")

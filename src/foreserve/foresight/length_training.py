@@ -16,7 +16,7 @@ from numpy.random import Generator, default_rng  # noqa: TID251 - the one place 
 from numpy.typing import NDArray
 
 from foreserve.foresight import length_network as network
-from foreserve.foresight.length_distribution import EDGES, LOG_EDGES, level_of, means
+from foreserve.foresight.length_distribution import EDGES, LOG_EDGES, Floats, level_of, means
 from foreserve.foresight.length_features import MEANING, FeatureSet
 from foreserve.foresight.length_inputs import Inputs, Vocabulary, inputs, log_inputs
 from foreserve.foresight.length_model import CALIBRATION, About, Model
@@ -42,7 +42,7 @@ class Effort(msgspec.Struct, frozen=True, kw_only=True):
     rate: float = 2e-3
     decay: float = 1e-2
     drop_words: float = 0.3
-    drop_hidden: float = 0.2
+    drop_hidden: float = 0.4
 
 
 NORMAL: Final = Effort()
@@ -77,7 +77,8 @@ def train(
 
 
 def _told(samples: Sequence[Sample], vocabulary: Vocabulary, features: FeatureSet, full: bool) -> Inputs:
-    return inputs([sample.features for sample in samples], vocabulary, features, full=full)
+    told = inputs([sample.features for sample in samples], vocabulary, features, full=full)
+    return told.merged(vocabulary.size)
 
 
 def _log_tokens(samples: Sequence[Sample], rng: Generator) -> NDArray[np.float64]:
@@ -105,7 +106,10 @@ def _bins(samples: Sequence[Sample], rng: Generator) -> tuple[Bins, NDArray[np.f
     count = int(np.clip(len(samples) / 12, 8, 56))
     cells = np.searchsorted(EDGES, np.exp(np.quantile(at, np.linspace(0, 1, count + 1))), side="left")
     top = int(np.searchsorted(EDGES, np.exp(at.max()) * 1.25)) + 1
-    inner = np.clip(np.unique(cells), 1, len(EDGES) - 2)
+    ends, heavy = np.unique(cells, return_counts=True)
+    # A length that many answers have is a bin alone, and so is what is shorter than all of them.
+    begins = np.concatenate([ends[heavy > 1], ends[:1]]) - 1
+    inner = np.clip(np.concatenate([ends, begins]), 1, len(EDGES) - 2)
     edges = LOG_EDGES[np.unique(np.concatenate([[0], inner, [min(top, len(EDGES) - 1)]]))]
     count = int(np.clip(len(samples) / 25, 6, 48))
     ratios = np.quantile(ratio, np.linspace(0, 1, count + 1))
@@ -197,20 +201,32 @@ class _Fitting:
 
 def _calibrated(model: Model, samples: Sequence[Sample], rng: Generator) -> Model:
     """Its quantiles and mean put right by what the newest answers were; drawn to what they are where few were seen."""
-    whole = [sample for sample in samples if not sample.ended.censored]
-    if not whole:
-        return model
-    cdf = model.distribution([sample.features for sample in whole])
-    levels = np.sort(level_of(cdf, np.exp(_log_tokens(whole, rng))))
+    told = [sample.features for sample in samples]
+    cdf = model.distribution(told)
+    levels, cut = level_of(cdf, np.exp(_log_tokens(samples, rng))), _cut(samples)
     even = np.linspace(0, 1, CALIBRATION)
-    seen = np.searchsorted(levels, even) / len(levels)
-    seen[0], seen[-1] = 0.0, 1.0
-    trust = len(whole) / (len(whole) + 50)
-    calibration = np.maximum.accumulate(trust * seen + (1 - trust) * even)
+    trust = (~cut).sum() / ((~cut).sum() + 50)
+    calibration = np.maximum.accumulate(trust * _share_below(levels, cut, even) + (1 - trust) * even)
     calibration += np.linspace(0, 1e-9, CALIBRATION)  # strictly rising, so that it can be turned round
-    most = np.array([max(sample.features.most, 1) for sample in whole], np.float64)
-    tokens = np.array([sample.ended.tokens for sample in whole], np.float64)
-    trust = len(whole) / (len(whole) + 200)
+    # What is expected of a request that may be cut is how long it gets, so that those that were cut count as they are.
+    most = np.array([max(one.most, 1) for one in told], np.float64)
+    tokens = np.array([sample.ended.tokens for sample in samples], np.float64)
+    trust = len(samples) / (len(samples) + 200)
     scale = 1.0 + trust * (np.clip(tokens.mean() / means(cdf, most).mean(), 0.7, 1.4) - 1.0)
     about = msgspec.structs.replace(model.about, mean_scale=float(scale))
     return Model(about, model.vocabulary, model.bins, model.weights, calibration)
+
+
+def _share_below(levels: Floats, cut: NDArray[np.bool_], even: Floats) -> Floats:
+    """The share of answers whose level is below each of `even` (Kaplan and Meier's: those that were cut are above)."""
+    order = np.argsort(levels, kind="stable")
+    at_risk = len(levels) - np.arange(len(levels))
+    surviving = np.cumprod(1.0 - ~cut[order] / at_risk)
+    found: Floats = np.concatenate([[0.0], 1.0 - surviving])[np.searchsorted(levels[order], even)]
+    last = float(levels[~cut].max()) if (~cut).any() else 0.0
+    # Above the highest level that any answer reached nothing is known: on from there as the network has it.
+    beyond = even > last
+    known = found[~beyond][-1]
+    found[beyond] = known + (1.0 - known) * (even[beyond] - last) / max(1.0 - last, 1e-9)
+    found[0], found[-1] = 0.0, 1.0
+    return found

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from foreserve.app import Running
 from foreserve.core import Outcome, OutcomeKind
+from foreserve.gateway.foresight_metrics import ForesightMetrics
 from foreserve.gateway.schemas import describe
 
 router = APIRouter(tags=["Operations"])
@@ -41,6 +42,7 @@ class Metrics:
         self._ttft = self._seconds("ttft", "From arrival to the first part of the answer")
         self._e2e = self._seconds("e2e", "From arrival to the end of requests that were done")
         self.registry.register(_Now(running))
+        self.foresight = ForesightMetrics(running, self.registry)
         running.observers.append(self.observe)
 
     def _tokens(self, which: str) -> Counter:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,7 +69,6 @@ class Foreseer:
         self._meanings: Meanings | None = None
         self._samples: Samples | None = None
         self._learner: Learner | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._pending: OrderedDict[str, Foreseen] = OrderedDict()
         self._answers = 0
 
@@ -92,9 +90,6 @@ class Foreseer:
         self._samples = samples
         noted = await offload(lambda: samples.noted(service))
         self.time = _time(noted)
-        if folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="foreserve-learning-")
-            folder = Path(self._folder.name)
         tiers = tiers if trains(settings) else ()
         self._learner = Learner(service, settings, samples, folder, tiers, self._install, self._trained)
         try:
@@ -117,8 +112,6 @@ class Foreseer:
         if self._meanings is not None:
             self._meanings.close()
         self._note()
-        if self._folder is not None:
-            self._folder.cleanup()
 
     def _install(self, learned: Learned) -> None:
         """Called on the loop, so that a prediction sees all of it or nothing."""

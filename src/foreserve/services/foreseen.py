@@ -40,12 +40,13 @@ def priced(about: Foreseen, cost: dict[str, float], time: RequestTime, *, worst:
     `worst`: room for the longest answer that was asked for. Otherwise, with `ramps`, the replica looks ahead.
     """
     length, prompt = about.length, about.prompt_tokens
+    seconds = time.seconds(prompt, length.mean)
     forecast = Forecast(
         input_tokens=prompt,
         output=length,
         most_tokens=about.most,
-        seconds=time.seconds(prompt, length.mean),
-        least_seconds=time.least_seconds(_few(length)),
+        seconds=seconds,
+        least_seconds=min(seconds, time.least_seconds(_few(length))),
     )
     steps = about.most if worst else _room(length)
     ramp = Ramp(resource="kv_tokens", base=prompt, steps=steps, most=prompt + about.most)
@@ -60,5 +61,10 @@ def _room(length: Length) -> int:
 
 
 def _few(length: Length) -> float:
-    """A length that most answers reach: as far below p50 as p80 is above it, by ratio. None where nothing is known."""
-    return 0.0 if length.source == "limit" else max(1.0, length.p50 * length.p50 / length.p80)
+    """A length that nearly all answers reach: as far below p50 as p80 is above it, by ratio, and at most half the mean.
+
+    None where nothing is known.
+    """
+    if length.source == "limit":
+        return 0.0
+    return max(1.0, min(length.p50 * length.p50 / length.p80, length.mean / 2.0))

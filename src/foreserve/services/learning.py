@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
@@ -14,7 +16,7 @@ from foreserve.clock import offload, precise, wall
 from foreserve.foresight.length_history import History
 from foreserve.foresight.length_model import Model
 from foreserve.samples import Samples, Trained
-from foreserve.services.training import Job, Result, Tier, history_of, known, load, run
+from foreserve.services.training import Job, Result, Tier, history_of, known, load, model_path, run
 from foreserve.services.training_process import train_apart
 from foreserve.settings import ForesightSettings
 
@@ -47,7 +49,8 @@ class Learned(msgspec.Struct, frozen=True, eq=False):
 class Learner:
     """Trains one service's models whenever enough has ended. `install` is given what serves from then on.
 
-    `heard` is told of each training: what became of it and how many seconds it took.
+    `heard` is told of each training: what became of it and how many seconds it took. Models are kept in `folder`;
+    without one they are on disk while they are trained alone.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class Learner:
         service: str,
         settings: ForesightSettings,
         samples: Samples,
-        folder: Path,
+        folder: Path | None,
         tiers: tuple[Tier, ...],
         install: Callable[[Learned], None],
         heard: Callable[[Outcome, float], None],
@@ -70,6 +73,7 @@ class Learner:
         self._new = 0
         self._wanted = FIRST
         self._news = asyncio.Event()
+        self._models: dict[Tier, Model] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -80,15 +84,14 @@ class Learner:
             self._samples.expire(at)
             rows = self._samples.read(self.service)
             trained = self._samples.trained(self.service)
-            models = {tier: load(self._folder, self.service, tier) for tier in self._tiers}
-            found = {tier: model for tier, model in models.items() if model is not None}
+            found = {} if self._folder is None else self._load(self._folder)
             new = sum(row.n > trained.newest for row in rows) if trained is not None and found else len(rows)
             stale = trained is not None and trained.stale
             return Learned(found, history_of(known(rows[-REMEMBERED:]))), len(rows), new, stale
 
         learned, rows, self._new, stale = await offload(before)
         self._wanted = _wanted(rows) if learned.models else FIRST
-        self._install(learned)
+        self._put(learned)
         if learned.models or rows:
             log.info("%s: %d answers remembered, models: %s", self.service, rows, ", ".join(learned.models) or "none")
         self._task = asyncio.create_task(self._run(not learned.models or stale), name=f"learning of {self.service}")
@@ -143,58 +146,73 @@ class Learner:
         """Train now and put in place what is better. Raises what a training may."""
         self._news.clear()
         new, self._new = self._new, 0
+        at = wall()
         try:
-            result, stale, rows = await self._trained()
+            with self._place() as folder:
+                job = await offload(lambda: self._job(folder, at))
+                result = await self._run_apart(job)
+                models = await offload(lambda: self._load(folder))
         except BaseException:
-            self._new += new
+            self.ended(new)
             raise
-        self._wanted = _wanted(rows)
         for judged in result.judged:
             log.info("%s: the %s model of %d answers: %s", self.service, judged.tier, judged.rows, judged.why)
         taken = any(judged.taken for judged in result.judged)
+        stale = job.trained is not None and job.trained.stale
+        rows, history = await offload(lambda: self._note(job, result.newest, at, taken or stale, stale))
+        self._wanted = _wanted(rows)
         if taken or stale:
-            self._install(await offload(lambda: self._learned(stale)))
+            self._put(Learned(models, history))
         return "taken" if taken else "refused"
 
-    async def _trained(self) -> tuple[Result, bool, int]:
-        at = wall()
+    @contextmanager
+    def _place(self) -> Iterator[Path]:
+        """Where models are for a training."""
+        if self._folder is not None:
+            yield self._folder
+            return
+        with tempfile.TemporaryDirectory(prefix="foreserve-learning-") as name:
+            yield Path(name)
 
-        def prepare() -> Job:
-            self._samples.expire(at)
-            path = self._samples.path
-            return Job(
-                service=self.service,
-                folder=str(self._folder),
-                features=self._settings.features,
-                tiers=self._tiers,
-                most_rows=self._settings.keep_rows,
-                store=None if path is None else str(path),
-                rows=self._samples.read(self.service) if path is None else (),
-                trained=self._samples.trained(self.service),
-            )
+    def _job(self, folder: Path, at: float) -> Job:
+        self._samples.expire(at)
+        path = self._samples.path
+        if self._folder is None:
+            for tier, model in self._models.items():
+                place = model_path(folder, self.service, tier)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                model.save(place)
+        return Job(
+            service=self.service,
+            folder=str(folder),
+            features=self._settings.features,
+            tiers=self._tiers,
+            most_rows=self._settings.keep_rows,
+            store=None if path is None else str(path),
+            rows=self._samples.read(self.service) if path is None else (),
+            trained=self._samples.trained(self.service),
+        )
 
-        job = await offload(prepare)
+    async def _run_apart(self, job: Job) -> Result:
         if getattr(asyncio.get_running_loop(), "virtual", False):
-            result = await offload(lambda: run(job), VIRTUAL_COST_S)
-        else:
-            result = await train_apart(job)
-        stale = job.trained is not None and job.trained.stale
-        forgotten = 0 if job.trained is None else job.trained.forgotten
-        trained = Trained(at=at, newest=result.newest, forgotten=forgotten)
+            return await offload(lambda: run(job), VIRTUAL_COST_S)
+        return await train_apart(job)
 
-        def note() -> int:
-            if stale or any(judged.taken for judged in result.judged):
-                self._samples.set_trained(self.service, trained)
-            return self._samples.count(self.service)
+    def _note(self, job: Job, newest: int, at: float, changed: bool, stale: bool) -> tuple[int, History | None]:
+        """Keep what is known of the new model. How many rows there are; the histograms where they are made anew."""
+        if changed:
+            forgotten = 0 if job.trained is None else job.trained.forgotten
+            self._samples.set_trained(self.service, Trained(at=at, newest=newest, forgotten=forgotten))
+        rows = self._samples.count(self.service)
+        return rows, history_of(known(self._samples.read(self.service)[-REMEMBERED:])) if stale else None
 
-        return result, stale, await offload(note)
+    def _load(self, folder: Path) -> dict[Tier, Model]:
+        models = {tier: load(folder, self.service, tier) for tier in self._tiers}
+        return {tier: model for tier, model in models.items() if model is not None}
 
-    def _learned(self, stale: bool) -> Learned:
-        models = {tier: load(self._folder, self.service, tier) for tier in self._tiers}
-        history = None
-        if stale:
-            history = history_of(known(self._samples.read(self.service)[-REMEMBERED:]))
-        return Learned({tier: model for tier, model in models.items() if model is not None}, history)
+    def _put(self, learned: Learned) -> None:
+        self._models = learned.models
+        self._install(learned)
 
 
 def _wanted(rows: int) -> int:

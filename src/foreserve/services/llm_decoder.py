@@ -12,7 +12,7 @@ import msgspec
 
 from foreserve.core import Chunk, Work
 from foreserve.engines.generation import Generate, Tokens
-from foreserve.ports import Decoded
+from foreserve.ports import Decoded, Resumed
 from foreserve.services.llm_text import Text
 
 
@@ -48,17 +48,20 @@ Event = TextDelta | Ended
 
 
 class TextDecoder:
-    """One attempt at one answer. Raises nothing that a token could cause."""
+    """One answer, of one attempt or of several where it is resumed. Raises nothing that a token could cause."""
 
     def __init__(self, work: Work, text: Text) -> None:
         asked = work.payload if isinstance(work.payload, Generate) else msgspec.convert(work.payload, Generate)
+        self._asked = asked
         self._prompt_tokens = len(asked.prompt)
         self._stop_tokens = frozenset(asked.stop_tokens)
         self._stops = StopMatcher(asked.stop) if asked.stop else None
         self._logprobs_wanted = asked.logprobs
         self._text = text
         self._words = text.detokenizer()
+        self._ids: list[int] = []
         self._output_tokens = 0
+        self._before = 0  # of them, those of attempts before the present one
         self._made = 0  # characters detokenised so far: where the next token's text begins
         self._given = 0  # characters delivered
         self._logprobs: list[TokenLogprob] = []  # of tokens whose text is not delivered yet
@@ -69,28 +72,47 @@ class TextDecoder:
             return Decoded()
         text = self._detokenise(chunk.data) if chunk.data is not None else ""
         finish = chunk.finish
-        if finish is not None:
+        # What is held back is given out at the end of the answer alone: after a failure it may go on.
+        whole = finish is not None and finish.reason in ("stop", "length")
+        if whole:
             text += self._words.flush()
         hit = False
         if self._stops is not None:
-            text, hit = self._stops.feed(text, last=finish is not None)
+            text, hit = self._stops.feed(text, last=whole)
         events: list[Event] = []
-        whole = finish is not None and finish.reason in ("stop", "length")
         if delta := self._delta(text, all_logprobs=whole and not hit):
             events.append(delta)
         if hit or whole:
             self._over = True
             usage = finish.usage if finish is not None else {}
+            self._output_tokens = max(self._output_tokens, self._before + int(usage.get("output_tokens", 0)))
             reason: Literal["stop", "length"] = "stop" if hit or (finish and finish.reason == "stop") else "length"
             events.append(
                 Ended(
                     reason=reason,
                     prompt_tokens=self._prompt_tokens,
-                    output_tokens=max(self._output_tokens, int(usage.get("output_tokens", 0))),
-                    cached_tokens=int(usage.get("cached_tokens", 0)),
+                    output_tokens=self._output_tokens,
+                    cached_tokens=min(int(usage.get("cached_tokens", 0)), self._prompt_tokens),
                 )
             )
         return Decoded(events=events, enough=hit)
+
+    def resume(self) -> Resumed | None:
+        """See `Decoder`: the prompt, then, is what was asked and what came of it.
+
+        Greedy answers go on as they would have, unseeded ones as they could have. A seed's draws, a schema's state and
+        what penalties count would begin anew, so that such answers are not continued.
+        """
+        asked, left = self._asked, self._asked.max_tokens - len(self._ids)
+        drawn = asked.temperature > 0 and asked.seed is not None
+        penalised = asked.frequency_penalty != 0 or asked.presence_penalty != 0
+        if left < 1 or drawn or penalised or asked.json_schema is not None:
+            return None
+        self._before = len(self._ids)
+        payload = msgspec.structs.replace(
+            asked, prompt=[*asked.prompt, *self._ids], max_tokens=left, continued=asked.continued + len(self._ids)
+        )
+        return Resumed(payload=payload, steps=len(self._ids))
 
     def usage(self) -> dict[str, float]:
         """See `Decoder`: what is counted here stands when no engine's figures come, as at a stop string."""
@@ -99,7 +121,8 @@ class TextDecoder:
     def _detokenise(self, data: Any) -> str:
         """Text of a chunk's tokens. A stop token counts as output but has no text."""
         tokens = data if isinstance(data, Tokens) else msgspec.convert(data, Tokens)
-        self._output_tokens += len(tokens.ids)
+        self._ids += tokens.ids
+        self._output_tokens = len(self._ids)
         if self._logprobs_wanted is None or tokens.logprobs is None:
             ids = tokens.ids
             if self._stop_tokens and not self._stop_tokens.isdisjoint(ids):

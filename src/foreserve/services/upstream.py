@@ -88,6 +88,7 @@ class Upstream:
                     "model": settings.model,
                     "api_key_env": settings.api_key_env,
                     "max_running": UNBOUNDED if settings.observe else settings.max_running,
+                    "priority": settings.engine_priority and not settings.observe,
                     "connect_s": settings.connect_s,
                     "timeout_s": settings.timeout_s,
                 },

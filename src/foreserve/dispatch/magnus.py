@@ -1,0 +1,260 @@
+"""`magnus`: batches of like length for static engines, in the order of their response ratio (arXiv 2406.04785)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, get_args
+
+from foreserve.core import Outcome, Work
+from foreserve.dispatch.batches import Batch, Batches, Member
+from foreserve.dispatch.started import Started
+from foreserve.dispatch.tenants import Tenants
+from foreserve.errors import ConfigError
+from foreserve.foresight.batch_time import BatchTime
+from foreserve.foresight.wma import Shape
+from foreserve.ports import Pick, Room, Wait
+
+Order = Literal["hrrn", "fcfs"]
+Foreseen = Literal["mean", "p50", "p80", "p95"]
+
+MOST_TENANTS_FIRST = 64
+"""Tenants that take part in one pick: those that have had least."""
+
+
+class Magnus:
+    """`magnus`: a request joins the waiting batch that then wastes least, if that is below `phi`, else begins one.
+
+    Waste is in token reads of the KV cache (see `foresight.wma`). A batch grows to what a replica holds (`adaptive`), or
+    to `size` requests. Waste is counted with the answers' lengths at `foreseen`, memory with those at `memory`; a
+    request without a forecast is as long as the room that it asks for.
+
+    The batch with the highest response ratio runs next (`hrrn`): the wait of its oldest request over its expected time,
+    times the sum of its requests' utilities. Or that with the oldest request (`fcfs`). One that can still grow is held
+    back until its oldest request has waited `linger_s`. Times are learned from the `k` nearest batches.
+
+    Only batches with a request of a tenant within `burst_tokens` of the one that has had least take part, each tenant's
+    tokens divided by `tenant_weights` (1 for those that are not named). What can no longer meet its deadline leaves its
+    batch and runs when nothing else waits.
+
+    Requests that come back, since memory ran out or their replica was lost, go into two halves of who was together,
+    which nobody joins. One that comes back alone runs with its answer capped at what fits: `{"most_tokens": n}`.
+
+    Starvation is impossible: a waiting batch's ratio grows without bound, and that of one begun later from 0.
+    Raises ConfigError for options out of range.
+    """
+
+    def __init__(
+        self,
+        phi: float = 50_000.0,
+        order: Order = "hrrn",
+        adaptive: bool = True,
+        size: int | None = None,
+        linger_s: float = 0.05,
+        k: int = 5,
+        foreseen: Foreseen = "p50",
+        memory: Foreseen = "p80",
+        burst_tokens: float = 65_536.0,
+        tenant_weights: Mapping[str, float] | None = None,
+        weigh: str = "sum",
+    ) -> None:
+        for name, value, least in (
+            ("phi", phi, 0),
+            ("linger_s", linger_s, 0),
+            ("k", k, 1),
+            ("size", size, 1),
+            ("burst_tokens", burst_tokens, 0),
+        ):
+            if value is not None and not value >= least:
+                raise ConfigError(f"policy magnus: `{name}` is {value}; it must be at least {least}")
+        for name, word, kind in (
+            ("order", order, Order),
+            ("foreseen", foreseen, Foreseen),
+            ("memory", memory, Foreseen),
+        ):
+            if word not in get_args(kind):
+                raise ConfigError(f"policy magnus: `{name}` is {word!r}; valid: {', '.join(get_args(kind))}")
+        if adaptive != (size is None):
+            raise ConfigError("policy magnus: `size` goes with `adaptive: false`, and only with it")
+        weights = tenant_weights or {}
+        for tenant, weight in weights.items():
+            if not 0 < weight < math.inf:
+                raise ConfigError(f"policy magnus: `tenant_weights`: {tenant!r} has {weight}; it must be above 0")
+        self._phi = phi
+        self._order = order
+        self._size = size
+        self._linger_s = linger_s
+        self._foreseen: str = foreseen
+        self._memory: str = memory
+        self._burst_tokens = burst_tokens
+        self._weigh = weigh
+        self.times = BatchTime(k)
+        self._fits = 0
+        self._batches = Batches(phi)
+        self._late = Batches(phi)
+        self._aside: dict[str, Work] = {}
+        """Placed at the next pick: batches are made to the measure of a replica, and none has been seen yet."""
+        self._rows, self._tokens = 0, 0.0
+        self._started = Started(self.times)
+        self._tenants = Tenants(weights, 1)
+        self._accounts: dict[str, str] = {}
+
+    # --- requests come and go
+
+    def add(self, work: Work, now: float) -> None:
+        account = self._accounts[work.id] = self._tenants.account(work.tenant)
+        self._tenants.join(account, 0)
+        if work.attempt:
+            self._tenants.charge(account, -self._started.came_back(work))
+        elif self._rows:
+            self._batches.place(self._member(work), self._rows, self._tokens)
+        else:
+            self._aside[work.id] = work
+
+    def remove(self, request_id: str) -> None:
+        if request_id not in self._accounts:
+            return
+        self._tenants.leave(self._accounts.pop(request_id), 0)
+        self._aside.pop(request_id, None)
+        self._started.forget(request_id)
+        self._batches.drop(request_id)
+        self._late.drop(request_id)
+
+    def settled(self, outcome: Outcome) -> None:
+        """Learn how long the batch took, once the last of it has ended."""
+        charged = self._started.ended(outcome)
+        if charged is not None:
+            account, predicted = charged
+            used = outcome.usage.get("prompt_tokens", 0.0) + outcome.usage.get("output_tokens", 0.0)
+            self._tenants.charge(account, used - predicted)
+
+    def _member(self, work: Work) -> Member:
+        """A request in lengths. Its answer is never foreseen longer than what a replica could hold of it."""
+        if work.forecast is None:
+            return Member(work, Shape(max(0, int(work.cost.get("kv_tokens", 1.0)) - 1), 1), 1)
+        given = work.forecast.input_tokens
+        most = max(1, min(work.forecast.most_tokens, int(min(self._tokens, 1e12)) - given))
+        waste, memory = (getattr(work.forecast.output, name) for name in (self._foreseen, self._memory))
+        return Member(work, Shape(given, _within(waste, most)), _within(memory, most))
+
+    # --- which batch is next
+
+    def pick(self, rooms: Sequence[Room], now: float) -> Pick | Wait | None:
+        self._measure(rooms)
+        for half in self._started.halves(self._member):
+            self._batches.put(half)
+        pick = self._from(self._batches, rooms, now, strip=True)
+        if pick is None and not self._batches:
+            pick = self._from(self._late, rooms, now, strip=False)
+        return pick
+
+    def _measure(self, rooms: Sequence[Room]) -> None:
+        """Batches are made to what the smallest replica holds, so that every one takes them."""
+        self._rows = self._size or min(int(room.capacity.get("slots", 1)) for room in rooms)
+        self._tokens = min(room.capacity.get("kv_tokens", math.inf) for room in rooms)
+        aside, self._aside = self._aside, {}
+        for work in aside.values():
+            self._batches.place(self._member(work), self._rows, self._tokens)
+
+    def _from(self, batches: Batches, rooms: Sequence[Room], now: float, *, strip: bool) -> Pick | Wait | None:
+        """The first in order that some replica takes, as much of it as that takes."""
+        until = math.inf
+        ripe: list[Batch] = []
+        for batch in batches:
+            ready = batch.oldest + self._linger_s
+            if ready <= now or batches.full(batch):
+                ripe.append(batch)
+            else:
+                until = min(until, ready)
+        for batch in self._in_order(ripe, now):
+            if strip and (hopeless := [m.work.id for m in batch.members.values() if _hopeless(m.work, now)]):
+                for member in batches.cut(batch, hopeless):
+                    self._late.place(member, self._rows, self._tokens)
+                if not batch.members:
+                    continue
+            works = _taken([member.work for member in batch.members.values()], rooms)
+            if works:
+                return self._start(batches, batch, works, now)
+        return Wait(until=until) if until < math.inf else None
+
+    def _in_order(self, ripe: Sequence[Batch], now: float) -> Iterable[Batch]:
+        """By response ratio or age, equals by age; those of tenants that have had their share last."""
+        self._estimate(ripe)
+        names, _ = self._tenants.front(0, self._burst_tokens, MOST_TENANTS_FIRST)
+        first = set(names)
+
+        def rank(batch: Batch) -> tuple[bool, float, float]:
+            ratio = self._ratio(batch, now) if self._order == "hrrn" else 0.0
+            return first.isdisjoint(batch.tenants), -ratio, batch.oldest
+
+        return sorted(ripe, key=rank)
+
+    def _ratio(self, batch: Batch, now: float) -> float:
+        assert batch.seconds is not None
+        weight = batch.utility if self._weigh == "sum" else batch.utility / len(batch.members)
+        return weight * max(0.0, now - batch.oldest) / batch.seconds
+
+    def _estimate(self, batches: Iterable[Batch]) -> None:
+        """Times of those that have changed, all of them once the model has."""
+        if self._fits != self.times.fits:
+            self._fits = self.times.fits
+            for batch in (*self._batches, *self._late):
+                batch.seconds = None
+        unknown = [batch for batch in batches if batch.seconds is None]
+        for batch, seconds in zip(unknown, self.times.estimate([batch.shape for batch in unknown]), strict=True):
+            batch.seconds = seconds
+
+    # --- it starts
+
+    def _start(self, batches: Batches, batch: Batch, works: Sequence[Work], now: float) -> Pick:
+        """Take these out of the queue; what is left of their batch waits on."""
+        if len(works) < len(batch.members):
+            batch = Batch(batches.cut(batch, [work.id for work in works]))
+            self._estimate([batch])
+        else:
+            batches.take(batch)
+        charges = {}
+        for work in works:
+            account = self._accounts.pop(work.id)
+            member = batch.members[work.id]
+            charges[work.id] = (account, float(sum(member.shape)))
+            self._tenants.leave(account, 0)
+            self._tenants.charge(account, charges[work.id][1])
+        self._started.start(batch.shape, charges, now)
+        plan = None
+        if len(works) == 1 and works[0].attempt and math.isfinite(self._tokens):
+            plan = {"most_tokens": max(1, int(self._tokens) - batch.longest.input)}
+        return Pick(ids=tuple(batch.members), plan=plan, why=self._why(batch, now))
+
+    def _why(self, batch: Batch, now: float) -> str:
+        assert batch.seconds is not None
+        waited = now - batch.oldest
+        words = f"batch of {len(batch.members)}, waste {batch.waste:,} of {self._phi:,.0f}"
+        words += f", {batch.memory:,} of {self._tokens:,.0f} tokens"
+        if self._order == "fcfs":
+            return f"{words}, its oldest has waited longest: {waited:.1f} s"
+        ratio = self._ratio(batch, now)
+        return f"{words}, ratio {ratio:.1f} = {waited:.2f} s waited / {batch.seconds:.2f} s expected"
+
+
+def _within(tokens: float, most: int) -> int:
+    return min(max(1, math.ceil(tokens)), most)
+
+
+def _hopeless(work: Work, now: float) -> bool:
+    """Whether it can no longer be done by its deadline, as far as can be told."""
+    if work.deadline is None:
+        return False
+    return now + (work.forecast.least_seconds if work.forecast is not None else 0.0) > work.deadline
+
+
+def _taken(works: Sequence[Work], rooms: Sequence[Room]) -> Sequence[Work]:
+    """As many of these, the oldest first, as some room takes together."""
+    if any(room.takes(works) for room in rooms):
+        return works
+    ordered = sorted(works, key=lambda work: work.arrival)
+    low, high = 0, len(ordered) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if any(room.takes(ordered[:middle]) for room in rooms) else (low, middle - 1)
+    return ordered[:low]
