@@ -3,9 +3,11 @@
 The real server with the embedded engine; every answer has the length that its prompt's real answer had, which the
 worker alone knows (see `replay`). Two mixes: six applications, and conversations. Open loads at shares of the measured
 saturation, each run to empty on a fresh server; the sides take turns. Every request's deadline is twice its unloaded
-time plus a second. The engine has one core, gateway and clients the other.
+time plus a second. Both sides predict alike and shed alike: who cannot be served in time is not begun. The engine has
+one core, gateway and clients the other.
 
 `--sides fcfs,fcfs` measures the same twice: how far from 1 its ratios are is the noise of the others.
+`--sides ours_foreseen,fcfs_bounded` is what one would choose for goodput, beside the default.
 """
 
 from __future__ import annotations
@@ -42,15 +44,34 @@ WARM = 24
 
 
 class Side(msgspec.Struct, frozen=True, kw_only=True):
-    """What is compared: words of `LLM(...)`, and whether its predictor has learned from the training part before."""
+    """What is compared. All predict alike, from the training part, so that shedding knows the same everywhere.
 
-    words: dict[str, Any]
-    learns: bool = False
+    `admission` is what refuses at the door: `patient` leaves it to the deadline. `kv` is how room for answers is kept.
+    """
+
+    policy: str
+    admission: str = "patient"
+    kv: str = "worst_case"
+    options: dict[str, Any] = {}
+    predictor: str = "fast"
+
+    def words(self) -> dict[str, Any]:
+        """For `LLM(...)`."""
+        return {
+            "engine": "openvino", "threads": 1, "max_running": SLOTS, "kv_cache_gb": KV_GB, "policy": self.policy,
+            "policy_options": self.options, "queue": {**QUEUE, "admission": self.admission},
+            "foresight": {"predictor": self.predictor, "kv": self.kv},
+        }  # fmt: skip
 
 
-FCFS = Side(words={"policy": "fcfs", "foresight": {"predictor": "off", "kv": "worst_case"}})
-OURS = Side(words={"policy": "hrrn", "foresight": {"predictor": "fast", "kv": "forecast"}}, learns=True)
-SIDES = {"fcfs": FCFS, "ours": OURS}
+FCFS = Side(policy="fcfs")
+SIDES = {
+    "ours": Side(policy="hrrn", kv="forecast"),
+    "fcfs": FCFS,
+    "ours_foreseen": Side(policy="hrrn", kv="forecast", admission="foreseen"),
+    "fcfs_foreseen": Side(policy="fcfs", admission="foreseen"),
+    "fcfs_bounded": Side(policy="fcfs", admission="bounded"),
+}
 
 APP = """
 import msgspec
@@ -92,27 +113,26 @@ class Bench:
         replay.write(self._truths, mix.truths())
 
     def server(self, side: Side, stack: ExitStack) -> Server:
-        """A fresh one, which has learned what its side may and nothing of any other run."""
+        """A fresh one, which has learned from the training part and nothing of any other run."""
         self._runs += 1
         folder = self._folder / f"run{self._runs}"
-        shutil.copytree(self._learned(side), folder)
-        words = {
-            "engine": "openvino", "threads": 1, "max_running": SLOTS, "kv_cache_gb": KV_GB, "queue": QUEUE, **side.words
-        }  # fmt: skip
-        state = {"folder": str(folder)}
+        shutil.copytree(self._learned(), folder)
         app = folder / "app.py"
-        app.write_text(APP.format(factory=replay.FACTORY, truths=str(self._truths), words=words, state=state))
+        app.write_text(
+            APP.format(
+                factory=replay.FACTORY, truths=str(self._truths), words=side.words(), state={"folder": str(folder)}
+            )
+        )
         return stack.enter_context(foreserve(str(app), cores=REST, engine_cores=ENGINE))
 
-    def _learned(self, side: Side) -> Path:
-        """The state folder of a side before a run; made once."""
-        folder = self._folder / ("learned" if side.learns else "plain")
+    def _learned(self) -> Path:
+        """The state folder before a run; made once."""
+        folder = self._folder / "learned"
         if not folder.exists():
             folder.mkdir()
-            if side.learns:
-                asks = self.mix.draw_train(len(self.mix.train), 0)
-                for line in learn(asks, folder, MAX_TOKENS):
-                    console.print(f"  learned: {line}", highlight=False, markup=False)
+            asks = self.mix.draw_train(len(self.mix.train), 0)
+            for line in learn(asks, folder, MAX_TOKENS):
+                console.print(f"  learned: {line}", highlight=False, markup=False)
         return folder
 
 
