@@ -25,12 +25,13 @@ MOST_TENANTS_FIRST = 64
 class Magnus:
     """`magnus`: a request joins the waiting batch that then wastes least, if that is below `phi`, else begins one.
 
-    Waste is in token reads of the KV cache (see `foresight.wma`). A batch grows to what a replica holds (`adaptive`), or
-    to `size` requests. Waste is counted with the answers' lengths at `foreseen`, memory with those at `memory`; a
+    Waste is in token reads of the KV cache (see `foresight.wma`). A batch grows to what a replica holds (`adaptive`),
+    or to `size` requests. Waste is counted with the answers' lengths at `foreseen`, memory with those at `memory`; a
     request without a forecast is as long as the room that it asks for.
 
     The batch with the highest response ratio runs next (`hrrn`): the wait of its oldest request over its expected time,
-    times the sum of its requests' utilities. Or that with the oldest request (`fcfs`). One that can still grow is held
+    times the sum of its requests' utilities, so that a full batch goes before one of a single request that has waited
+    as long. Or that with the oldest request (`fcfs`). One that can still grow is held
     back until its oldest request has waited `linger_s`. Times are learned from the `k` nearest batches.
 
     Only batches with a request of a tenant within `burst_tokens` of the one that has had least take part, each tenant's
@@ -46,17 +47,16 @@ class Magnus:
 
     def __init__(
         self,
-        phi: float = 50_000.0,
+        phi: float = 10_000.0,
         order: Order = "hrrn",
         adaptive: bool = True,
         size: int | None = None,
         linger_s: float = 0.05,
         k: int = 5,
-        foreseen: Foreseen = "p50",
+        foreseen: Foreseen = "p80",
         memory: Foreseen = "p80",
         burst_tokens: float = 65_536.0,
         tenant_weights: Mapping[str, float] | None = None,
-        weigh: str = "sum",
     ) -> None:
         for name, value, least in (
             ("phi", phi, 0),
@@ -87,7 +87,6 @@ class Magnus:
         self._foreseen: str = foreseen
         self._memory: str = memory
         self._burst_tokens = burst_tokens
-        self._weigh = weigh
         self.times = BatchTime(k)
         self._fits = 0
         self._batches = Batches(phi)
@@ -172,6 +171,7 @@ class Magnus:
                     self._late.place(member, self._rows, self._tokens)
                 if not batch.members:
                     continue
+                self._estimate([batch])
             works = _taken([member.work for member in batch.members.values()], rooms)
             if works:
                 return self._start(batches, batch, works, now)
@@ -191,8 +191,7 @@ class Magnus:
 
     def _ratio(self, batch: Batch, now: float) -> float:
         assert batch.seconds is not None
-        weight = batch.utility if self._weigh == "sum" else batch.utility / len(batch.members)
-        return weight * max(0.0, now - batch.oldest) / batch.seconds
+        return batch.utility * max(0.0, now - batch.oldest) / batch.seconds
 
     def _estimate(self, batches: Iterable[Batch]) -> None:
         """Times of those that have changed, all of them once the model has."""
@@ -234,7 +233,8 @@ class Magnus:
         if self._order == "fcfs":
             return f"{words}, its oldest has waited longest: {waited:.1f} s"
         ratio = self._ratio(batch, now)
-        return f"{words}, ratio {ratio:.1f} = {waited:.2f} s waited / {batch.seconds:.2f} s expected"
+        words += f", ratio {ratio:.1f} = {waited:.2f} s waited / {batch.seconds:.2f} s expected"
+        return words if batch.utility == 1.0 else f"{words} * utility {batch.utility:g}"
 
 
 def _within(tokens: float, most: int) -> int:
