@@ -552,7 +552,7 @@ def test_another_policy_takes_over_what_waits():
         house = House()
         for name in "abc":
             house.submit(name)
-        house.dispatcher.adopt(FixedBatches(size=3))
+        house.dispatcher.adopt(FixedBatches(size=3), Bounded(max_waiting=10, max_wait_s=9.0))
         replica = house.replica(slots=3)
         await asyncio.sleep(5.0)
         assert replica.batches == [("a", "b", "c")]

@@ -52,9 +52,9 @@ def test_the_engine_of_the_simulated_model():
 
 
 def test_the_policy_suits_the_engine():
-    assert LLM("simulated").policy == "fcfs"
-    assert LLM("simulated", engine_options={"batching": "static"}).policy == "fixed"
-    assert LLM("some/folder", engine="transformers").policy == "fixed"
+    assert LLM("simulated").policy == "hrrn"
+    assert LLM("simulated", engine_options={"batching": "static"}).policy == "magnus"
+    assert LLM("some/folder", engine="transformers").policy == "magnus"
 
 
 def test_a_model_that_is_not_there_is_found_out_early():

@@ -243,9 +243,11 @@ class Dispatcher:
             runner.abort([outcome.id])
         self._end(flight, outcome)
 
-    def adopt(self, policy: BatchPolicy) -> None:
-        """Order by `policy` from now on, what waits already included."""
+    def adopt(self, policy: BatchPolicy, admission: Admission) -> None:
+        """Order and admit by these from now on; what waits already is ordered anew."""
         self._policy = policy
+        self._ahead = policy.ahead if isinstance(policy, Ahead) else None
+        self._admission = admission
         for flight in self._waiting.values():
             policy.add(flight.work, self._loop.time())
         self.wake()
