@@ -30,9 +30,10 @@ from foreserve.foresight.length_training import LEAST_SAMPLES, train
 from foreserve.foresight.length_verdict import Sample
 from foreserve.models.catalog import locate
 
-SETS = {"apps": 9000, "sharegpt": 6000, "p3": 20_000, "gsm8k": 8792}
+SETS = {"apps": 9000, "sharegpt": 6000, "p3": 12_000, "gsm8k": 8792}
 QUICK = {"apps": 1500, "sharegpt": 1500, "p3": 1500}
 LEARNING = ("apps", "sharegpt")
+MOST_ARRIVALS = 5000
 LEVELS = {"p50": 0.5, "p80": 0.8, "p95": 0.95}
 
 
@@ -55,6 +56,7 @@ def coverage(predicted: Sequence[Length], tokens: Floats, seed: int) -> dict[str
 
 def judge(name: str, found: Sequence[Item], seeds: Sequence[int], tiers: Sequence[str], report: Report) -> None:
     """One set: errors of both tiers and of the baselines, coverage; medians over the splits."""
+    console.print(f"{name}: {len(found)} pairs")
     rows: dict[str, list[float]] = {}
 
     def add(key: str, value: float) -> None:
@@ -198,10 +200,10 @@ def learning(found: dict[str, list[Item]], every: int, report: Report) -> None:
             report.note(f"{name}: trained anew every {every} requests, {curve.refused} new models refused")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Run it."""
-    options = arguments(__doc__, argv)
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    options = arguments(__doc__)
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     counts = QUICK if options.quick else SETS
     seeds = range(1 if options.quick else 3)
     report = Report("length", {"pairs": counts, "splits": len(seeds), "held_out": 0.2})
@@ -214,10 +216,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = {name: items(name, count, minilm) for name, count in here.items()}
     speed(max(found.values(), key=lambda given: _mid(given)), minilm, report, 3 if options.quick else 7)
     for name, given in found.items():
-        console.print(f"{name}: {len(given)} pairs")
         judge(name, given, seeds, tiers, report)
     headlines(list(found), tiers, report)
-    shown = {name: found[name] for name in LEARNING if name in found}
+    shown = {name: found[name][:MOST_ARRIVALS] for name in LEARNING if name in found}
     if shown:
         learning(shown, 500, report)
     report.finish(options.json)
