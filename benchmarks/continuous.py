@@ -99,6 +99,7 @@ PLANS = {
     "apps": Plan(400, {0.7: 1, 0.95: 3, 1.3: 3}),
     "conversations": Plan(120, {1.3: 3}),
 }
+IDLE_LOAD = 0.5
 QUICK = {"apps": Plan(80, {1.3: 1})}
 
 
@@ -182,9 +183,13 @@ def main() -> None:
         "words": msgspec.to_builtins(sides),
     }
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    for name, planned in (QUICK if args.quick else PLANS).items():
-        if args.mix not in (None, name):
-            continue
+    if (load := os.getloadavg()[0]) > IDLE_LOAD:
+        report.note(
+            f"the machine was not idle when this began (load average {load:.1f}): repeat it before you believe it"
+        )
+    plans = QUICK if args.quick else PLANS
+    for name in [args.mix] if args.mix else plans:
+        planned = plans.get(name, PLANS[name])
         loads = [float(share) for share in args.loads.split(",")] if args.loads else list(planned.repetitions)
         repetitions = {load: args.repetitions or planned.repetitions.get(load, 1) for load in loads}
         chosen = Plan(args.requests or planned.requests, repetitions)
