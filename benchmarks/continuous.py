@@ -89,17 +89,25 @@ app = fs.App(chat=Replayed("smollm2", **{words!r}), state={state!r})
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What is run of one mix: requests of a run, and repetitions for each share of saturation."""
+    """What is run of one mix: requests of a run, and repetitions for each share of saturation.
+
+    The machine is measured with `alone` requests one after the other, then with `full` in a full house.
+    """
 
     requests: int
     repetitions: dict[float, int]
+    alone: int
+    full: int
 
 
 PLANS = {
-    "apps": Plan(400, {0.7: 1, 0.95: 3, 1.3: 3}),
-    "conversations": Plan(120, {1.3: 3}),
+    "apps": Plan(400, {0.7: 1, 0.95: 2, 1.3: 3}, alone=40, full=320),
+    "conversations": Plan(100, {1.3: 2}, alone=14, full=80),
 }
-QUICK = {"apps": Plan(80, {1.3: 1})}
+"""About 28 minutes on two idle cores; the most repetitions are where the claim is."""
+
+QUICK = {"apps": Plan(80, {1.3: 1}, alone=10, full=60)}
+IDLE_LOAD = 0.5
 
 
 class Bench:
@@ -136,7 +144,7 @@ class Bench:
         return folder
 
 
-def calibrate(bench: Bench, quick: bool) -> tuple[Unloaded, float]:
+def calibrate(bench: Bench, chosen: Plan) -> tuple[Unloaded, float]:
     """What a request takes on an idle server, and how much of that a full house does in a second (first come).
 
     Counted as unloaded seconds, so that a draw of longer answers is no greater load than one of shorter ones.
@@ -144,8 +152,8 @@ def calibrate(bench: Bench, quick: bool) -> tuple[Unloaded, float]:
     with ExitStack() as stack:
         server = bench.server(FCFS, stack)
         closed(server.url, bench.mix.draw_train(WARM, 9), SLOTS, MAX_TOKENS, REST)
-        alone = closed(server.url, bench.mix.draw_train(10 if quick else 40, 10), 1, MAX_TOKENS, REST)
-        full = closed(server.url, bench.mix.draw_train(60 if quick else 320, 11), SLOTS + 8, MAX_TOKENS, REST)
+        alone = closed(server.url, bench.mix.draw_train(chosen.alone, 10), 1, MAX_TOKENS, REST)
+        full = closed(server.url, bench.mix.draw_train(chosen.full, 11), SLOTS + 8, MAX_TOKENS, REST)
     unloaded = fit(alone)
     last = max(result.sent for _, result in full)  # until then every slot is taken
     return unloaded, sum(unloaded.seconds(ask) * share_before(last, result) for ask, result in full) / last
@@ -182,24 +190,26 @@ def main() -> None:
         "words": msgspec.to_builtins(sides),
     }
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    for name, planned in (QUICK if args.quick else PLANS).items():
-        if args.mix not in (None, name):
-            continue
+    if (load := os.getloadavg()[0]) > IDLE_LOAD:
+        report.note(
+            f"the machine was not idle when this began (load average {load:.1f}): repeat it before you believe it"
+        )
+    plans = QUICK if args.quick else PLANS
+    for name in [args.mix] if args.mix else plans:
+        planned = plans.get(name, PLANS[name])
         loads = [float(share) for share in args.loads.split(",")] if args.loads else list(planned.repetitions)
         repetitions = {load: args.repetitions or planned.repetitions.get(load, 1) for load in loads}
-        chosen = Plan(args.requests or planned.requests, repetitions)
-        figures.add(report, name, run(name, sides, chosen, args.quick, report), names)
+        chosen = msgspec.structs.replace(planned, requests=args.requests or planned.requests, repetitions=repetitions)
+        figures.add(report, name, run(name, sides, chosen, report), names)
     figures.tell(report)
     report.finish(args.json)
 
 
-def run(
-    name: str, sides: Sequence[Side], chosen: Plan, quick: bool, report: Report
-) -> dict[float, list[tuple[Trial, Trial]]]:
+def run(name: str, sides: Sequence[Side], chosen: Plan, report: Report) -> dict[float, list[tuple[Trial, Trial]]]:
     """For each load, the trials of both sides, repetition by repetition; who begins changes from one to the next."""
     with tempfile.TemporaryDirectory(prefix="foreserve-continuous-") as folder:
         bench = Bench(mixes.MIXES[name](), Path(folder))
-        unloaded, saturation = calibrate(bench, quick)
+        unloaded, saturation = calibrate(bench, chosen)
         mean_s = float(np.mean([unloaded.seconds(ask) for ask in bench.mix.held_out]))
         report.settings[name] = {
             "requests": chosen.requests, "repetitions": {str(load): n for load, n in chosen.repetitions.items()},
