@@ -57,7 +57,7 @@ async def test_out_of_memory_ends_each_row_with_an_error_and_the_engine_goes_on(
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
 
     with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
-        patch.setattr(subject.engine._model, "generate", no_memory)
+        patch.setattr(subject.engine._model, "forward", no_memory)
         answers = await subject.run(work("a"), work("b"))
         (alone,) = await subject.run(work("alone"))
     assert [(answer.reason, answer.finish.error) for answer in answers] == [("error", "out of memory")] * 2
@@ -115,3 +115,43 @@ async def test_what_is_no_model_is_told_in_words(tmp_path, tiny_llama):
         await TransformersEngine(model_path=str(tmp_path)).start()
     with pytest.raises(ValueError, match="bf16"):
         TransformersEngine(model_path=str(tiny_llama), weights="q4")
+
+
+@pytest.fixture
+async def bounded(tiny_llama):
+    engine = TransformersEngine(model_path=str(tiny_llama), max_running=4, threads=1, weights="f32", kv_tokens=40)
+    yield Subject(engine, await engine.start())
+    await engine.close()
+
+
+async def test_a_batch_that_outgrows_its_memory_ends_to_be_tried_with_fewer(bounded):
+    """3 rows of at most 6 prompt tokens hold 40 tokens up to their 7th step."""
+    assert bounded.info.capacity["kv_tokens"] == 40
+    works = [work("short", output=3), work("a", output=20, prompt=[4] * 6), work("b", output=8)]
+    short, a, b = await bounded.run(*works)
+    assert short.reason == "length"
+    for answer in (a, b):
+        assert (answer.reason, answer.finish.detail) == ("error", {"retry": "memory"})
+        assert len(answer.ids) == answer.finish.usage["output_tokens"] == 7
+    (alone,) = await bounded.run(work("again", output=20, prompt=[4] * 6))
+    assert alone.ids[:7] == a.ids
+    assert len(alone.ids) == 20
+
+
+async def test_a_batch_that_just_fits_its_memory_runs_to_its_end(bounded):
+    answers = await bounded.run(*(work(f"r{i}", output=7, prompt=[4] * 3) for i in range(4)))
+    assert {(answer.reason, len(answer.ids)) for answer in answers} == {("length", 7)}
+
+
+async def test_what_alone_is_longer_than_the_memory_is_rejected(bounded):
+    (answer,) = await bounded.run(work("a", output=31, prompt=[4] * 10))
+    assert answer.reason == "rejected"
+
+
+async def test_a_plan_bounds_every_answer(subject):
+    works = [work("a", output=20), work("b", output=2)]
+    counts = {}
+    async for chunks in subject.engine.run_batch(works, {"most_tokens": 5}):
+        for chunk in chunks:
+            counts[chunk.id] = counts.get(chunk.id, 0) + len(chunk.data.ids)
+    assert counts == {"a": 5, "b": 2}

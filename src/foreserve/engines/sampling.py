@@ -26,6 +26,11 @@ class RowSampler:
         if not self.greedy:
             self._generator.manual_seed(secrets.randbits(63) if payload.seed is None else payload.seed % 2**63)
 
+    @property
+    def plain(self) -> bool:
+        """Whether the next token is always the likeliest one."""
+        return self.greedy and not self._penalised
+
     def choose(self, logits: torch.Tensor) -> int:
         """The next token, from this row's float32 logits [vocabulary], which are not changed."""
         payload = self.payload
