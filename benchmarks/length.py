@@ -210,6 +210,8 @@ def main() -> None:
     counts = QUICK if options.quick else SETS
     seeds = range(1 if options.quick else 3)
     report = Report("length", {"pairs": counts, "splits": len(seeds), "held_out": 0.2})
+    if options.quick:
+        report.note("quick form: 1,200 samples a set and one split; claims come from the full one")
     here = {name: count for name, count in counts.items() if available(name)}
     if not here:
         console.print("no data (FORESERVE_DATA): this benchmark needs real prompts with real responses")
