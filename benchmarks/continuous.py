@@ -3,9 +3,11 @@
 The real server with the embedded engine; every answer has the length that its prompt's real answer had, which the
 worker alone knows (see `replay`). Two mixes: six applications, and conversations. Open loads at shares of the measured
 saturation, each run to empty on a fresh server; the sides take turns. Every request's deadline is twice its unloaded
-time plus a second. The engine has one core, gateway and clients the other.
+time plus a second. Both sides predict alike and shed alike: who cannot be served in time is not begun. The engine has
+one core, gateway and clients the other.
 
 `--sides fcfs,fcfs` measures the same twice: how far from 1 its ratios are is the noise of the others.
+`--sides ours_foreseen,fcfs_bounded` is what one would choose for goodput, beside the default.
 """
 
 from __future__ import annotations
@@ -42,15 +44,34 @@ WARM = 24
 
 
 class Side(msgspec.Struct, frozen=True, kw_only=True):
-    """What is compared: words of `LLM(...)`, and whether its predictor has learned from the training part before."""
+    """What is compared. All predict alike, from the training part, so that shedding knows the same everywhere.
 
-    words: dict[str, Any]
-    learns: bool = False
+    `admission` is what refuses at the door: `patient` leaves it to the deadline. `kv` is how room for answers is kept.
+    """
+
+    policy: str
+    admission: str = "patient"
+    kv: str = "worst_case"
+    options: dict[str, Any] = {}
+    predictor: str = "fast"
+
+    def words(self) -> dict[str, Any]:
+        """For `LLM(...)`."""
+        return {
+            "engine": "openvino", "threads": 1, "max_running": SLOTS, "kv_cache_gb": KV_GB, "policy": self.policy,
+            "policy_options": self.options, "queue": {**QUEUE, "admission": self.admission},
+            "foresight": {"predictor": self.predictor, "kv": self.kv},
+        }  # fmt: skip
 
 
-FCFS = Side(words={"policy": "fcfs", "foresight": {"predictor": "off", "kv": "worst_case"}})
-OURS = Side(words={"policy": "hrrn", "foresight": {"predictor": "fast", "kv": "forecast"}}, learns=True)
-SIDES = {"fcfs": FCFS, "ours": OURS}
+FCFS = Side(policy="fcfs")
+SIDES = {
+    "ours": Side(policy="hrrn", kv="forecast"),
+    "fcfs": FCFS,
+    "ours_foreseen": Side(policy="hrrn", kv="forecast", admission="foreseen"),
+    "fcfs_foreseen": Side(policy="fcfs", admission="foreseen"),
+    "fcfs_bounded": Side(policy="fcfs", admission="bounded"),
+}
 
 APP = """
 import msgspec
@@ -68,17 +89,25 @@ app = fs.App(chat=Replayed("smollm2", **{words!r}), state={state!r})
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What is run of one mix: requests of a run, and repetitions for each share of saturation."""
+    """What is run of one mix: requests of a run, and repetitions for each share of saturation.
+
+    The machine is measured with `alone` requests one after the other, then with `full` in a full house.
+    """
 
     requests: int
     repetitions: dict[float, int]
+    alone: int
+    full: int
 
 
 PLANS = {
-    "apps": Plan(400, {0.7: 1, 0.95: 3, 1.3: 3}),
-    "conversations": Plan(120, {1.3: 3}),
+    "apps": Plan(400, {0.7: 1, 0.95: 2, 1.3: 3}, alone=40, full=320),
+    "conversations": Plan(100, {1.3: 2}, alone=14, full=80),
 }
-QUICK = {"apps": Plan(80, {1.3: 1})}
+"""About 28 minutes on two idle cores; the most repetitions are where the claim is."""
+
+QUICK = {"apps": Plan(80, {1.3: 1}, alone=10, full=60)}
+IDLE_LOAD = 0.5
 
 
 class Bench:
@@ -92,31 +121,30 @@ class Bench:
         replay.write(self._truths, mix.truths())
 
     def server(self, side: Side, stack: ExitStack) -> Server:
-        """A fresh one, which has learned what its side may and nothing of any other run."""
+        """A fresh one, which has learned from the training part and nothing of any other run."""
         self._runs += 1
         folder = self._folder / f"run{self._runs}"
-        shutil.copytree(self._learned(side), folder)
-        words = {
-            "engine": "openvino", "threads": 1, "max_running": SLOTS, "kv_cache_gb": KV_GB, "queue": QUEUE, **side.words
-        }  # fmt: skip
-        state = {"folder": str(folder)}
+        shutil.copytree(self._learned(), folder)
         app = folder / "app.py"
-        app.write_text(APP.format(factory=replay.FACTORY, truths=str(self._truths), words=words, state=state))
+        app.write_text(
+            APP.format(
+                factory=replay.FACTORY, truths=str(self._truths), words=side.words(), state={"folder": str(folder)}
+            )
+        )
         return stack.enter_context(foreserve(str(app), cores=REST, engine_cores=ENGINE))
 
-    def _learned(self, side: Side) -> Path:
-        """The state folder of a side before a run; made once."""
-        folder = self._folder / ("learned" if side.learns else "plain")
+    def _learned(self) -> Path:
+        """The state folder before a run; made once."""
+        folder = self._folder / "learned"
         if not folder.exists():
             folder.mkdir()
-            if side.learns:
-                asks = self.mix.draw_train(len(self.mix.train), 0)
-                for line in learn(asks, folder, MAX_TOKENS):
-                    console.print(f"  learned: {line}", highlight=False, markup=False)
+            asks = self.mix.draw_train(len(self.mix.train), 0)
+            for line in learn(asks, folder, MAX_TOKENS):
+                console.print(f"  learned: {line}", highlight=False, markup=False)
         return folder
 
 
-def calibrate(bench: Bench, quick: bool) -> tuple[Unloaded, float]:
+def calibrate(bench: Bench, chosen: Plan) -> tuple[Unloaded, float]:
     """What a request takes on an idle server, and how much of that a full house does in a second (first come).
 
     Counted as unloaded seconds, so that a draw of longer answers is no greater load than one of shorter ones.
@@ -124,8 +152,8 @@ def calibrate(bench: Bench, quick: bool) -> tuple[Unloaded, float]:
     with ExitStack() as stack:
         server = bench.server(FCFS, stack)
         closed(server.url, bench.mix.draw_train(WARM, 9), SLOTS, MAX_TOKENS, REST)
-        alone = closed(server.url, bench.mix.draw_train(10 if quick else 40, 10), 1, MAX_TOKENS, REST)
-        full = closed(server.url, bench.mix.draw_train(60 if quick else 320, 11), SLOTS + 8, MAX_TOKENS, REST)
+        alone = closed(server.url, bench.mix.draw_train(chosen.alone, 10), 1, MAX_TOKENS, REST)
+        full = closed(server.url, bench.mix.draw_train(chosen.full, 11), SLOTS + 8, MAX_TOKENS, REST)
     unloaded = fit(alone)
     last = max(result.sent for _, result in full)  # until then every slot is taken
     return unloaded, sum(unloaded.seconds(ask) * share_before(last, result) for ask, result in full) / last
@@ -162,24 +190,26 @@ def main() -> None:
         "words": msgspec.to_builtins(sides),
     }
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    for name, planned in (QUICK if args.quick else PLANS).items():
-        if args.mix not in (None, name):
-            continue
+    if (load := os.getloadavg()[0]) > IDLE_LOAD:
+        report.note(
+            f"the machine was not idle when this began (load average {load:.1f}): repeat it before you believe it"
+        )
+    plans = QUICK if args.quick else PLANS
+    for name in [args.mix] if args.mix else plans:
+        planned = plans.get(name, PLANS[name])
         loads = [float(share) for share in args.loads.split(",")] if args.loads else list(planned.repetitions)
         repetitions = {load: args.repetitions or planned.repetitions.get(load, 1) for load in loads}
-        chosen = Plan(args.requests or planned.requests, repetitions)
-        figures.add(report, name, run(name, sides, chosen, args.quick, report), names)
+        chosen = msgspec.structs.replace(planned, requests=args.requests or planned.requests, repetitions=repetitions)
+        figures.add(report, name, run(name, sides, chosen, report), names)
     figures.tell(report)
     report.finish(args.json)
 
 
-def run(
-    name: str, sides: Sequence[Side], chosen: Plan, quick: bool, report: Report
-) -> dict[float, list[tuple[Trial, Trial]]]:
+def run(name: str, sides: Sequence[Side], chosen: Plan, report: Report) -> dict[float, list[tuple[Trial, Trial]]]:
     """For each load, the trials of both sides, repetition by repetition; who begins changes from one to the next."""
     with tempfile.TemporaryDirectory(prefix="foreserve-continuous-") as folder:
         bench = Bench(mixes.MIXES[name](), Path(folder))
-        unloaded, saturation = calibrate(bench, quick)
+        unloaded, saturation = calibrate(bench, chosen)
         mean_s = float(np.mean([unloaded.seconds(ask) for ask in bench.mix.held_out]))
         report.settings[name] = {
             "requests": chosen.requests, "repetitions": {str(load): n for load, n in chosen.repetitions.items()},

@@ -200,7 +200,7 @@ def draw(curves: Mapping[str, Sequence[float]], found: Mapping[str, Mapping[floa
 def main() -> None:
     """Measure and report."""
     args = arguments(__doc__, more=lambda parser: parser.add_argument("--requests", type=int, default=100_000))
-    count = 12_000 if args.quick else args.requests
+    count = 8_000 if args.quick else args.requests
     settings = {"replicas": REPLICAS, "requests": count, "loads": LOADS, "queue_lengths": LENGTHS}
     report = Report("scheduler_scale", settings)
     served = rows(report)

@@ -17,12 +17,20 @@ from foreserve.errors import ConfigError
 from foreserve.fleet.inline import InlineLauncher
 from foreserve.fleet.local import LocalLauncher
 from foreserve.fleet.replicas import Replicas
-from foreserve.ports import BatchPolicy, Kind, Launcher
+from foreserve.ports import Admission, Ahead, BatchPolicy, Kind, Launcher
 from foreserve.rows import state_folder
 from foreserve.samples import Keep, SampleStore
 from foreserve.services.base import Service
 from foreserve.services.foreseeing import Foreseer
-from foreserve.settings import AppSettings, ServerSettings, ServiceSettings, Settings, StateSettings, parse
+from foreserve.settings import (
+    AppSettings,
+    QueueSettings,
+    ServerSettings,
+    ServiceSettings,
+    Settings,
+    StateSettings,
+    parse,
+)
 from foreserve.state import History
 
 log = logging.getLogger(__name__)
@@ -102,13 +110,12 @@ class Running:
         settings = kind.settings
         where = f"service {name!r}"
         try:
+            policy = _policy(name, kind)
             dispatcher = Dispatcher(
                 name,
-                _policy(name, kind),
+                policy,
                 registry.load("placement", settings.placement, f"{where}: placement")(),
-                registry.load("admission", settings.queue.admission, f"{where}: queue.admission")(
-                    max_waiting=settings.queue.max_waiting, max_wait_s=settings.queue.max_wait_s
-                ),
+                _admission(name, settings.queue, policy),
                 self.ledger,
                 max_wait_s=settings.queue.max_wait_s,
                 settled=self._settling(kind),
@@ -133,7 +140,8 @@ class Running:
             kind.ready(info)
             if _policy_name(kind) != before:  # `auto`, and the engine batches otherwise than its name told
                 log.info("%s: its engine is %s, so policy %s orders it", name, info.batching, _policy_name(kind))
-                service.dispatcher.adopt(_policy(name, kind))
+                policy = _policy(name, kind)
+                service.dispatcher.adopt(policy, _admission(name, kind.settings.queue, policy))
 
         return told
 
@@ -206,6 +214,16 @@ def _policy_name(kind: Served) -> str:
 def _policy(service: str, kind: Served) -> BatchPolicy:
     made: BatchPolicy = registry.load("batch policy", _policy_name(kind), f"service {service!r}: policy")(
         **kind.settings.policy_options
+    )
+    return made
+
+
+def _admission(service: str, queue: QueueSettings, policy: BatchPolicy) -> Admission:
+    """`auto` goes by the policy's own order where it tells that."""
+    auto = "foreseen" if isinstance(policy, Ahead) else "bounded"
+    name = auto if queue.admission == "auto" else queue.admission
+    made: Admission = registry.load("admission", name, f"service {service!r}: queue.admission")(
+        max_waiting=queue.max_waiting, max_wait_s=queue.max_wait_s
     )
     return made
 

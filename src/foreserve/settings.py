@@ -39,12 +39,13 @@ class QueueSettings(Settings, frozen=True, kw_only=True):
     """How much may wait for one service, and how long.
 
     A request is shed when `max_waiting` others wait, or when its predicted wait exceeds `max_wait_s` (or its own
-    deadline, if that is sooner).
+    deadline, if that is sooner). `admission` is how that is judged, by name; `auto` is `foreseen` (by the request's own
+    forecast and its place in the order) where the policy tells that place, else `bounded`.
     """
 
     max_waiting: int = 256
     max_wait_s: float = 30.0
-    admission: str = "bounded"
+    admission: str = "auto"
 
     def __post_init__(self) -> None:
         _at_least("max_waiting", self.max_waiting, 1)

@@ -125,6 +125,23 @@ def history_file(settings: StateSettings) -> Path:
     return state_folder(settings) / "history.sqlite3"
 
 
+def forget_tenant(path: Path, tenant: str, service: str | None = None) -> int:
+    """Delete a tenant's rows, of one service or of all; how many there were. Safe beside a running server.
+
+    Raises ConfigError when the history cannot be written.
+    """
+    where, values = ("tenant = ?", [tenant]) if service is None else ("tenant = ? AND service = ?", [tenant, service])
+    try:
+        with closing(connect(path)) as database:
+            database.execute("PRAGMA secure_delete = ON")
+            with database:
+                count = database.execute(f"DELETE FROM requests WHERE {where}", values).rowcount
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return count
+    except sqlite3.Error as error:
+        raise ConfigError(f"the request history {path} cannot be written: {error}") from None
+
+
 class HistoryReader:
     """Reads the history, also beside the server that writes it. Calls take milliseconds: keep them off the loop."""
 

@@ -86,10 +86,11 @@ def test_the_plans_are_of_mixes_that_there_are():
     assert 1.3 in continuous.PLANS["apps"].repetitions
 
 
-def test_the_app_that_is_served_reads(tmp_path):
+@pytest.mark.parametrize("side", continuous.SIDES)
+def test_the_app_that_is_served_reads(tmp_path, side):
     from foreserve.appfile import load_app_file
 
-    words = {"engine": "simulated", **continuous.SIDES["fcfs"].words}
+    words = {**continuous.SIDES[side].words(), "engine": "simulated"}
     text = continuous.APP.format(
         factory="benchmarks.replay:ReplayedOpenVINO", truths="t", words=words, state={"folder": str(tmp_path)}
     )

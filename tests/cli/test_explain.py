@@ -72,8 +72,13 @@ def test_one_request_in_words_and_figures(history: History) -> None:
 def test_what_went_as_foreseen_is_no_surprise(history: History) -> None:
     keep(history, started=10.1, first=10.2, ended=11.2, usage={"prompt_tokens": 40.0, "output_tokens": 12.0})
     told = words(history, "r1")
-    assert "Nothing waited when it came; it was started after 100 ms." in told
+    assert "Nothing waited when it came, but there was no room for it until 100 ms later." in told
     assert "times" not in told
+
+
+def test_one_that_found_room_waited_for_nothing(history: History) -> None:
+    keep(history, started=10.001, first=10.2, ended=11.0)
+    assert "Nothing waited when it came, and it was started at once." in words(history, "r1")
 
 
 def test_later_ones_that_went_first_are_told(history: History) -> None:
@@ -89,6 +94,7 @@ def test_an_answer_cut_by_its_limit_is_not_taken_for_short(history: History) -> 
     assert "shorter" not in words(history, "short")
     assert "The answer was at least 4.0 times its p80." in words(history, "long")
     figures = json.loads(explain(history, "--last", "5", "--json").stdout)["summary"]
+    assert (figures["timed"], figures["error_s"]) == (2, 1.0)
     assert (figures["cut"], figures["foreseen"], figures["within_p80"]) == (2, 1, 0.0)
 
 

@@ -101,10 +101,10 @@ def test_patient_refuses_when_the_queue_is_full_alone():
 
 
 def test_foreseen_goes_by_the_requests_own_time_and_place():
-    policy = Foreseen(max_waiting=100, max_wait_s=0.001)
+    policy = Foreseen(max_waiting=100, max_wait_s=10.0)
     length = Length(mean=10, p50=10, p80=10, p95=10, source="test")
     forecast = Forecast(input_tokens=1, output=length, most_tokens=20, seconds=3.0)
-    own = Work(id="a", payload=None, cost={}, arrival=0, deadline=5.0, forecast=forecast)
+    own = Work(id="a", payload=None, cost={"slots": 1.0}, arrival=0, deadline=5.0, forecast=forecast)
 
     def asked(ahead: float | None) -> Refusal | None:
         seen = QueueView(
@@ -117,6 +117,10 @@ def test_foreseen_goes_by_the_requests_own_time_and_place():
         refusal = asked(ahead)
         assert refusal is not None
         assert refusal.reason == f"{wait} predicted wait and 3.0 s of work exceed its deadline in 5.0 s"
-    assert policy.admit(work(deadline=0.1), view(50), 0) is None, "nothing is foreseen of it"
+    assert policy.admit(work(deadline=0.1), view(10), 0) is None, "nothing is foreseen of it"
+    assert policy.admit(work(priced=False), view(50), 0) is None, "it has no price yet"
+    refusal = policy.admit(work(), view(50), 0)  # 50 * 2 s / 4
+    assert refusal is not None
+    assert "25.0 s exceeds the limit of 10 s" in refusal.reason
     assert policy.admit(own, view(0), 4.9) is None, "it starts at once"
     assert policy.admit(work(), view(100), 0) is not None

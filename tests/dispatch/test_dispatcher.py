@@ -545,3 +545,17 @@ def test_a_policy_or_an_observer_that_fails_stops_nothing():
         house.ledger.check(idle=True)
 
     run(main())
+
+
+def test_another_policy_takes_over_what_waits():
+    async def main() -> None:
+        house = House()
+        for name in "abc":
+            house.submit(name)
+        house.dispatcher.adopt(FixedBatches(size=3), Bounded(max_waiting=10, max_wait_s=9.0))
+        replica = house.replica(slots=3)
+        await asyncio.sleep(5.0)
+        assert replica.batches == [("a", "b", "c")]
+        house.ledger.check(idle=True)
+
+    run(main())

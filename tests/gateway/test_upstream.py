@@ -438,3 +438,30 @@ async def test_observing_holds_nothing_back_and_tells_what_would_have_been() -> 
         assert (report["requests"], report["at_once"], report["waited"], report["shed"]) == (3, 1, 1, 1)
         await f.post({"model": "unknown"})
         assert f.server.last_json() == {"model": "unknown"}
+
+
+async def test_answers_are_foreseen_and_learned_from_by_the_servers_own_usage() -> None:
+    async def script(request: web.Request) -> web.StreamResponse:
+        answer = {"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": 9, "completion_tokens": 12}}
+        return web.json_response(answer)
+
+    said = {"model": "m", "messages": [{"role": "user", "content": "x" * 40}], "max_tokens": 100}
+    async with front(foresight={"predictor": "fast"}) as there:
+        there.server.script = script
+        for _ in range(8):
+            answer, _ = await there.post(said)
+            assert answer.status == 200
+        await there.post({**said, "n": 2})
+        await there.post({"model": "m", "input": "x"}, path="/v1/embeddings")
+        forecasts = [outcome.forecast for outcome in there.outcomes]
+        kind = there.running.services["m"].kind
+        assert isinstance(kind, Upstream)
+        assert kind.foreseer.status().answers == 8
+    assert [forecast.output.source if forecast else None for forecast in forecasts] == [
+        *["limit"] * 5, *["histogram"] * 3, None, None
+    ]  # fmt: skip
+    first, last = forecasts[0], forecasts[7]
+    assert first is not None
+    assert last is not None
+    assert (first.input_tokens, first.most_tokens, first.output.p80) == (10, 100, 100.0)
+    assert 11.0 <= last.output.p50 <= 13.0

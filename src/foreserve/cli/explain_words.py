@@ -14,6 +14,8 @@ from foreserve.state import Past
 SURPRISING = 1.5
 """From this many times what was foreseen on, a difference is put in words."""
 
+AT_ONCE_S = 0.01
+
 _PREDICTORS = {"limit": "nothing was known, so its limit was taken", "histogram": "from the lengths of others like it"}
 
 
@@ -83,7 +85,9 @@ def _waited(past: Past) -> list[str]:
     if past.ahead is None or past.before is None:
         return [f"It waited {seconds(past.wait_s)}."]
     if not past.ahead and not past.before:
-        return [f"Nothing waited when it came; it was started after {seconds(past.wait_s)}."]
+        if past.wait_s < AT_ONCE_S:
+            return ["Nothing waited when it came, and it was started at once."]
+        return [f"Nothing waited when it came, but there was no room for it until {seconds(past.wait_s)} later."]
     others = f"{past.ahead or 'none'} waited when it came, {past.before or 'none'} were started before it"
     if past.before > past.ahead:
         others += f", so at least {past.before - past.ahead} that came later went first"
@@ -188,11 +192,10 @@ def summary_line(figures: Summary) -> str:
     if figures.wait_s is not None:
         said += f"; median wait {seconds(figures.wait_s)}"
     if figures.within_p80 is None or figures.error_tokens is None:
-        return said + ". No length was foreseen that could be compared."
-    said += (
-        f". Lengths of {figures.foreseen}: median error {number(figures.error_tokens)} tokens, "
-        f"{100 * figures.within_p80:.0f} % within p80"
-    )
+        said += ". No length was foreseen that could be compared"
+    else:
+        share = f"{100 * figures.within_p80:.0f} % within p80"
+        said += f". Lengths of {figures.foreseen}: median error {number(figures.error_tokens)} tokens, {share}"
     if figures.error_s is not None:
         said += f"; time of {figures.timed}: median error {seconds(figures.error_s)}"
     return said + (f". {figures.cut} were cut off by their limit." if figures.cut else ".")

@@ -7,6 +7,7 @@ import typer
 from foreserve import __version__
 from foreserve.cli.bench import bench
 from foreserve.cli.explain import explain
+from foreserve.cli.learn import forget_, learn
 from foreserve.cli.serve import serve
 
 app = typer.Typer(
@@ -19,6 +20,8 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(bench)
 app.command()(explain)
+app.command()(learn)
+app.command("forget")(forget_)
 
 
 def _version(wanted: bool) -> None:

@@ -56,43 +56,39 @@ class Bounded:
         if view.waiting >= self._max_waiting:
             return _full(view, self._max_waiting)
         if wait > self._max_wait_s:
-            return _refuse(
-                f"the predicted wait of {wait:.1f} s exceeds the limit of {self._max_wait_s:g} s",
-                wait - self._max_wait_s,
-            )
+            return _too_long(wait, self._max_wait_s)
         if work.deadline is not None and view.waiting:
             needed = predicted_total(work, view) * view.stretch
             left = work.deadline - now
             if needed > left:
-                words = (
-                    f"{wait:.1f} s predicted wait and {needed - wait:.1f} s of work exceed its deadline in {left:.1f} s"
-                )
-                return _refuse(words, needed - left)
+                return _too_late(wait, needed - wait, left)
         return None
 
 
 class Foreseen:
-    """`foreseen`: refuse when `max_waiting` wait, or when its own forecast says that the deadline cannot be met.
+    """`foreseen`: as `bounded`, by the request's own forecast and its place in the policy's order.
 
-    The wait is that of those ahead of it in the policy's order, at the pace of recent starts; then its own expected
-    time, not that of all. Without a forecast, as before a request is priced, a full queue alone refuses.
+    The wait is that of those ahead of it there, at the pace of recent starts; then its own expected time, not that of
+    all. Who comes later and overtakes it is not foreseen. Before it is priced a full queue alone refuses.
     """
 
     def __init__(self, max_waiting: int, max_wait_s: float) -> None:
-        """The queue itself ends who waits longer than `max_wait_s`."""
         self._max_waiting = max_waiting
+        self._max_wait_s = max_wait_s
 
     def admit(self, work: Work, view: QueueView, now: float) -> Refusal | None:
         if view.waiting >= self._max_waiting:
             return _full(view, self._max_waiting)
-        if work.deadline is None or work.forecast is None or not view.waiting:
+        if not view.waiting or not work.cost:
             return None
         share = 1.0 if view.ahead is None else min(view.ahead / view.waiting, 1.0)
-        wait, seconds, left = share * predicted_wait(view), work.forecast.seconds, work.deadline - now
-        if wait + seconds <= left:
+        wait = share * predicted_wait(view)
+        if wait > self._max_wait_s:
+            return _too_long(wait, self._max_wait_s)
+        if work.deadline is None or work.forecast is None:
             return None
-        words = f"{wait:.1f} s predicted wait and {seconds:.1f} s of work exceed its deadline in {left:.1f} s"
-        return _refuse(words, wait + seconds - left)
+        seconds, left = work.forecast.seconds, work.deadline - now
+        return None if wait + seconds <= left else _too_late(wait, seconds, left)
 
 
 class Patient:
@@ -122,6 +118,15 @@ class Always:
 
 def _full(view: QueueView, limit: int) -> Refusal:
     return _refuse(f"the queue is full: {view.waiting} requests wait (limit {limit})", predicted_wait(view))
+
+
+def _too_long(wait: float, limit: float) -> Refusal:
+    return _refuse(f"the predicted wait of {wait:.1f} s exceeds the limit of {limit:g} s", wait - limit)
+
+
+def _too_late(wait: float, work: float, left: float) -> Refusal:
+    words = f"{wait:.1f} s predicted wait and {work:.1f} s of work exceed its deadline in {left:.1f} s"
+    return _refuse(words, wait + work - left)
 
 
 def _refuse(reason: str, retry_after: float) -> Refusal:

@@ -65,6 +65,7 @@ class Dispatcher:
         self.unavailable: str | None = None
         """Why nothing can be served, in words: before the first replica is ready, and while the fleet has given up."""
         self._policy = policy
+        self._ahead = policy.ahead if isinstance(policy, Ahead) else None
         self._placement = placement
         self._admission = admission
         self._ledger = ledger
@@ -198,8 +199,8 @@ class Dispatcher:
         if self.unavailable is not None:
             return early.unavailable(flight, self.unavailable, now)
         view = self.view()
-        if view.waiting and isinstance(self._policy, Ahead):
-            view = msgspec.structs.replace(view, ahead=self._policy.ahead(flight.work, now))
+        if view.waiting and self._ahead is not None:
+            view = msgspec.structs.replace(view, ahead=self._ahead(flight.work, now))
         return early.refused(flight, view, self._admission, now)
 
     def leave(self, request_id: str, reason: str) -> None:
@@ -242,9 +243,11 @@ class Dispatcher:
             runner.abort([outcome.id])
         self._end(flight, outcome)
 
-    def adopt(self, policy: BatchPolicy) -> None:
-        """Order by `policy` from now on, what waits already included."""
+    def adopt(self, policy: BatchPolicy, admission: Admission) -> None:
+        """Order and admit by these from now on; what waits already is ordered anew."""
         self._policy = policy
+        self._ahead = policy.ahead if isinstance(policy, Ahead) else None
+        self._admission = admission
         for flight in self._waiting.values():
             policy.add(flight.work, self._loop.time())
         self.wake()

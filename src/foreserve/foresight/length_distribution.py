@@ -40,10 +40,8 @@ def cell(tokens: float) -> int:
 
 def quantiles(cdf: Floats, levels: Floats) -> Floats:
     """Where each row's distribution reaches its `levels`, (rows, any number). `cdf`: (rows, edges), ends at 1."""
-    if len(cdf) == 1:
-        right = np.searchsorted(cdf[0], levels)
-    else:
-        right = (cdf[:, None, :] < levels[:, :, None]).sum(axis=2)
+    alone = len(cdf) == 1
+    right = np.searchsorted(cdf[0], levels) if alone else (cdf[:, None, :] < levels[:, :, None]).sum(axis=2)
     right = np.minimum(np.maximum(right, 1), CELLS)
     rows = np.arange(len(cdf))[:, None]
     low, high = cdf[rows, right - 1], cdf[rows, right]

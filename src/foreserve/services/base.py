@@ -13,6 +13,7 @@ from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.stream import Stream
 from foreserve.fleet.replicas import Replicas
 from foreserve.ports import Decoded, Kind
+from foreserve.services.foreseeing import ForesightStatus
 from foreserve.settings import ServiceSettings
 
 
@@ -37,6 +38,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     running: int
     info: EngineInfo | None
+    foresight: ForesightStatus | None = None
 
 
 class Service:
@@ -152,6 +154,7 @@ class Service:
             waiting=view.waiting,
             running=view.running,
             info=self.info,
+            foresight=self.kind.foreseer.status() if hasattr(self.kind, "foreseer") else None,
         )
 
 

@@ -197,7 +197,7 @@ class Foreseer:
         self._answers += 1
         if about.features is not None:
             self._learn(about.features, ended, about.length, outcome.tenant)
-        if done and outcome.started is not None:
+        if done and outcome.started is not None and outcome.attempt == 0:
             self.time.learn(about.prompt_tokens, tokens, outcome.ended - outcome.started)
         if self._answers % NOTE_EVERY == 0:
             self._note()

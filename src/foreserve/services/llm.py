@@ -23,7 +23,7 @@ from foreserve.services.llm_prompt import OFFLOAD_CHARS, Limits, Sampling, check
 from foreserve.services.llm_text import ByteText, Text
 from foreserve.settings import LLMSettings, parse
 
-CONTINUOUS_POLICY = "fcfs"
+CONTINUOUS_POLICY = "hrrn"
 STATIC_POLICY = "magnus"
 """Batch policies that suit an engine which takes work any time, and one that runs a batch to its end."""
 

@@ -35,7 +35,7 @@ class Upstream:
     """
 
     name = "upstream"
-    policy = "fcfs"
+    policy = "hrrn"
 
     def __init__(self, urls: Sequence[str] | str | None = None, /, **words: Any) -> None:
         if urls is not None:
@@ -66,7 +66,9 @@ class Upstream:
         if settings.observe:
             self.settings = msgspec.structs.replace(settings, queue=QueueSettings(admission="always"))
             queue = settings.queue
-            admission = load("admission", queue.admission, f"{where}: queue.admission")
+            admission = load(
+                "admission", "bounded" if queue.admission == "auto" else queue.admission, f"{where}: queue.admission"
+            )
             self.observer = Observer(
                 admission(max_waiting=queue.max_waiting, max_wait_s=queue.max_wait_s),
                 slots=settings.max_running * len(settings.urls),

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from foreserve import samples
+from foreserve.foresight.length import Ended
+from foreserve.foresight.length_features import featurise
+from foreserve.foresight.length_history import History
+from foreserve.samples import Trained
+from foreserve.services.training import Job, load, model_path, run
+from tests.services.foresight import asked, length
+
+
+def rows(numbers: range, *, shift: int = 0, first: int = 1) -> list[samples.Sample]:
+    """As they are stored; with `shift` each has the length of another."""
+    history, found = History(), []
+    for n, number in enumerate(numbers, start=first):
+        features = featurise([asked(number)], None, history)[0]
+        tokens = length(number + shift)
+        history.learn(asked(number), Ended(tokens=tokens))
+        row = samples.Sample(
+            service="chat", tenant="ann", at=1.7e9 + n, features=features.to_bytes(), tokens=tokens, n=n
+        )
+        found.append(row)
+    return found
+
+
+def job(folder: Path, told: list[samples.Sample], trained: Trained | None = None) -> Job:
+    words = {"service": "chat", "features": "all", "tiers": ("fast",), "most_rows": 20_000}
+    return Job(folder=str(folder), rows=told, trained=trained, **words)  # type: ignore[arg-type]
+
+
+def test_a_first_model_is_written_and_the_same_rows_give_the_same(tmp_path: Path):
+    told = rows(range(400))
+    result = run(job(tmp_path, told))
+    assert [(judged.tier, judged.taken, judged.rows) for judged in result.judged] == [("fast", True, 340)]
+    assert result.newest == 400
+    run(job(tmp_path / "again", told))
+    one, other = (model_path(folder, "chat", "fast").read_bytes() for folder in (tmp_path, tmp_path / "again"))
+    assert one == other
+
+
+def test_a_model_that_learned_from_wrong_lengths_is_refused_and_the_old_one_stays(tmp_path: Path):
+    assert run(job(tmp_path, rows(range(600)))).judged[0].taken
+    before = model_path(tmp_path, "chat", "fast").read_bytes()
+    # Lengths the wrong way round for as long as a model learns from, then right again where it is judged.
+    told = [*rows(range(600, 1200), shift=3), *rows(range(1200, 1290), first=601)]
+    told = [
+        samples.Sample(**{**{f: getattr(r, f) for f in r.__struct_fields__}, "n": n + 601}) for n, r in enumerate(told)
+    ]
+    result = run(job(tmp_path, told, Trained(at=1.7e9, newest=600)))
+    assert not result.judged[0].taken
+    assert "refused" in result.judged[0].why
+    assert model_path(tmp_path, "chat", "fast").read_bytes() == before
+
+
+def test_what_was_deleted_leaves_no_model_behind(tmp_path: Path):
+    run(job(tmp_path, rows(range(400))))
+    stale = Trained(at=1.7e9, newest=400, forgotten=1)
+    result = run(job(tmp_path, rows(range(50)), stale))
+    assert not result.judged[0].taken
+    assert load(tmp_path, "chat", "fast") is None
+    result = run(job(tmp_path, [], stale))
+    assert (result.newest, result.judged[0].rows) == (0, 0)
+
+
+def test_a_damaged_model_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    run(job(tmp_path, rows(range(400))))
+    model_path(tmp_path, "chat", "fast").write_bytes(b"nothing of the sort")
+    assert load(tmp_path, "chat", "fast") is None
+    assert "a new one will be trained" in caplog.text
+    assert run(job(tmp_path, rows(range(400)))).judged[0].taken
+
+
+def test_rows_of_other_features_are_left_out(tmp_path: Path):
+    other = samples.Sample(service="chat", tenant="ann", at=0.0, features=b"\x07old", tokens=3, n=1)
+    result = run(job(tmp_path, [other] * 50 + rows(range(400))))
+    assert result.judged[0].rows == 333
+    assert "newest 67" in result.judged[0].why
+
+
+def test_a_services_name_is_no_path(tmp_path: Path):
+    assert model_path(tmp_path, "../../etc/x", "fast").parent == tmp_path / "models"
+    assert model_path(tmp_path, "a.b", "fast") != model_path(tmp_path, "a.c", "fast")

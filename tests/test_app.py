@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foreserve.app import App, Running
+from foreserve.core import Request
+from foreserve.dispatch.batching import FixedBatches
+from foreserve.errors import ConfigError
+from foreserve.samples import samples_file
+from foreserve.services.llm import LLM, STATIC_POLICY
+from foreserve.services.llm_prompt import Sampling
+from foreserve.simulation import clock
+
+
+def app(folder: Path | None, **words: Any) -> App:
+    engine = {"output_tokens": [5, 15], "decode_s": 0.001}
+    words = {"launcher": "inline", "engine_options": engine} | words
+    state = {"history": False} if folder is None else {"folder": str(folder)}
+    return App(chat=LLM("simulated", **words), state=state)
+
+
+async def asks(running: Running, count: int) -> None:
+    kind = running.services["chat"].kind
+    assert isinstance(kind, LLM)
+    for number in range(count):
+        said = [{"role": "user", "content": f"tell me of {number}"}]
+        payload = await kind.chat(said, Sampling(max_tokens=100))
+        about = await kind.about_chat(said, payload, "ann")
+        request = Request(
+            id=f"r{number}", service="chat", payload=payload, about=about, tenant="ann",
+            arrival=asyncio.get_running_loop().time(),
+        )  # fmt: skip
+        stream = running.services["chat"].submit(request)
+        async for _ in stream:
+            pass
+
+
+async def test_what_was_learned_is_there_when_the_app_starts_again(tmp_path: Path):
+    for start in range(2):
+        running = app(tmp_path).run()
+        await running.start()
+        status = running.services["chat"].status().foresight
+        assert status is not None
+        assert status.tier == "fast"
+        about = await running.app.services["chat"].about_chat(  # type: ignore[attr-defined]
+            [{"role": "user", "content": "hi"}],
+            await running.app.services["chat"].chat([{"role": "user", "content": "hi"}], Sampling(max_tokens=100)),  # type: ignore[attr-defined]
+            "ann",
+        )
+        assert about.length.source == ("histogram" if start else "limit")
+        await asks(running, 30)
+        await running.stop(1.0)
+        running.ledger.check(idle=True)
+    assert samples_file(tmp_path).is_file()
+
+
+@pytest.mark.parametrize("words", [{"foresight": {"remember": False}}, {"foresight": {"predictor": "off"}}])
+async def test_a_service_that_remembers_nothing_has_no_store(tmp_path: Path, words: dict[str, Any]):
+    running = app(tmp_path, **words).run()
+    await running.start()
+    await asks(running, 3)
+    await running.stop(1.0)
+    assert not samples_file(tmp_path).exists()
+
+
+def test_a_whole_app_foresees_on_a_virtual_clock():
+    async def main() -> list[float | None]:
+        running = app(None).run()
+        await running.start()
+        found: list[float | None] = []
+        running.observers.append(lambda outcome: found.append(outcome.forecast and outcome.forecast.seconds))
+        await asks(running, 60)
+        await running.stop(1.0)
+        return found
+
+    first = clock.run(main())
+    assert first == clock.run(main())
+    assert None not in first
+
+
+def test_auto_follows_what_the_engine_says_of_itself(monkeypatch: pytest.MonkeyPatch):
+    async def main() -> None:
+        kind = LLM("simulated", launcher="inline", engine_options={"batching": "static"})
+        kind._static = False  # as of an engine whose name does not tell
+        running = App(chat=kind, state={"history": False}).run()
+        before = running.services["chat"].dispatcher._policy
+        await running.start()
+        assert kind.policy == STATIC_POLICY
+        after = running.services["chat"].dispatcher._policy
+        assert type(after) is not type(before)
+        assert isinstance(after, FixedBatches) == (STATIC_POLICY == "fixed")
+        await asks(running, 3)
+        await running.stop(1.0)
+        running.ledger.check(idle=True)
+
+    clock.run(main())
+
+
+def test_policy_options_that_do_not_fit_are_told():
+    async def main() -> None:
+        with pytest.raises(ConfigError, match="policy_options do not fit policy 'fcfs'"):
+            app(None, policy="fcfs", policy_options={"nonsense": 1}).run()
+
+    clock.run(main())
