@@ -1,4 +1,4 @@
-"""Real pairs as samples of a length predictor, and what it is compared with: predictions that need no learning to speak of.
+"""Real pairs as samples of a length predictor, and what it is compared with: predictions that hardly need learning.
 
 Prompts arrive by context in an order of no meaning, the prompts of one passage one after another, and whole contexts
 are held out, as a server meets passages that it has not seen.

@@ -16,6 +16,8 @@ UPSTREAM = '{kind: upstream, urls: ["http://127.0.0.1:1"]}'
 
 @pytest.fixture(autouse=True)
 def _modules_as_before() -> Iterator[None]:
+    for name in [name for name in sys.modules if name.startswith("foreserve_file_")]:
+        del sys.modules[name]  # what other tests have loaded
     path, modules = list(sys.path), set(sys.modules)
     yield
     sys.path[:] = path

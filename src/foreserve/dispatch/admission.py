@@ -85,7 +85,8 @@ class Foreseen:
         wait = share * predicted_wait(view)
         if wait > self._max_wait_s:
             return _too_long(wait, self._max_wait_s)
-        if work.deadline is None or work.forecast is None:
+        # A new service refuses nobody on a guess.
+        if work.deadline is None or work.forecast is None or view.seconds_per_request is None:
             return None
         seconds, left = work.forecast.seconds, work.deadline - now
         return None if wait + seconds <= left else _too_late(wait, seconds, left)

@@ -37,17 +37,20 @@ def unforeseen(asked: Asked) -> Foreseen:
 def priced(about: Foreseen, cost: dict[str, float], time: RequestTime, *, worst: bool, ramps: bool) -> Price:
     """`cost` with room for prompt and answer, and the forecast.
 
-    `worst`: room for the longest answer that was asked for. Otherwise, with `ramps`, the replica looks ahead.
+    `worst`: room for the longest answer that was asked for. Otherwise, with `ramps`, the replica looks ahead. Where
+    nothing is known of the answer but its limit there is no forecast: policies then go by what others took.
     """
     length, prompt = about.length, about.prompt_tokens
-    seconds = time.seconds(prompt, length.mean)
-    forecast = Forecast(
-        input_tokens=prompt,
-        output=length,
-        most_tokens=about.most,
-        seconds=seconds,
-        least_seconds=min(seconds, time.least_seconds(_few(length))),
-    )
+    forecast = None
+    if length.source != "limit":
+        seconds = time.seconds(prompt, length.mean)
+        forecast = Forecast(
+            input_tokens=prompt,
+            output=length,
+            most_tokens=about.most,
+            seconds=seconds,
+            least_seconds=min(seconds, time.least_seconds(_few(length))),
+        )
     steps = about.most if worst else _room(length)
     ramp = Ramp(resource="kv_tokens", base=prompt, steps=steps, most=prompt + about.most)
     return Price(
@@ -61,10 +64,5 @@ def _room(length: Length) -> int:
 
 
 def _few(length: Length) -> float:
-    """A length that nearly all answers reach: as far below p50 as p80 is above it, by ratio, and at most half the mean.
-
-    None where nothing is known.
-    """
-    if length.source == "limit":
-        return 0.0
+    """A length that nearly all answers reach: as far below p50 as p80 is above it, by ratio, and at most half the mean."""
     return max(1.0, min(length.p50 * length.p50 / length.p80, length.mean / 2.0))
