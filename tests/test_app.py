@@ -79,7 +79,7 @@ def test_a_whole_app_foresees_on_a_virtual_clock():
 
     first = clock.run(main())
     assert first == clock.run(main())
-    assert None not in first
+    assert None not in first[5:], "a few answers have to end before anything is foreseen"
 
 
 def test_auto_follows_what_the_engine_says_of_itself(monkeypatch: pytest.MonkeyPatch):

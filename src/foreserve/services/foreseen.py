@@ -64,5 +64,5 @@ def _room(length: Length) -> int:
 
 
 def _few(length: Length) -> float:
-    """A length that nearly all answers reach: as far below p50 as p80 is above it, by ratio, and at most half the mean."""
+    """A length that nearly all reach: as far below p50 as p80 is above it, by ratio; at most half the mean."""
     return max(1.0, min(length.p50 * length.p50 / length.p80, length.mean / 2.0))
