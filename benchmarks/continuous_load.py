@@ -61,10 +61,12 @@ class Load(msgspec.Struct, frozen=True):
 class Trial(msgspec.Struct, frozen=True):
     """What came of a load. Latencies are in seconds since a request was due, of those done.
 
-    `capped_s` has all requests in their order: those that were not done with their deadline.
+    `done` has the same by each request's place, so that two sides can be compared in what both have done. `capped_s`
+    has all requests, those that were not done with their deadline.
     """
 
     latency_s: list[float]
+    done: dict[int, float]
     capped_s: list[float]
     tenants: dict[str, list[float]]
     good: int
@@ -138,21 +140,23 @@ def measure(
 def trial_of(asks: Sequence[Ask], deadlines: Sequence[float], outcome: Run) -> Trial:
     """The figures of a run of these requests; deadlines are in seconds since each was due."""
     tenants: dict[str, list[float]] = {ask.tenant: [] for ask in asks}
-    latencies, capped, good, tokens = [], [], 0, 0.0
+    latencies: dict[int, float] = {}
+    capped, good, tokens = [], 0, 0.0
     for result in outcome.results:
         ask, deadline = asks[result.index], deadlines[result.index]
         if result.ending is not Ending.DONE:
             capped.append(deadline)
             continue
         latency = result.ended - result.due
-        latencies.append(latency)
+        latencies[result.index] = latency
         capped.append(latency)
         tenants[ask.tenant].append(latency)
         good += latency <= deadline
         tokens += result.output_tokens * share_before(outcome.sending_s, result)
     counts = {tenant: sum(ask.tenant == tenant for ask in asks) for tenant in tenants}
     return Trial(
-        latency_s=latencies,
+        latency_s=list(latencies.values()),
+        done=latencies,
         capped_s=capped,
         tenants=tenants,
         good=good,

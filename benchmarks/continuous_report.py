@@ -45,6 +45,7 @@ def add(report: Report, mix: str, runs: Runs, sides: Sequence[str]) -> None:
             ours, theirs = ([measure(trial) for trial in side] for side in zip(*trials, strict=True))
             key = f"{prefix}{name}_vs_fcfs{suffix}"
             report.add(key, ratios(ours, theirs), GOALS.get(key, ""))
+        report.add(f"{prefix}mean_paired_vs_fcfs{suffix}", [_paired(*both) for both in trials])
         for side, one in zip(sides, zip(*trials, strict=True), strict=True):
             report.add(f"{prefix}{side}_mean_s{suffix}", [MEASURES["mean_latency"](trial) for trial in one])
             report.add(f"{prefix}{side}_goodput_per_s{suffix}", [trial.goodput_per_s for trial in one])
@@ -54,11 +55,17 @@ def add(report: Report, mix: str, runs: Runs, sides: Sequence[str]) -> None:
     _draw(mix, runs, sides)
 
 
+def _paired(ours: Trial, theirs: Trial) -> float:
+    """The ratio of mean latencies in what both sides have done: who does more has more of the hard ones in its mean."""
+    both = sorted(ours.done.keys() & theirs.done.keys())
+    return sum(ours.done[index] for index in both) / sum(theirs.done[index] for index in both)
+
+
 def tell(report: Report) -> None:
     """What a reader of the figures must know."""
     report.note(
         "latencies are from when a request was due to its end, of requests that were done; `capped` counts those that "
-        "were shed or expired with their deadline"
+        "were shed or expired with their deadline, `paired` only what both sides have done"
     )
     report.note(
         "a deadline is twice the unloaded time of the true length plus 1 s, so it tells something of the length to a "
