@@ -124,7 +124,8 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     something has ended) and `least_seconds` what hardly any takes less than. `seconds_between_starts` is the pace of
     the queue while it was not empty (`None` until it has been). `stretch` is how much longer than predicted nearly all
     recent requests took, queue and replica together. `ahead` is how many would start before the request in question,
-    where the policy tells; `None`: all that wait.
+    where the policy tells; `None`: all that wait. `own` is how many of those that wait are of the request's own tenant
+    (`None`: all), `tenants` how many tenants wait, that one included.
     """
 
     waiting: int
@@ -135,6 +136,8 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     stretch: float = 1.0
     seconds_between_starts: float | None = None
     ahead: float | None = None
+    own: int | None = None
+    tenants: int = 1
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

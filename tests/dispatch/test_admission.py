@@ -1,6 +1,9 @@
-import msgspec
+import asyncio
 
-from foreserve.core import Forecast, Length, Work
+import msgspec
+import pytest
+
+from foreserve.core import Forecast, Length, OutcomeKind, Work
 from foreserve.dispatch.admission import (
     LEAST_RETRY_S,
     MOST_RETRY_S,
@@ -11,7 +14,10 @@ from foreserve.dispatch.admission import (
     predicted_total,
     predicted_wait,
 )
+from foreserve.dispatch.ordering import ResponseRatio
 from foreserve.ports import QueueView, Refusal
+from foreserve.simulation.clock import run
+from tests.dispatch.harness import House
 
 
 def work(deadline: float | None = None, *, foreseen: float | None = None, priced: bool = True) -> Work:
@@ -124,3 +130,42 @@ def test_foreseen_goes_by_the_requests_own_time_and_place():
     assert "25.0 s exceeds the limit of 10 s" in refusal.reason
     assert policy.admit(own, view(0), 4.9) is None, "it starts at once"
     assert policy.admit(work(), view(100), 0) is not None
+
+
+@pytest.mark.parametrize("made", [Bounded, Foreseen, Patient])
+def test_a_full_queue_is_full_for_who_has_its_share_and_in_the_end_for_all(made: type[Bounded]):
+    policy = made(max_waiting=10, max_wait_s=1e6)
+
+    def refused(waiting: int, own: int, tenants: int) -> bool:
+        seen = msgspec.structs.replace(view(waiting), own=own, tenants=tenants)
+        return policy.admit(work(), seen, 0) is not None
+
+    assert not refused(9, own=9, tenants=1)
+    assert refused(10, own=10, tenants=1)
+    assert refused(10, own=10, tenants=2)
+    assert not refused(10, own=0, tenants=2)
+    assert not refused(14, own=4, tenants=2)
+    assert refused(15, own=5, tenants=2), "it has its half"
+    assert refused(20, own=0, tenants=3), "twice the limit is for everybody"
+
+
+@pytest.mark.parametrize("made", [Bounded, Foreseen])
+def test_a_flood_of_one_tenant_does_not_close_the_door_to_another(made: type[Bounded]):
+    async def main() -> None:
+        house = House(policy=ResponseRatio(burst_tokens=100.0), admission=made(max_waiting=20, max_wait_s=15.0))
+        house.replica()
+        length = Length(mean=100, p50=100, p80=100, p95=100, source="test")
+        forecast = Forecast(input_tokens=0, output=length, most_tokens=200, seconds=1.0)
+        for number in range(60):
+            house.submit(f"a{number}", 1.0, tenant="a", forecast=forecast)
+            await asyncio.sleep(0.25)
+        assert house.dispatcher.view().waiting >= 12
+        assert "shed" in house.ended().values(), "the flood itself is bounded"
+        deadline = asyncio.get_running_loop().time() + 8.0  # all that wait would take longer
+        outcome = await house.submit("b", 1.0, tenant="b", forecast=forecast, deadline=deadline).settled()
+        assert outcome.kind is OutcomeKind.DONE, outcome.reason
+        await asyncio.sleep(100)
+        assert len(house.outcomes) == 61
+        assert not house.dispatcher._by_tenant
+
+    run(main())

@@ -413,6 +413,29 @@ def test_mean_latency_is_below_that_of_first_come():
     assert mean(ResponseRatio()) < 0.7 * mean(FirstCome())
 
 
+def test_only_who_starts_before_it_is_ahead_of_another_tenants_request():
+    """As many of a flood as the burst lets go first, and what the order then does is what was told."""
+    policy = ResponseRatio(burst_tokens=300.0)
+    for number in range(50):
+        policy.add(work(f"a{number}", arrival=0.0, tenant="a"), 0.0)
+    for _ in range(10):
+        policy.settled(outcome(taken(policy, 1.0).ids[0], {"output_tokens": 100.0}))
+    new = work("b", arrival=2.0, tenant="b")
+    told = policy.ahead(new, 2.0)
+    assert policy.ahead(work("another", arrival=2.0, tenant="a"), 2.0) >= 39
+    unknown = policy.ahead(work("unknown", None, tenant="b"), 2.0)
+    policy.add(new, 2.0)
+    before = next(place for place in count() if taken(policy, 2.0).ids == ("b",))
+    assert abs(told - before) <= 1
+    assert abs(unknown - before) <= 1
+    # Who has had much waits for the others, whatever its ratio.
+    policy.add(work("c", arrival=2.0, tenant="c"), 2.0)
+    for number in range(30):
+        policy.add(work(f"b{number}", 0.1, arrival=2.0, tenant="b", tokens=1000.0), 2.0)
+    taken(policy, 3.0)
+    assert policy.ahead(work("late", 0.1, arrival=3.0, tenant="b"), 3.0) > 1
+
+
 @pytest.mark.parametrize(
     "option", [{"aging": -1}, {"oldest_every": 1}, {"most_passed": 0}, {"burst_tokens": -1}, {"sure": float("nan")}]
 )

@@ -9,18 +9,33 @@ LEAST_RETRY_S = 1.0
 """`Retry-After` is at least this, so that refused clients do not return in the same instant."""
 MOST_RETRY_S = 60.0
 
+MOST_OVER = 2
+"""All tenants together have at most this many times `max_waiting` waiting: that is what bounds the queue's memory."""
+
 
 def predicted_wait(view: QueueView) -> float:
     """Seconds until a request that joins the queue now would start: those ahead of it, at the pace of recent starts.
 
     Until that is known, by Little's law: as many side by side as run now. 0 while nothing has ended yet: a new service
     refuses nobody on a guess.
+
+    Where the policy tells its order, tenants take turns: those ahead are its own tenant's, and as many of each other.
     """
-    if not view.waiting or view.seconds_per_request is None:
+    fair = view.waiting if view.ahead is None else (_own(view) + 1) * view.tenants - 1
+    return _wait_of(min(fair, view.waiting), view)
+
+
+def _wait_of(ahead: float, view: QueueView) -> float:
+    """Seconds until so many have been started."""
+    if not ahead or view.seconds_per_request is None:
         return 0.0
     if view.seconds_between_starts is not None:
-        return view.waiting * view.seconds_between_starts
-    return view.waiting * view.seconds_per_request / (view.running or view.slots or 1.0)
+        return ahead * view.seconds_between_starts
+    return ahead * view.seconds_per_request / (view.running or view.slots or 1.0)
+
+
+def _own(view: QueueView) -> int:
+    return view.waiting if view.own is None else view.own
 
 
 def predicted_total(work: Work, view: QueueView) -> float:
@@ -40,11 +55,15 @@ def predicted_total(work: Work, view: QueueView) -> float:
 
 
 class Bounded:
-    """`bounded`: refuse when `max_waiting` wait, or when the wait would outlast `max_wait_s` or the deadline.
+    """`bounded`: refuse when the queue is full, or when the wait would outlast `max_wait_s` or the deadline.
 
     A deadline must leave room for the time on the replica as well, stretched by how wrong such predictions were of
     late: under overload the queue stands at the limit of what is admitted, and with plain means every second request
     there would be begun in vain.
+
+    The queue is full, here and in the others, for a tenant with its share of `max_waiting` or more (all of it, over the
+    number of tenants that wait) once `max_waiting` wait; and for everybody once twice as many do. So one tenant's flood
+    leaves the door open to the others.
     """
 
     def __init__(self, max_waiting: int, max_wait_s: float) -> None:
@@ -53,7 +72,7 @@ class Bounded:
 
     def admit(self, work: Work, view: QueueView, now: float) -> Refusal | None:
         wait = predicted_wait(view)
-        if view.waiting >= self._max_waiting:
+        if _is_full(view, self._max_waiting):
             return _full(view, self._max_waiting)
         if wait > self._max_wait_s:
             return _too_long(wait, self._max_wait_s)
@@ -77,12 +96,11 @@ class Foreseen:
         self._max_wait_s = max_wait_s
 
     def admit(self, work: Work, view: QueueView, now: float) -> Refusal | None:
-        if view.waiting >= self._max_waiting:
+        if _is_full(view, self._max_waiting):
             return _full(view, self._max_waiting)
         if not view.waiting or not work.cost:
             return None
-        share = 1.0 if view.ahead is None else min(view.ahead / view.waiting, 1.0)
-        wait = share * predicted_wait(view)
+        wait = _wait_of(view.waiting if view.ahead is None else min(view.ahead, view.waiting), view)
         if wait > self._max_wait_s:
             return _too_long(wait, self._max_wait_s)
         # A new service refuses nobody on a guess.
@@ -93,7 +111,7 @@ class Foreseen:
 
 
 class Patient:
-    """`patient`: refuse only when `max_waiting` wait; who cannot be served by its deadline expires in the queue.
+    """`patient`: refuse only when the queue is full; who cannot be served by its deadline expires in the queue.
 
     For policies that do not go by arrival. What `bounded` predicts is the wait of who comes last in a queue by arrival:
     it refuses short requests that would be started next, and leaves so few waiting that there is nothing to order.
@@ -104,7 +122,7 @@ class Patient:
         self._max_waiting = max_waiting
 
     def admit(self, work: Work, view: QueueView, now: float) -> Refusal | None:
-        return _full(view, self._max_waiting) if view.waiting >= self._max_waiting else None
+        return _full(view, self._max_waiting) if _is_full(view, self._max_waiting) else None
 
 
 class Always:
@@ -117,8 +135,18 @@ class Always:
         return None
 
 
+def _is_full(view: QueueView, limit: int) -> bool:
+    """Whether `limit` or more wait, and its tenant has its share of them or nobody else may come either."""
+    if view.waiting < limit:
+        return False
+    return _own(view) >= limit / view.tenants or view.waiting >= MOST_OVER * limit
+
+
 def _full(view: QueueView, limit: int) -> Refusal:
-    return _refuse(f"the queue is full: {view.waiting} requests wait (limit {limit})", predicted_wait(view))
+    words = f"the queue is full: {view.waiting} requests wait (limit {limit})"
+    if view.tenants > 1:
+        words += f", {_own(view)} of them its tenant's"
+    return _refuse(words, predicted_wait(view))
 
 
 def _too_long(wait: float, limit: float) -> Refusal:

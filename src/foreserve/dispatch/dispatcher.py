@@ -74,6 +74,8 @@ class Dispatcher:
         self._runners: dict[str, Runner] = {}
         self._waiting: dict[str, Flight] = {}
         self._running: dict[str, Flight] = {}
+        self._by_tenant: dict[str, int] = {}
+        """How many wait, of those tenants of which any do."""
         self._pace = Pace()
         self._started = 0
         self._turn: asyncio.Handle | None = None
@@ -112,7 +114,7 @@ class Dispatcher:
         room = fitting[self._placement.place(works, list(fitting.values()), now)]
         runner = self._runners[room.replica]
         for flight in flights:
-            del self._waiting[flight.work.id]
+            self._unqueue(flight.work.id)
             self._running[flight.work.id] = flight
             flight.start(room, pick, self._started, now)
         self._started += len(flights)
@@ -153,7 +155,7 @@ class Dispatcher:
 
     def _end(self, flight: Flight, outcome: Outcome) -> None:
         """Settle: the only place where a request ends."""
-        self._waiting.pop(outcome.id, None)
+        self._unqueue(outcome.id)
         self._running.pop(outcome.id, None)
         flight.disarm()
         self._pace.settled(outcome, flight.predicted_s)
@@ -198,7 +200,8 @@ class Dispatcher:
         """The outcome of a request that is not taken in."""
         if self.unavailable is not None:
             return early.unavailable(flight, self.unavailable, now)
-        view = self.view()
+        own = self._by_tenant.get(flight.work.tenant, 0)
+        view = msgspec.structs.replace(self.view(), own=own, tenants=len(self._by_tenant) + (not own))
         if view.waiting and self._ahead is not None:
             view = msgspec.structs.replace(view, ahead=self._ahead(flight.work, now))
         return early.refused(flight, view, self._admission, now)
@@ -212,12 +215,23 @@ class Dispatcher:
     def _wait(self, flight: Flight, now: float) -> None:
         flight.queue(len(self._waiting), self._started, now)
         self._waiting[flight.work.id] = flight
+        self._by_tenant[flight.work.tenant] = self._by_tenant.get(flight.work.tenant, 0) + 1
         latest_start = now + self._max_wait_s
         if flight.work.deadline is not None:
             latest_start = min(latest_start, flight.work.deadline - self._pace.least_service(flight.work.forecast))
         flight.wait(self._loop, latest_start, self._overdue)
         self._policy.add(flight.work, now)
         self.wake()
+
+    def _unqueue(self, request_id: str) -> None:
+        """It waits no more, if it did."""
+        flight = self._waiting.pop(request_id, None)
+        if flight is None:
+            return
+        tenant = flight.work.tenant
+        self._by_tenant[tenant] -= 1
+        if not self._by_tenant[tenant]:
+            del self._by_tenant[tenant]
 
     def _again(self, flight: Flight, now: float, *, memory: bool = False) -> bool:
         """Queue a lost request once more, where that is safe; `memory`: it only ran with too many others."""

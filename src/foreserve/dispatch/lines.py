@@ -80,13 +80,32 @@ class Lines:
         oldest = min(heads, key=lambda waiting: (waiting.work.arrival, waiting.order), default=None)
         return oldest if oldest is not None and oldest.work.arrival <= before and now <= _until(oldest) else None
 
-    def better(self, score: float, now: float, patience: float) -> float:
-        """About how many of the sure have at least this ratio, by those of the tenants that are looked at."""
+    def better(self, tenant: str, score: float | None, now: float, patience: float, tokens: float) -> float:
+        """About how many would start before a request of `tenant` that is sure and has this ratio now.
+
+        Its own tenant's with a better one, and of each other tenant those with a better one, as far as that may be
+        ahead with its tokens, at `tokens` a request; `None` is a ratio below all. Tenants that are not looked at are
+        taken to be like those that are.
+        """
+        name = self._tenants.name(tenant)
+        own = self._buckets.get((SURE, name))
+        if score is None:
+            mine = float(self._tenants.waiting(name))
+        else:
+            mine = own.better(score, now, patience) if own is not None else 0.0
+        level = self._tenants.level(tenant) + mine * self._tenants.weighed(name, tokens)
         near, far = self._tenants.front(SURE, self._burst, MOST_LOOKED_AT)
-        groups = [self._buckets[SURE, name] for name in near + far]
-        found = sum(len(buckets) for buckets in groups)
-        better = sum(buckets.better(score, now, patience) for buckets in groups)
-        return better * self._sure / found if found else 0.0
+        others = [other for other in near + far if other != name]
+        if not others:
+            return mine
+        found = 0.0
+        for other in others:
+            buckets = self._buckets[SURE, other]
+            better = len(buckets) if score is None else buckets.better(score, now, patience)
+            least, most = self._tenants.before(other, level, self._burst, tokens)
+            found += min(max(least, min(better, most)), len(buckets))
+        there = self._tenants.count(SURE) - (own is not None)
+        return mine + found * there / len(others)
 
     def by_ratio(self, now: float, patience: float) -> Iterator[Waiting]:
         """By standing, then tenants that take part before others, then ratio; within a bucket by arrival.

@@ -168,11 +168,13 @@ class ResponseRatio:
 
     def ahead(self, work: Work, now: float) -> float:
         """See `ports.Ahead`. Those whose ratio is better now; who comes later and overtakes it is not among them."""
-        if work.forecast is None:
-            return float(len(self._waiting))
         patience = self._aging * self._mean()
+        if work.forecast is None:
+            return self._lines.better(work.tenant, None, now, patience, self._tokens.value or 1.0)
         own = patience if self._aging else work.forecast.seconds
-        return self._lines.better(work.utility * own / max(work.forecast.seconds, LEAST_S), now, patience)
+        score = work.utility * own / max(work.forecast.seconds, LEAST_S)
+        tokens = self._tokens.value or work.forecast.input_tokens + work.forecast.output.mean
+        return self._lines.better(work.tenant, score, now, patience, tokens)
 
     # --- how it ended
 

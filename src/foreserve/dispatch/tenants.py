@@ -72,7 +72,7 @@ class Tenants:
         present = [line for line, count in enumerate(account.waiting) if count]
         for line in present:
             self._take_out(account, line)
-        account.tokens += tokens / self._weights.get(name, 1.0)
+        account.tokens += self.weighed(name, tokens)
         for line in present:
             insort(self._lines[line], (account.tokens, name))
         self._floor = max(self._floor, min((line[0][0] for line in self._lines if line), default=account.tokens))
@@ -80,6 +80,39 @@ class Tenants:
     def tokens(self, name: str) -> float:
         """What an open account has had, over its weight."""
         return self._accounts[name].tokens
+
+    def level(self, tenant: str) -> float:
+        """What a tenant would have, over its weight, were one of its requests to wait now."""
+        known = self._accounts.get(self.name(tenant))
+        if known is None:
+            return self._floor
+        return known.tokens if any(known.waiting) else max(known.tokens, self._floor)
+
+    def name(self, tenant: str) -> str:
+        """The name of the account that a tenant has now, or would most likely be given; none is opened."""
+        return OTHERS if tenant not in self._accounts and OTHERS in self._accounts else tenant
+
+    def waiting(self, name: str) -> int:
+        """How many wait of an account, in all lines."""
+        known = self._accounts.get(name)
+        return sum(known.waiting) if known is not None else 0
+
+    def count(self, line: int) -> int:
+        """How many accounts wait in `line`."""
+        return len(self._lines[line])
+
+    def weighed(self, name: str, tokens: float) -> float:
+        """What `tokens` count for an account."""
+        return tokens / self._weights.get(name, 1.0)
+
+    def before(self, name: str, level: float, burst: float, tokens: float) -> tuple[float, float]:
+        """How many requests of `tokens` of an account start before one of a tenant at `level`: at least, at most.
+
+        Until it is within `burst` of the other it goes alone; once it is `burst` beyond, it lets the other go.
+        """
+        each = max(self.weighed(name, tokens), 1e-9)
+        away = level - self._accounts[name].tokens
+        return max((away - burst) / each, 0.0), max((away + burst) / each + 1.0, 0.0)
 
     def front(self, line: int, burst: float, most: int) -> tuple[list[str], list[str]]:
         """Who waits in `line`, least served first: those within `burst` of the first, and others; `most` in all."""
