@@ -1,9 +1,14 @@
+import asyncio
+
 import pytest
 
-from foreserve.core import Work
+from foreserve.core import OutcomeKind, Work
 from foreserve.dispatch.batching import FirstCome, FixedBatches
 from foreserve.errors import ConfigError
 from foreserve.ports import Pick, Room, Wait
+from foreserve.simulation.clock import run
+from tests.dispatch.harness import House
+from tests.dispatch.static_replica import STEP_S, StaticReplica
 
 
 def work(request_id: str, arrival: float = 0.0, attempt: int = 0, **cost: float) -> Work:
@@ -43,6 +48,33 @@ def test_fixed_batches_wait_and_say_until_when():
     pick = policy.pick([room(slots=8)], 4.0)
     assert isinstance(pick, Pick)
     assert pick.ids == ("a",)
+
+
+def test_fixed_batches_halve_who_comes_back_and_do_not_mix_them_with_fresh_ones():
+    policy = FixedBatches(size=8, max_wait_s=60)
+    for number in range(4):
+        policy.add(work(f"fresh{number}", arrival=0.5 + number), 9)
+        policy.add(work(f"twice{number}", arrival=0.1 + number, attempt=2), 9)
+    policy.add(work("often", arrival=0.0, attempt=9), 9)
+    batches = [pick.ids for _ in range(4) if isinstance(pick := policy.pick([room(slots=8)], 99), Pick)]
+    fresh = tuple(f"fresh{number}" for number in range(4))
+    assert batches == [("often",), ("twice0", "twice1"), fresh, ("twice2", "twice3")]
+
+
+def test_fixed_batches_lose_nothing_when_memory_runs_out():
+    """Only one at a time has the memory that it needs."""
+
+    async def main() -> None:
+        house = House(policy=FixedBatches(size=64))
+        replica = StaticReplica("r0", house, slots=64, kv_tokens=100)
+        for number in range(70):
+            house.tell(f"r{number}", "x" * 60, STEP_S, stall_s=1e4)
+        await asyncio.sleep(950)
+        assert replica.failures > 1
+        assert {(o.kind, o.usage["letters"]) for o in house.outcomes} == {(OutcomeKind.DONE, 60)}
+        assert len(house.outcomes) == 70
+
+    run(main())
 
 
 def test_fixed_batches_without_a_size_fill_the_slots():

@@ -229,7 +229,7 @@ def test_running_out_of_memory_together_is_tried_more_often_than_a_loss_but_not_
             await asyncio.sleep(1.5)
             assert replica.held["a"].attempt == attempt
             replica.fail("a", 1, crowded)
-        assert await hearing == "abcdefgh", "a letter each time"
+        assert await hearing == "abcdefghij", "a letter each time"
         outcome = await stream.settled()
         assert (outcome.kind, outcome.code) == (OutcomeKind.FAILED, "engine_error")
         house.ledger.check(idle=True)

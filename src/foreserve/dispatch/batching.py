@@ -43,6 +43,9 @@ class FixedBatches(_FirstCome):
     """`fixed`: first-come batches of up to `size`, closed when full or when the oldest has waited `max_wait_s`.
 
     For static engines, where a batch runs until its longest answer ends. Without a `size` it is the room's slots.
+
+    Who comes back, since memory ran out or its replica was lost, runs with others of its attempt alone, and for each
+    attempt in a batch of half the size: what was too much together is not put together again.
     """
 
     def __init__(self, size: int | None = None, max_wait_s: float = 0.05) -> None:
@@ -70,11 +73,14 @@ class FixedBatches(_FirstCome):
         return Pick(ids=tuple(batch), why=f"first-come batch of {len(batch)}, {'full' if full else 'waited enough'}")
 
     def _fill(self, room: Room) -> tuple[list[str], bool]:
-        """The longest first-come prefix that `room` takes, and whether waiting could not make it longer."""
-        size = self._size if self._size is not None else int(room.free.get("slots", 1))
+        """The first of the head's attempt that `room` takes together, and whether waiting could not make them more."""
+        attempt = next(iter(self._waiting.values())).attempt
+        size = max(1, (self._size if self._size is not None else int(room.free.get("slots", 1))) >> attempt)
         batch: list[Work] = []
         for work in self._waiting.values():
+            if work.attempt != attempt:
+                continue
             if len(batch) == size or not room.takes([*batch, work]):
                 return [work.id for work in batch], True
             batch.append(work)
-        return [work.id for work in batch], len(batch) == size
+        return [work.id for work in batch], len(batch) == size or attempt > 0

@@ -15,8 +15,9 @@ from foreserve.ports import Pick, Resumed, Room
 MOST_ATTEMPTS = 2
 """A request is given to at most this many replicas."""
 
-MOST_MEMORY_ATTEMPTS = 8
-"""That many where it was not lost but ran out of memory together with others: it then runs with ever fewer of them."""
+MOST_MEMORY_ATTEMPTS = 10
+"""That many where it was not lost but ran out of memory together with others: it then runs with half as many of them
+each time, so that from a batch of 512 the tenth attempt is alone."""
 
 
 class Flight:
