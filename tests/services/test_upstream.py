@@ -164,6 +164,16 @@ async def test_a_server_that_is_down_refuses_at_once_and_says_why() -> None:
         assert (await service.submit(ask("r2")).settled()).kind is OutcomeKind.DONE
 
 
+async def test_our_order_reaches_the_server_in_the_body() -> None:
+    async with scripted() as server, served(server.url, engine_priority=True) as running:
+        for name in ("r1", "r2"):
+            assert (await running.services["m"].submit(ask(name)).settled()).kind is OutcomeKind.DONE
+        assert [json.loads(body).get("priority") for _, body in server.seen] == [1, 2]
+    async with scripted() as server, served(server.url, engine_priority=True, policy="fcfs") as running:
+        assert (await running.services["m"].submit(ask("r1")).settled()).kind is OutcomeKind.DONE
+        assert "priority" not in json.loads(server.seen[0][1])
+
+
 def test_the_engine_is_told_priorities_only_where_that_was_asked_for_and_never_when_observing() -> None:
     def priority(**words: Any) -> Any:
         return Upstream("http://gpu:1", **words).engines()[0].options["priority"]

@@ -53,8 +53,14 @@ class Upstream:
 
     def _setup(self, settings: UpstreamSettings, where: str) -> None:
         self.asked = settings
-        """The settings as they were given; when only observing, `settings` takes everything at once instead."""
+        """The settings as they were given; when only observing, `settings` takes everything at once instead.
+
+        With `engine_priority` those also ask our order to tell each request's place.
+        """
         self.settings = settings
+        if settings.engine_priority and settings.policy in ("auto", self.policy):
+            told = {"engine_priority": True, **settings.policy_options}
+            self.settings = msgspec.structs.replace(settings, policy_options=told)
         self.models: tuple[str, ...] = () if settings.model is None else (settings.model,)
         """What the servers call the model, or the models they list when none was chosen."""
         self.idempotent = not settings.observe
