@@ -125,6 +125,15 @@ def test_the_highest_response_ratio_goes_first():
     assert [picked(policy, 10.0), picked(policy, 10.0)] == [("first",), ("third",)]
 
 
+def test_the_oldest_batchs_turn_is_told():
+    policy = Magnus(phi=0.0, linger_s=0.0, oldest_every=2)
+    for number in range(4):
+        policy.add(work(f"r{number}", arrival=number), number)
+    picks = [policy.pick([room()], 9.0) for _ in range(4)]
+    told = ["the oldest batch's turn: " in pick.why for pick in picks if isinstance(pick, Pick)]
+    assert told == [False, True, False, True]
+
+
 def test_first_come_goes_by_the_oldest_request():
     policy = Magnus(order="fcfs", linger_s=0.0)
     policy.add(work("long", outputs=900, arrival=1.0), 1.0)

@@ -61,11 +61,21 @@ def test_the_textbook_order():
         policy.add(work(name, seconds, arrival), arrival)
     pick = taken(policy, 10.0)
     assert pick.ids == ("b",)
-    assert pick.why == ("ratio 1.8: waited 4.0 s, 5.00 s expected; 1st of 3 waiting; tenant default at 0 tokens"), (
-        "before it is charged"
-    )
+    assert pick.why == (
+        "ratio 1.8: waited 4.0 s and 5.00 s of patience, 5.00 s expected; 1st of 3 waiting; tenant default at 0 tokens"
+    ), "before it is charged"
     assert [taken(policy, 10.0).ids[0] for _ in range(2)] == ["a", "c"]
     assert policy.pick([room()], 10.0) is None
+
+
+def test_the_ratio_that_is_told_is_the_one_that_the_order_goes_by():
+    policy = ResponseRatio(aging=4.0)
+    for name, seconds, utility in (("a", 1.0, 1.0), ("b", 4.0, 2.0), ("c", 9.0, 1.0), ("d", 2.0, 1.0)):
+        policy.add(work(name, seconds, utility=utility), 0.0)
+    told = [float(taken(policy, 2.0).why.split(":")[0].removeprefix("ratio ")) for _ in range(4)]
+    assert told == sorted(told, reverse=True)
+    policy.add(work("e", 2.0, arrival=2.0, utility=3.0), 2.0)
+    assert "s of patience, 2.00 s expected, utility 3;" in taken(policy, 3.0).why
 
 
 def test_aging_leads_from_the_response_ratio_to_shortest_first():

@@ -36,7 +36,8 @@ class Magnus:
 
     Only batches with a request of a tenant within `burst_tokens` of the one that has had least take part, each tenant's
     tokens divided by `tenant_weights` (1 for those that are not named). What can no longer meet its deadline leaves its
-    batch and runs when nothing else waits.
+    batch. The dispatcher ends it as expired, at once where it knows how long requests take; until then it runs when
+    nothing else waits.
 
     Requests that come back, since memory ran out or their replica was lost, go into two halves of who was together,
     which nobody joins. One that comes back alone runs with its answer capped at what fits: `{"most_tokens": n}`.
@@ -240,6 +241,8 @@ class Magnus:
         if self._order == "fcfs":
             return f"{words}, its oldest has waited longest: {waited:.1f} s"
         ratio = self._ratio(batch, now)
+        if self._picks % self._oldest_every == 0:
+            words += f", the oldest batch's turn: {waited:.1f} s"
         words += f", ratio {ratio:.1f} = {waited:.2f} s waited / {batch.seconds:.2f} s expected"
         return words if batch.utility == 1.0 else f"{words} * utility {batch.utility:g}"
 

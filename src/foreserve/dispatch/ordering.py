@@ -32,7 +32,8 @@ class ResponseRatio:
     (HRRN). The order is exact to 5 %. The work for one pick does not depend on how many wait.
 
     What will most likely meet its deadline (`sure` times its expected time is left) goes before what perhaps will, and
-    that before what can no longer (less than its forecast's `least_seconds`). The last runs when nothing else can.
+    that before what can no longer (less than its forecast's `least_seconds`). The dispatcher ends the last as expired,
+    at once where it knows how long requests take; until then it runs when nothing else can.
 
     Tenants: only who is within `burst_tokens` of the one that has had least, of those that wait, takes part. Tokens are
     counted as predicted when a request is picked, set right when it has ended, and divided by `tenant_weights` (1 for
@@ -156,14 +157,17 @@ class ResponseRatio:
     def _why(self, waiting: Waiting, reason: str, before: int, count: int, now: float) -> str:
         work = waiting.work
         wait = max(0.0, now - work.arrival)
-        ratio = work.utility * (wait + waiting.seconds) / waiting.seconds
+        patience = self._aging * self._mean() if self._aging else waiting.seconds
+        ratio = (wait + patience) / waiting.weight
+        utility = "" if work.utility == 1.0 else f", utility {work.utility:g}"
         place = f"{count} waiting" if reason else f"{_ordinal(before + 1)} of {count} waiting"
         skipped = f"; {before} before it found no room" if before else ""
         standing = ("", "; it may miss its deadline", "; it can no longer meet its deadline")[waiting.standing]
         tokens = self._tenants.tokens(waiting.account)
         return (
-            f"{reason and reason + '; '}ratio {ratio:.1f}: waited {wait:.1f} s, {waiting.seconds:.2f} s expected; "
-            f"{place}{skipped}{standing}; tenant {waiting.account} at {tokens:,.0f} tokens"
+            f"{reason and reason + '; '}ratio {ratio:.1f}: waited {wait:.1f} s and {patience:.2f} s of patience, "
+            f"{waiting.seconds:.2f} s expected{utility}; {place}{skipped}{standing}; "
+            f"tenant {waiting.account} at {tokens:,.0f} tokens"
         )
 
     def ahead(self, work: Work, now: float) -> float:
