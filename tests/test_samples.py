@@ -81,6 +81,16 @@ def test_each_service_is_bounded_by_itself(store: Open) -> None:
     assert len(kept.read("other")) == 1
 
 
+def test_a_row_that_cannot_be_written_costs_no_later_ones(store: Open, caplog: pytest.LogCaptureFixture) -> None:
+    kept = store()
+    kept.record(sample(tokens=10**300))
+    assert kept.flush()
+    kept.record(sample(1))
+    assert [s.tokens for s in kept.read("chat")] == [2]
+    assert kept.dropped == 1
+    assert "has lost 1 rows" in caplog.text
+
+
 def test_what_is_old_goes_with_the_next_row_and_also_without_one(store: Open) -> None:
     kept = store(days=2.0)
     kept.record(sample(0))
