@@ -81,14 +81,24 @@ def test_each_service_is_bounded_by_itself(store: Open) -> None:
     assert len(kept.read("other")) == 1
 
 
-def test_what_is_old_goes_with_the_next_row_and_also_without_one(store: Open) -> None:
+def test_a_row_that_cannot_be_written_costs_no_later_ones(store: Open, caplog: pytest.LogCaptureFixture) -> None:
+    kept = store()
+    kept.record(sample(tokens=10**300))
+    assert kept.flush()
+    kept.record(sample(1))
+    assert [s.tokens for s in kept.read("chat")] == [2]
+    assert kept.dropped == 1
+    assert "has lost 1 rows" in caplog.text
+
+
+def test_what_is_old_goes_without_a_next_row(store: Open) -> None:
     kept = store(days=2.0)
     kept.record(sample(0))
     kept.flush()
     kept.record(sample(1, at=WALL + 3 * DAY))
-    assert [s.tokens for s in kept.read("chat")] == [2]
+    kept.flush()
     kept.expire(WALL + 4 * DAY)
-    assert len(kept.read("chat")) == 1
+    assert [s.tokens for s in kept.read("chat")] == [2]
     kept.expire(WALL + 6 * DAY)
     assert kept.read("chat") == []
 
@@ -112,6 +122,20 @@ def test_a_tenants_rows_are_deleted_and_the_models_marked(store: Open) -> None:
     kept.set_trained("other", Trained(at=WALL, newest=6, forgotten=1))
     assert not kept.trained("other").stale  # type: ignore[union-attr]
     assert forget(kept.path, "nobody") == {}
+
+
+def test_no_commit_looks_at_every_row(store: Open) -> None:
+    """What a batch does is planned by an index, whatever has come before."""
+    kept = store()
+    with closing(sqlite3.connect(kept.path)) as database:
+        said: list[str] = []
+        database.set_trace_callback(said.append)
+        kept._insert(database, [sample()])
+        database.set_trace_callback(None)
+        plans = [database.execute(f"EXPLAIN QUERY PLAN {one}").fetchall() for one in said if one.startswith("DELETE")]
+        database.rollback()
+    assert plans
+    assert all("n<" in plan[0][-1] for plan in plans), plans
 
 
 def test_what_was_forgotten_is_not_in_the_file(store: Open) -> None:

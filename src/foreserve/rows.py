@@ -92,7 +92,7 @@ class RowWriter(Generic[R]):
                     if rows:
                         with database:
                             self._insert(database, rows)
-                except sqlite3.Error as error:
+                except Exception as error:  # a row that SQLite cannot hold costs its batch, not all that come later
                     self.dropped += len(rows)
                     problem = str(error)
                 if self.dropped > 2 * told:

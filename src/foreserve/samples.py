@@ -185,7 +185,9 @@ class SampleStore:
         """Delete what is too old at `wall` (seconds since the epoch) or too much, also where nothing new comes."""
         with closing(connect(self.path)) as database, database:
             for service, keep in self._keep.items():
-                _trim(database, service, keep, wall)
+                oldest = wall - keep.days * 86_400
+                database.execute("DELETE FROM samples WHERE service = ? AND at < ?", (service, oldest))
+                _trim(database, service, keep)
 
     def trained(self, service: str) -> Trained | None:
         """What is known of a service's model."""
@@ -218,13 +220,12 @@ class SampleStore:
         )
         database.executemany("INSERT OR REPLACE INTO notes (service, data) VALUES (?, ?)", notes)
         for service in sorted({row.service for row in samples}):
-            newest = max(row.at for row in samples if row.service == service)
             if (keep := self._keep.get(service)) is not None:
-                _trim(database, service, keep, newest)
+                _trim(database, service, keep)
 
 
-def _trim(database: sqlite3.Connection, service: str, keep: Keep, wall: float) -> None:
-    database.execute("DELETE FROM samples WHERE service = ? AND at < ?", (service, wall - keep.days * 86_400))
+def _trim(database: sqlite3.Connection, service: str, keep: Keep) -> None:
+    """By number alone: no index tells which are too old, so that is for `expire`, which seldom comes."""
     database.execute(
         "DELETE FROM samples WHERE service = ? AND n <= "
         "(SELECT n FROM samples WHERE service = ? ORDER BY n DESC LIMIT 1 OFFSET ?)",

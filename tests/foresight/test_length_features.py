@@ -1,6 +1,9 @@
+import sys
+
 import numpy as np
 import pytest
 
+from foreserve.foresight import length_features
 from foreserve.foresight.length_features import MEANING, app_of, featurise, key
 from foreserve.foresight.length_history import History
 from tests.foresight.samples import asked
@@ -61,3 +64,15 @@ def test_the_past_is_that_of_when_it_came():
     after = featurise([one], None, history)[0]
     assert not before.past.any()
     assert after.past[0] == pytest.approx(np.log(100) * 30 / 33, rel=1e-2)
+
+
+def test_of_instructions_no_text_is_kept_and_only_the_latest_are():
+    text = "".join(["An instruction to be forgotten. "] * 1000)
+    held = sys.getrefcount(text)
+    app = featurise([asked("x", text)])[0].app
+    assert sys.getrefcount(text) == held
+    assert app in length_features._instructions
+    for number in range(length_features.MOST_INSTRUCTIONS):
+        featurise([asked("x", f"Another, {number}.")])
+    assert len(length_features._instructions) == length_features.MOST_INSTRUCTIONS
+    assert app not in length_features._instructions

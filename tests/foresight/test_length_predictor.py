@@ -110,6 +110,20 @@ def test_levels_drift_no_further_than_allowed():
     assert coverage.levels == before
 
 
+def test_quantiles_that_are_a_requests_own_limit_do_not_move_those_of_others():
+    """Answers of 1 to 1000 tokens, half of which are cut at 500: below it they say nothing of a p80 of 800."""
+    coverage, within = Coverage(), []
+    for number in range(6000):
+        most = 500 if number % 2 else 5000
+        p50, p80, p95 = (min(1000.0 * level, most) for level in coverage.levels)
+        told, tokens = Length(mean=p50, p50=p50, p80=p80, p95=p95, source="fast"), 1 + number * 617 % 1000
+        cut = tokens >= most
+        coverage.learn(told, Ended(tokens=min(tokens, most), censored=cut), most)
+        if most > 1000:
+            within.append(tokens <= p80)
+    assert abs(np.mean(within[1000:]) - 0.8) < 0.02
+
+
 def test_features_of_a_predictor_are_those_of_its_history(model):
     predictor = Predictor(model)
     for sample in worded(50, 5):

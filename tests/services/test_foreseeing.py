@@ -156,6 +156,18 @@ def test_what_was_cut_counts_as_longer_and_what_never_began_as_nothing():
     clock.run(main())
 
 
+async def test_a_usage_beyond_all_measure_is_kept_within_the_limit(tmp_path: Path):
+    store = SampleStore.open(tmp_path, KEEP)
+    foreseer = Foreseer(settings(predictor="histogram"))
+    await foreseer.start("chat", store, tmp_path)
+    for number, told in enumerate((1e300, float("inf"), float("nan"), -1.0, 7.0)):
+        await priced(foreseer, number)
+        foreseer.settled(msgspec.structs.replace(outcome(number, 1), usage={"output_tokens": told}))
+    await foreseer.stop()
+    assert [(row.tokens, row.censored) for row in store.read("chat")] == [(2000, True), (2000, True), (7, False)]
+    store.close()
+
+
 def test_what_is_pending_is_bounded(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(foreseeing, "MOST_PENDING", 10)
 

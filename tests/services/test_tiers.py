@@ -57,6 +57,17 @@ def test_what_is_missing_is_told_and_is_an_error_only_where_it_was_wanted():
         choose("full", missing)
 
 
+def test_an_encoder_that_fails_is_done_without_where_nobody_named_it():
+    def broken() -> tuple[Encoder, float]:
+        raise RuntimeError("no such plugin")
+
+    choice, encoder = choose("auto", broken)
+    assert (choice.tier, encoder) == ("fast", None)
+    assert "no such plugin" in choice.why
+    with pytest.raises(RuntimeError, match="no such plugin"):
+        choose("full", broken)
+
+
 @pytest.mark.parametrize("wanted", ["fast", "histogram", "off"])
 def test_what_needs_no_encoder_loads_none(wanted: str):
     def never() -> tuple[Encoder, float]:

@@ -66,6 +66,28 @@ def test_what_was_deleted_leaves_no_model_behind(tmp_path: Path):
     assert (result.newest, result.judged[0].rows) == (0, 0)
 
 
+def test_what_was_deleted_leaves_no_model_of_a_tier_that_is_no_more_trained(tmp_path: Path):
+    run(job(tmp_path, rows(range(400))))
+    full = model_path(tmp_path, "chat", "full")
+    model_path(tmp_path, "chat", "fast").rename(full)
+    run(job(tmp_path, rows(range(400)), Trained(at=1.7e9, newest=400)))
+    assert full.exists()
+    run(job(tmp_path, rows(range(400)), Trained(at=1.7e9, newest=400, forgotten=1)))
+    assert not full.exists()
+
+
+def test_no_model_is_taken_unjudged(tmp_path: Path):
+    told = rows(range(400))
+    assert run(job(tmp_path, told)).judged[0].taken
+    before = model_path(tmp_path, "chat", "fast").read_bytes()
+    result = run(job(tmp_path, [*told, *rows(range(400, 410), first=401)], Trained(at=1.7e9, newest=400)))
+    assert not result.judged[0].taken
+    assert "10 newer answers to judge it by" in result.judged[0].why
+    assert model_path(tmp_path, "chat", "fast").read_bytes() == before
+    few = run(job(tmp_path / "few", rows(range(130)))).judged[0]
+    assert "newest 20" in few.why
+
+
 def test_a_damaged_model_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     run(job(tmp_path, rows(range(400))))
     model_path(tmp_path, "chat", "fast").write_bytes(b"nothing of the sort")

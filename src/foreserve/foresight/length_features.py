@@ -7,6 +7,8 @@ this application and tenant was like when the request came, and in the full tier
 from __future__ import annotations
 
 import struct
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
@@ -152,7 +154,24 @@ def _key(name: str) -> int:
     return _digest(name)
 
 
-@lru_cache(512)
+MOST_INSTRUCTIONS: Final = 512
+_instructions: OrderedDict[int, NDArray[np.uint16]] = OrderedDict()
+"""Of the latest, by their hash: under 1 KB each, and no text."""
+
+_remembering: Final = threading.Lock()
+
+
 def _instruction(text: str) -> tuple[int, NDArray[np.uint16]]:
-    """Its hash and its words' hashes; long ones are as bounded as their clients' bodies, and few."""
-    return _digest(text), hashed([text])[0][0]
+    """Its hash and its words' hashes."""
+    app = _digest(text)
+    with _remembering:
+        words = _instructions.pop(app, None)
+        if words is not None:
+            _instructions[app] = words
+            return app, words
+    words = hashed([text])[0][0].copy()  # no view of more
+    with _remembering:
+        _instructions[app] = words
+        while len(_instructions) > MOST_INSTRUCTIONS:
+            _instructions.popitem(last=False)
+    return app, words

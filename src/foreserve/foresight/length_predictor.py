@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -33,13 +34,16 @@ class Coverage:
     def __init__(self) -> None:
         self.levels: tuple[float, ...] = LEVELS
 
-    def learn(self, predicted: Length, ended: Ended) -> None:
-        """An answer that was cut below a quantile tells nothing of it."""
+    def learn(self, predicted: Length, ended: Ended, most: float = math.inf) -> None:
+        """An answer that was cut below a quantile tells nothing of it.
+
+        Neither does any of a quantile that is the request's own `most`: no answer could be longer.
+        """
         levels = []
         for nominal, level, quantile in zip(
             LEVELS, self.levels, (predicted.p50, predicted.p80, predicted.p95), strict=True
         ):
-            if not (ended.censored and ended.tokens <= quantile):
+            if quantile < most and not (ended.censored and ended.tokens <= quantile):
                 level += STEP * (nominal - _share_below(quantile, ended.tokens))
             drift = min(MOST_DRIFT, (1 - nominal) / 2)
             levels.append(min(max(level, nominal - drift), nominal + drift))
@@ -88,12 +92,12 @@ class Predictor:
     def learn(self, asked: Asked, ended: Ended, predicted: Length | None = None) -> None:
         """`predicted` is what was said of it, where that is known: quantiles are kept true by it."""
         self.history.learn(asked, ended)
-        self._cover(predicted, ended)
+        self._cover(predicted, ended, asked.most)
 
     def learn_features(self, features: Features, ended: Ended, predicted: Length | None = None) -> None:
         """The same of what `featurise` gave."""
         self.history.learn_of(features.app, features.tenant, features.input_tokens, ended)
-        self._cover(predicted, ended)
+        self._cover(predicted, ended, features.most)
 
     def swap(self, model: Model | None, held_out: Sequence[Sample] = ()) -> Verdict:
         """Put `model` in place, unless it is worse than the one there on `held_out`; `None` takes it away.
@@ -110,9 +114,9 @@ class Predictor:
             self.coverage = Coverage()
         return verdict
 
-    def _cover(self, predicted: Length | None, ended: Ended) -> None:
+    def _cover(self, predicted: Length | None, ended: Ended, most: int) -> None:
         if predicted is not None and self._model is not None and predicted.source == self._model.source:
-            self.coverage.learn(predicted, ended)
+            self.coverage.learn(predicted, ended, most)
 
 
 def _check(model: Model | None, encoder: Encoder | None) -> None:

@@ -32,6 +32,7 @@ from foreserve.settings import ForesightSettings
 log = logging.getLogger(__name__)
 
 MOST_PENDING: Final = 65_536
+MOST_TOKENS: Final = 2**31 - 1
 NOTE_EVERY: Final = 100
 """Answers after which what was learned of times is written down."""
 
@@ -188,7 +189,7 @@ class Foreseer:
         about = self._pending.pop(outcome.id, None)
         if about is None or outcome.first is None:
             return
-        tokens = int(outcome.usage.get("output_tokens", 0.0))
+        tokens = _tokens(outcome.usage.get("output_tokens", 0.0), about.most)
         if tokens < 1:
             return
         done = outcome.kind is OutcomeKind.DONE
@@ -221,6 +222,11 @@ class Foreseer:
     def _note(self) -> None:
         if self._samples is not None:
             self._samples.note(self._service, msgspec.json.encode(self.time.state()))
+
+
+def _tokens(told: float, most: int) -> int:
+    """As an engine or a server tells, within what was asked for; 0 for what is no number."""
+    return int(min(told, most, MOST_TOKENS)) if told >= 1 else 0
 
 
 def _time(noted: bytes | None) -> RequestTime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import statistics
 import threading
 import time
@@ -14,6 +15,8 @@ import msgspec
 from foreserve.errors import ConfigError
 from foreserve.foresight.length_features import Encoder
 from foreserve.models.catalog import locate
+
+log = logging.getLogger(__name__)
 
 Wanted = Literal["auto", "fast", "full", "histogram", "off"]
 
@@ -72,6 +75,11 @@ def choose(wanted: Wanted, here: Callable[[], tuple[Encoder, float]] = encoder_h
         if wanted == "full":
             raise
         return Choice(tier="fast", why=f"no embeddings here: {error}"), None
+    except Exception as error:  # of whatever library embeds: none of them is worth a start that fails
+        if wanted == "full":
+            raise
+        log.warning("the full tier of foresight cannot be used here", exc_info=True)
+        return Choice(tier="fast", why=f"the embeddings here fail: {type(error).__name__}: {error}"), None
     words = f"an embedding takes {p50 * 1e3:.1f} ms (p50)"
     if wanted == "full":
         return Choice(tier="full", why=f"the settings name it; {words}", p50_s=p50), encoder

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import msgspec
 
@@ -117,7 +117,11 @@ def run(job: Job) -> Result:
     stale = job.trained is not None and job.trained.stale
     seen = 0 if job.trained is None or stale else job.trained.newest
     unseen = sum(row.n > seen for row in rows)
-    held = min(int(len(rows) * HELD_OUT), unseen, MOST_HELD_OUT)
+    held = min(max(int(len(rows) * HELD_OUT), LEAST_HELD_OUT), unseen, MOST_HELD_OUT)
+    if stale:  # nothing that knows of deleted rows may stay, of no tier
+        for tier in get_args(Tier):
+            if tier not in job.tiers:
+                model_path(Path(job.folder), job.service, tier).unlink(missing_ok=True)
     told = known(rows)
     held = min(held, len(told))
     judged = [
@@ -134,16 +138,20 @@ def _train(job: Job, tier: Tier, old: list[Sample], held: list[Sample], stale: b
         old, held = ([s for s in part if s.features.meaning is not None] for part in (old, held))
     else:
         old, held = ([_without_meaning(sample) for sample in part] for part in (old, held))
+    why = ""
     if len(old) < LEAST_SAMPLES:
-        if stale:  # nothing that knows of deleted rows may stay
-            path.unlink(missing_ok=True)
         why = f"{len(old)} samples; a model wants at least {LEAST_SAMPLES}"
+    elif len(held) < LEAST_HELD_OUT:
+        why = f"refused: {len(held)} newer answers to judge it by; at least {LEAST_HELD_OUT} are wanted"
+    if why:
+        if stale:
+            path.unlink(missing_ok=True)
         return Judged(tier=tier, taken=False, why=why, rows=len(old))
     before = None if stale else load(folder, job.service, tier)
     # With many more samples there is more to be looked at than what the model before chose.
     warm = before if before is not None and len(old) < MOST_GROWTH * before.about.samples else None
     model = train(old, seed=newest, features=FEATURES[job.features], warm=warm)
-    verdict = better(model, before or history_of(old), held if len(held) >= LEAST_HELD_OUT else ())
+    verdict = better(model, before or history_of(old), held)
     if verdict.better:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         model.save(path)
