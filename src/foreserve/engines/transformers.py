@@ -100,7 +100,7 @@ class TransformersEngine:
         return EngineInfo(
             batching="static",
             capacity={"slots": float(self._max_running), "kv_tokens": float(self._kv_tokens)},
-            features=("logprobs", "top_logprobs", "penalties", "seed", "ignore_eos"),
+            features=("logprobs", "top_logprobs", "penalties", "seed", "ignore_eos", "resume"),
             facts={"context_tokens": self._context, "weights": self._weights},
         )
 
