@@ -118,8 +118,8 @@ class LLMSettings(ServiceSettings, frozen=True, kw_only=True):
     `model` is a packaged model's name, a GGUF file or a Hugging Face folder. `engine` is chosen from the model when
     `auto`. `weights` is the precision kept in memory; `exact` makes answers independent of who else is in the
     batch, at about half the speed. `max_running` bounds the sequences that run at once, `kv_cache_gb` (GiB) their
-    memory, `max_batched_tokens` one engine step. `default_max_tokens` holds for requests that name none (`None`: up
-    to the context).
+    memory (with engine `transformers` at least one context), `max_batched_tokens` one engine step. `default_max_tokens`
+    holds for requests that name none (`None`: up to the context).
     """
 
     model: str
