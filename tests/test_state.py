@@ -77,7 +77,7 @@ def test_what_is_recorded_is_found_with_its_figures(history: Open) -> None:
         outcome(
             1, started=10.5, first=11.0, finish="stop", tenant="ann", parent="root", replica="chat-0", attempt=1,
             why="first come", cost={"slots": 1.0}, usage={"prompt_tokens": 3.0, "output_tokens": 7.0},
-            forecast=FORECAST, beside=("r2", "r3"), running=4, ahead=12, before=9,
+            forecast=FORECAST, beside=("r2", "r3"), running=4, ahead=12, before=9, again="replica lost",
         ),
         WALL,
     )  # fmt: skip
@@ -85,7 +85,7 @@ def test_what_is_recorded_is_found_with_its_figures(history: Open) -> None:
         id="r1", service="chat", kind="done", ended=WALL, wait_s=0.5, first_s=1.0, total_s=2.5, finish="stop", code="",
         reason="", tenant="ann", parent="root", replica="chat-0", attempt=1, why="first come", cost={"slots": 1.0},
         usage={"prompt_tokens": 3.0, "output_tokens": 7.0}, forecast=FORECAST, beside=("r2", "r3"), running=4, ahead=12,
-        before=9,
+        before=9, again="replica lost",
     )  # fmt: skip
     assert kept.find("nobody") is None
 
@@ -249,7 +249,7 @@ def test_a_newer_file_is_left_alone(history: Open, tmp_path: Path) -> None:
     history().close()
     with closing(sqlite3.connect(file(tmp_path))) as database:
         database.execute(f"PRAGMA user_version = {state.SCHEMA + 1}")
-    with pytest.raises(ConfigError, match=r"newer Foreserve \(schema 3, this one knows up to 2\).*state\.folder"):
+    with pytest.raises(ConfigError, match=r"newer Foreserve \(schema 4, this one knows up to 3\).*state\.folder"):
         history()
     with closing(sqlite3.connect(file(tmp_path))) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (state.SCHEMA + 1,)
@@ -270,10 +270,11 @@ def of_the_first_schema(tmp_path: Path) -> Past:
 def test_a_file_of_the_first_schema_keeps_its_rows(history: Open, tmp_path: Path) -> None:
     old = of_the_first_schema(tmp_path)
     kept = history()
-    kept.record(outcome(1, forecast=FORECAST, ahead=3), WALL + 1)
+    kept.record(outcome(1, forecast=FORECAST, ahead=3, again="server full"), WALL + 1)
     past, before = kept.recent()
     assert before == old
     assert (past.id, past.forecast, past.beside, past.ahead) == ("r1", FORECAST, (), 3)
+    assert (past.again, before.again) == ("server full", None)
     kept.close()
     assert [past.id for past in history().recent()] == ["r1", "old"]
 

@@ -176,7 +176,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     `code` is a `RequestError.code` (empty when done) and `reason` its words. `started` is when it was given to a
     replica and `first` when its first chunk arrived; both are `None` where that never happened. `beside` are the ids it
     was started together with and `running` is how many its replica held already; `ahead` is how many waited when it
-    came, `before` how many were started while it waited.
+    came, `before` how many were started while it waited. `again` says in a word or two why the last of several attempts
+    was made: "replica lost", "out of memory", "server full" or "broken off", then ", resumed" where it went on after
+    what had been delivered. Empty where there was one attempt.
     """
 
     id: str
@@ -203,6 +205,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     running: int = 0
     ahead: int = 0
     before: int = 0
+    again: str = ""
 
     def error(self) -> RequestError | None:
         """The exception a caller should see, or `None` when the request was done."""

@@ -40,7 +40,8 @@ class QueueSettings(Settings, frozen=True, kw_only=True):
 
     A request is shed when `max_waiting` others wait, or when its predicted wait exceeds `max_wait_s` (or its own
     deadline, if that is sooner). `admission` is how that is judged, by name; `auto` is `foreseen` (by the request's own
-    forecast and its place in the order) where the policy tells that place, else `bounded`.
+    forecast and its place in the order) where the policy tells that place, else `bounded`; when only observing it is
+    `bounded`.
     """
 
     max_waiting: int = 256
@@ -117,8 +118,8 @@ class LLMSettings(ServiceSettings, frozen=True, kw_only=True):
     `model` is a packaged model's name, a GGUF file or a Hugging Face folder. `engine` is chosen from the model when
     `auto`. `weights` is the precision kept in memory; `exact` makes answers independent of who else is in the
     batch, at about half the speed. `max_running` bounds the sequences that run at once, `kv_cache_gb` (GiB) their
-    memory, `max_batched_tokens` one engine step. `default_max_tokens` holds for requests that name none (`None`: up
-    to the context).
+    memory (with engine `transformers` at least one context), `max_batched_tokens` one engine step. `default_max_tokens`
+    holds for requests that name none (`None`: up to the context).
     """
 
     model: str
@@ -149,10 +150,10 @@ class UpstreamSettings(ServiceSettings, frozen=True, kw_only=True):
     """A model on servers that already run and speak OpenAI's API: each address in `urls` is a replica.
 
     `model` is its name there (`None`: every model they list). `max_running` bounds the requests in flight at each.
-    `observe` forwards everything at once, unchanged, and only reports what would have been done. `api_key_env` names
-    the environment variable that holds their key. With `engine_priority` each request is given its place in our order
-    as `priority`, which servers that schedule by priority take and others refuse. `timeout_s` bounds the silence of a
-    server within an answer.
+    `observe` forwards everything at once, unchanged, and only reports what would have been done; nothing is foreseen
+    then. `api_key_env` names the environment variable that holds their key. With `engine_priority` each request is
+    given its place in our order as `priority`, which servers that schedule by priority take and others refuse.
+    `timeout_s` bounds the silence of a server within an answer.
     """
 
     urls: list[str]

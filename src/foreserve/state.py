@@ -46,6 +46,7 @@ ALTER TABLE requests ADD COLUMN ahead INTEGER;
 ALTER TABLE requests ADD COLUMN before INTEGER;
 CREATE INDEX requests_parent ON requests (parent) WHERE parent IS NOT NULL;
 """,
+    "ALTER TABLE requests ADD COLUMN again TEXT",
 )
 SCHEMA = 1 + len(_LATER)
 """The version kept in the file's `user_version`; a file of a newer one is refused."""
@@ -84,6 +85,7 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     running: int | None = None
     ahead: int | None = None
     before: int | None = None
+    again: str | None = None
 
     @classmethod
     def of(cls, outcome: Outcome, wall: float) -> Past:
@@ -111,11 +113,12 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
             running=outcome.running,
             ahead=outcome.ahead,
             before=outcome.before,
+            again=outcome.again,
         )
 
 
 _COLUMNS = Past.__struct_fields__
-_SINCE = {"forecast": 2, "beside": 2, "running": 2, "ahead": 2, "before": 2}
+_SINCE = {"forecast": 2, "beside": 2, "running": 2, "ahead": 2, "before": 2, "again": 3}
 """The version from which on the file has a column, where it is not the first."""
 _INSERT = f"INSERT INTO requests ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 

@@ -125,11 +125,28 @@ def test_a_function_has_no_forecast_and_no_tokens(history: History) -> None:
     assert "prefill" not in told
 
 
-def test_a_second_attempt_is_told(history: History) -> None:
-    keep(history, attempt=1)
+@pytest.mark.parametrize(
+    ("again", "said"),
+    [
+        ("replica lost", "its replica was lost before, with nothing delivered."),
+        ("out of memory", "its batch had run out of memory before, with nothing delivered."),
+        ("server full", "the server had no room for it before, with nothing delivered."),
+        ("broken off", "the server broke off before it had answered, with nothing delivered."),
+        ("", "why it was made is not kept."),
+    ],
+)
+def test_a_second_attempt_is_told_with_its_reason(history: History, again: str, said: str) -> None:
+    keep(history, attempt=1, again=again)
     told = words(history, "r1")
-    assert "This was attempt 2: its replica was lost before" in told
+    assert f"This was attempt 2: {said}" in told
     assert "Its last attempt began 4.00 s after it came" in told
+
+
+def test_an_answer_that_went_on_is_told(history: History) -> None:
+    keep(history, attempt=2, again="out of memory, resumed")
+    told = words(history, "r1")
+    assert "attempt 3: its batch had run out of memory before, and it went on after what had been delivered." in told
+    assert "It was first started 4.00 s after it came." in told
 
 
 def test_a_root_lists_its_parts(history: History) -> None:

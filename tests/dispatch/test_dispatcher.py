@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -118,6 +118,7 @@ def test_a_lost_replica_retries_what_nobody_has_seen_and_fails_the_rest():
         assert (await once.settled()).kind is OutcomeKind.FAILED
         retried = await unseen.settled()
         assert (retried.kind, retried.attempt, retried.replica) == (OutcomeKind.DONE, 1, "other")
+        assert retried.again == "replica lost"
         house.ledger.check(idle=True)
 
     run(main())
@@ -182,6 +183,7 @@ def test_an_answer_that_can_be_continued_outlives_its_replica():
         assert (outcome.started, outcome.first, outcome.ended) == (0.0, 1.0, 6.5 + 11)
         assert outcome.usage == {"letters": 16}, "counted once, over both attempts"
         assert outcome.forecast == forecast, "as it was when it came"
+        assert outcome.again == "replica lost, resumed"
         house.ledger.check(idle=True)
 
     run(main())
@@ -233,6 +235,29 @@ def test_running_out_of_memory_together_is_tried_more_often_than_a_loss_but_not_
         outcome = await stream.settled()
         assert (outcome.kind, outcome.code) == (OutcomeKind.FAILED, "engine_error")
         house.ledger.check(idle=True)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("detail", "again"),
+    [
+        ({"retry": "memory"}, "out of memory"),
+        ({"retry": True, "status": 429}, "server full"),
+        ({"retry": True}, "broken off"),
+    ],
+)
+def test_the_reason_of_another_attempt_is_kept(detail: dict[str, Any], again: str) -> None:
+    async def main() -> None:
+        house = House()
+        replica = house.replica()
+        stream = house.tell("a", "ab", 1.0)
+        await asyncio.sleep(0.5)
+        replica.fail("a", 0, Finish(reason="error", error="no", detail=detail))
+        outcome = await stream.settled()
+        assert (outcome.kind, outcome.attempt, outcome.again) == (OutcomeKind.DONE, 1, again)
+        once = await house.tell("b", "ab", 1.0).settled()
+        assert once.again == ""
 
     run(main())
 

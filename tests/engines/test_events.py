@@ -95,3 +95,24 @@ def test_embeddings_tell_prompt_tokens_alone() -> None:
     assert said is not None
     assert said.usage == {"prompt_tokens": 8}
     assert told_by_json(b"\xff") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "cut"),
+    [
+        ({"choices": [{"delta": {}, "finish_reason": "length"}]}, True),
+        ({"choices": [{"finish_reason": "stop"}, {"finish_reason": "length"}]}, True),
+        ({"response": {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}}, True),
+        ({"type": "message_delta", "delta": {"stop_reason": "max_tokens"}}, True),
+        ({"choices": [{"finish_reason": "stop"}], "usage": {"prompt_tokens": 1}}, False),
+        ({"choices": [{"delta": {"content": '"finish_reason": "length"'}}], "usage": {"prompt_tokens": 1}}, False),
+        ({"choices": [], "finish_reason": "length", "usage": {"prompt_tokens": 1}}, False),
+    ],
+)
+def test_an_answer_that_ended_at_its_limit_is_told(value: object, cut: bool) -> None:
+    said = told(event(value))
+    assert said is not None
+    assert said.cut is cut
+    found = told_by_json(json.dumps(value, indent=1).encode())
+    assert found is not None
+    assert found.cut is cut

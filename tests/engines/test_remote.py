@@ -121,6 +121,30 @@ async def test_an_event_stream_passes_whole_events_however_it_is_cut() -> None:
                 assert at in ends, "an event was split"
 
 
+@pytest.mark.parametrize("count", [False, True])
+@pytest.mark.parametrize("reason", ["length", "stop"])
+async def test_a_stream_that_ended_at_its_limit_ends_so_and_passes_as_it_was(reason: str, count: bool) -> None:
+    last = event({"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
+    usage = event({"choices": [], "usage": USAGE})
+    async with scripted() as server, engine(server) as made:
+        server.script = streaming(event(delta(content="a")), last, usage + DONE)
+        _, body, finish, _ = await run(made, work({"stream": True}, count_tokens=count))
+        assert (finish.reason, finish.usage["output_tokens"]) == (reason, 3)
+        assert body == event(delta(content="a")) + last + (DONE if count else usage + DONE)
+
+
+async def test_a_json_answer_of_which_one_choice_was_cut_ends_so() -> None:
+    raw = b'{"choices":[{"finish_reason":"stop"},{ "finish_reason" : "length"}],"usage":{"completion_tokens":9}}'
+
+    async def script(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=raw, content_type="application/json")
+
+    async with scripted() as server, engine(server) as made:
+        server.script = script
+        _, body, finish, _ = await run(made, work())
+        assert (body, finish.reason, finish.usage) == (raw, "length", {"output_tokens": 9})
+
+
 async def test_a_stream_without_a_last_blank_line_loses_nothing() -> None:
     async with scripted() as server, engine(server) as made:
         server.script = streaming(b"data: 1\n\ndata: 2")

@@ -138,6 +138,23 @@ async def test_a_batch_that_outgrows_its_memory_ends_to_be_tried_with_fewer(boun
     assert len(alone.ids) == 20
 
 
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"temperature": 1.0, "seed": 11},
+        {"temperature": 1.5, "seed": 12, "top_p": 0.8, "frequency_penalty": 1.0},
+        {"presence_penalty": 2.0},
+    ],
+)
+async def test_what_is_seeded_or_penalised_goes_on_as_it_would_have(subject, terms):
+    prompt = [5, 6, 7]
+    (whole,) = await subject.run(work("whole", output=20, prompt=prompt, **terms))
+    (rest,) = await subject.run(work("rest", output=13, prompt=prompt + whole.ids[:7], continued=7, **terms))
+    assert rest.ids == whole.ids[7:]
+    (anew,) = await subject.run(work("anew", output=13, prompt=prompt + whole.ids[:7], **terms))
+    assert anew.ids != rest.ids
+
+
 async def test_a_batch_that_just_fits_its_memory_runs_to_its_end(bounded):
     answers = await bounded.run(*(work(f"r{i}", output=7, prompt=[4] * 3) for i in range(4)))
     assert {(answer.reason, len(answer.ids)) for answer in answers} == {("length", 7)}

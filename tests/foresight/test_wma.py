@@ -4,7 +4,6 @@ from hypothesis import strategies as st
 from foreserve.foresight.wma import (
     Shape,
     batch_waste,
-    kv_bytes_per_token,
     longest,
     memory_tokens,
     waste,
@@ -32,10 +31,8 @@ def test_a_short_request_in_a_long_batch():
     assert waste(short, batch) == 479_355
 
 
-def test_memory_of_llama_2_7b():
-    per_token = kv_bytes_per_token(layers=32, kv_heads=32, head_dim=128, element_bytes=2)
-    assert per_token == 524_288
-    assert memory_tokens(3, longest(THREE)) * per_token == 283_115_520
+def test_memory_is_padded_to_the_longest_of_both():
+    assert memory_tokens(3, longest(THREE)) == 3 * (120 + 60)
 
 
 @given(shapes, shapes)

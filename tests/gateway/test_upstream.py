@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -438,6 +439,20 @@ async def test_observing_holds_nothing_back_and_tells_what_would_have_been() -> 
         assert (report["requests"], report["at_once"], report["waited"], report["shed"]) == (3, 1, 1, 1)
         await f.post({"model": "unknown"})
         assert f.server.last_json() == {"model": "unknown"}
+
+
+async def test_observing_foresees_and_learns_nothing(tmp_path: Path) -> None:
+    async with scripted() as server, aiohttp.ClientSession() as client:
+        served = Upstream([server.url], model="m", observe=True)
+        app = App(state={"folder": str(tmp_path)}, m=served)
+        async with gateway(app) as (url, running):
+            there = Front(url, running, server, client)
+            answer, _ = await there.post({"model": "m", "messages": [{"role": "user", "content": "hi"}]})
+            assert answer.status == 200
+            status = served.foreseer.status()
+    assert (status.tier, status.answers, status.pending) == ("off", 0, 0)
+    assert [outcome.forecast for outcome in there.outcomes] == [None]
+    assert not (tmp_path / "learning.sqlite3").exists()
 
 
 async def test_answers_are_foreseen_and_learned_from_by_the_servers_own_usage() -> None:

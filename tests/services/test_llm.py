@@ -3,10 +3,11 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from foreserve.core import EngineInfo, Request, Work
-from foreserve.engines.generation import Generate
+from foreserve.core import Chunk, EngineInfo, Request, Work
+from foreserve.engines.generation import Generate, Tokens
 from foreserve.errors import BadRequest, ConfigError, ContextExceeded, Unavailable
 from foreserve.services.foreseen import UNKNOWN_TOKENS
 from foreserve.services.llm import LLM
@@ -55,6 +56,17 @@ def test_the_policy_suits_the_engine():
     assert LLM("simulated").policy == "hrrn"
     assert LLM("simulated", engine_options={"batching": "static"}).policy == "magnus"
     assert LLM("some/folder", engine="transformers").policy == "magnus"
+
+
+@pytest.mark.parametrize("features", [(), ("resume",)])
+def test_a_seeded_answer_is_resumed_where_the_engine_can(features: tuple[str, ...]):
+    llm = ready()
+    llm.ready(msgspec.structs.replace(INFO, features=features))
+    payload = Generate(prompt=[1], max_tokens=9, seed=1)
+    work = Work(id="a", payload=payload, cost={}, arrival=0.0)
+    decoder = llm.decoder(work)
+    decoder.feed(Chunk(id="a", index=0, data=Tokens(ids=[97])))
+    assert (decoder.resume() is not None) is bool(features)
 
 
 def test_a_model_that_is_not_there_is_found_out_early():

@@ -144,6 +144,25 @@ def test_what_would_not_be_the_same_answer_is_not_resumed(terms: dict[str, objec
     assert words.resume() is None
 
 
+@pytest.mark.parametrize(
+    ("terms", "goes_on"),
+    [
+        ({"temperature": 0.7, "seed": 1}, True),
+        ({"temperature": 0.0, "presence_penalty": 0.5}, True),
+        ({"json_schema": "{}"}, False),
+    ],
+)
+def test_an_engine_that_resumes_goes_on_with_seeds_and_penalties(terms: dict[str, object], goes_on: bool):
+    payload = Generate(prompt=[1, 2, 3], max_tokens=100, **terms)  # type: ignore[arg-type]
+    work = Work(id="a", payload=payload, cost={"slots": 1.0}, arrival=0.0)
+    words = TextDecoder(work, ByteText(), resumes=True)
+    read(words, chunk([97, 98]))
+    resumed = words.resume()
+    assert (resumed is not None) is goes_on
+    if resumed is not None:
+        assert (resumed.payload.prompt, resumed.payload.continued) == ([1, 2, 3, 97, 98], 2)
+
+
 def test_a_greedy_seed_draws_nothing():
     words = decoder(temperature=0.0, seed=1)
     read(words, chunk([97]))

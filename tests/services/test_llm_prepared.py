@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -9,9 +10,11 @@ from foreserve.errors import BadRequest
 from foreserve.models import tokenizer
 from foreserve.models.chat_template import ChatTemplate
 from foreserve.models.facts import ModelFacts
+from foreserve.models.prepare import PreparedModel
 from foreserve.services.llm import LLM
-from foreserve.services.llm_prepared import PreparedText
+from foreserve.services.llm_prepared import PreparedText, _options
 from foreserve.services.llm_prompt import Sampling
+from foreserve.settings import LLMSettings
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,14 @@ class Letters:
 FACTS = ModelFacts(
     name="m", architecture="llama", context_tokens=10, vocab_size=10, layers=1, kv_bytes_per_token=1, weights_bytes=1
 )
+
+
+def test_a_static_engine_is_told_what_its_batches_may_hold(tmp_path: Path):
+    model = PreparedModel(weights_path=tmp_path, weights="f32", folder=tmp_path, facts=FACTS)
+    settings = LLMSettings(model="m", engine="transformers", kv_cache_gb=40 * 2 / 2**30)  # two bytes a token at f32
+    options = _options(settings, "transformers", model)
+    assert (options["kv_tokens"], options["weights"]) == (40, "f32")
+    assert "kv_tokens" not in _options(settings, "openvino", model)
 
 
 async def test_a_template_that_writes_the_date_knows_it_in_a_thread_too():

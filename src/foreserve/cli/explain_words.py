@@ -16,7 +16,16 @@ SURPRISING = 1.5
 
 AT_ONCE_S = 0.01
 
-_PREDICTORS = {"limit": "nothing was known, so its limit was taken", "histogram": "from the lengths of others like it"}
+_PREDICTORS = {"histogram": "from the lengths of others like it"}
+
+_AGAIN = {
+    "replica lost": "its replica was lost before",
+    "out of memory": "its batch had run out of memory before",
+    "server full": "the server had no room for it before",
+    "broken off": "the server broke off before it had answered",
+}
+"""By `Outcome.again`."""
+_RESUMED = ", resumed"
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +89,8 @@ def _waited(past: Past) -> list[str]:
         # One that was refused at the door was not counted in, so that a zero says nothing.
         others = f"; {past.ahead} waited when it came" if past.ahead else ""
         return [f"No replica was given it{' again' if past.attempt else ''}{others}."]
+    if (past.again or "").endswith(_RESUMED):
+        return [f"It was first started {seconds(past.wait_s)} after it came."]
     if past.attempt:
         return [f"Its last attempt began {seconds(past.wait_s)} after it came, its earlier ones included."]
     if past.ahead is None or past.before is None:
@@ -107,8 +118,17 @@ def _ran(past: Past) -> list[str]:
     why = f" The policy's reason: {past.why}." if past.why else ""
     said = [f"It ran {seconds(ran_s(past))} on {past.replica}{mates}{company}.{why}"]
     if past.attempt:
-        said.append(f"This was attempt {past.attempt + 1}: its replica was lost before, with nothing delivered.")
+        said.append(f"This was attempt {past.attempt + 1}: {_again(past)}.")
     return said
+
+
+def _again(past: Past) -> str:
+    """Why there was more than one attempt, and what became of what had been delivered."""
+    if not past.again:
+        return "why it was made is not kept"
+    why = past.again.removesuffix(_RESUMED)
+    rest = "and it went on after what had been delivered" if why != past.again else "with nothing delivered"
+    return f"{_AGAIN.get(why, why)}, {rest}"
 
 
 def _foreseen(past: Past) -> list[str]:
@@ -133,7 +153,7 @@ def surprises(past: Past) -> list[str]:
         if tokens > SURPRISING * output.p80:
             least = "at least " if past.finish == "length" else ""
             said.append(f"The answer was {least}{tokens / output.p80:.1f} times its p80.")
-        elif past.finish != "length" and output.p50 > SURPRISING * tokens and output.source != "limit":
+        elif past.finish != "length" and output.p50 > SURPRISING * tokens:
             said.append(f"The answer was {output.p50 / tokens:.1f} times shorter than its p50.")
     if forecast is not None and ran and whole and forecast.seconds > 0 and ran > SURPRISING * forecast.seconds:
         said.append(f"It ran {ran / forecast.seconds:.1f} times as long as expected.")

@@ -15,7 +15,7 @@ import msgspec
 
 from foreserve.core import Chunk, Cost, Finish, Outcome, Work
 from foreserve.dispatch import early
-from foreserve.dispatch.flight import Flight, ended
+from foreserve.dispatch.flight import Again, Flight, ended
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
 from foreserve.dispatch.stream import Stream
@@ -149,7 +149,7 @@ class Dispatcher:
     def _finish(self, flight: Flight, finish: Finish, now: float) -> None:
         """The engine is done with a request, one way or the other."""
         retry = finish.detail.get("retry") if isinstance(finish.detail, dict) else None
-        if retry and self._again(flight, now, memory=retry == "memory"):
+        if retry and self._again(flight, now, _why(finish)):
             return
         self._end(flight, ended(flight, finish, now))
 
@@ -233,9 +233,9 @@ class Dispatcher:
         if not self._by_tenant[tenant]:
             del self._by_tenant[tenant]
 
-    def _again(self, flight: Flight, now: float, *, memory: bool = False) -> bool:
-        """Queue a lost request once more, where that is safe; `memory`: it only ran with too many others."""
-        if not flight.again(memory=memory):
+    def _again(self, flight: Flight, now: float, why: Again) -> bool:
+        """Queue a request once more whose attempt came to nothing, where that is safe."""
+        if not flight.again(why):
             return False
         del self._running[flight.work.id]
         self._wait(flight, now)
@@ -279,7 +279,7 @@ class Dispatcher:
         self._runners.pop(runner.name, None)
         now = self._loop.time()
         for flight in [f for f in self._running.values() if f.replica == runner.name]:
-            if not self._again(flight, now):
+            if not self._again(flight, now, "replica lost"):
                 self._end(flight, early.lost(flight, runner.name, reason, now))
 
     def give_up(self, reason: str) -> None:
@@ -324,3 +324,10 @@ class Dispatcher:
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
+
+
+def _why(finish: Finish) -> Again:
+    """Why an engine wants a request to be tried once more."""
+    if finish.detail["retry"] == "memory":
+        return "out of memory"
+    return "server full" if "status" in finish.detail else "broken off"

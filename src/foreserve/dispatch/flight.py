@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Literal
 
 import msgspec
 
@@ -18,6 +19,9 @@ MOST_ATTEMPTS = 2
 MOST_MEMORY_ATTEMPTS = 10
 """That many where it was not lost but ran out of memory together with others: it then runs with half as many of them
 each time, so that from a batch of 512 the tenth attempt is alone."""
+
+Again = Literal["replica lost", "out of memory", "server full", "broken off"]
+"""Why a request runs once more; see `Outcome.again`."""
 
 
 class Flight:
@@ -46,6 +50,7 @@ class Flight:
         """When the first chunk that the caller may have seen arrived."""
         self.resumed = False
         """Whether the present attempt goes on where another was lost."""
+        self.why_again = ""
         self._losses = 0
         self._crowded = 0
         self._next_index = 0
@@ -89,11 +94,12 @@ class Flight:
         """Whether no further replica is to be lost by it."""
         return self._losses + 1 >= MOST_ATTEMPTS
 
-    def again(self, *, memory: bool = False) -> bool:
-        """Begin the next attempt: from the start, or after what has been delivered. `memory`: the last ran out of that.
+    def again(self, why: Again) -> bool:
+        """Begin the next attempt: from the start, or after what has been delivered. `why`: what ended the last one.
 
         False, and nothing has happened, when it may not run again or cannot go on.
         """
+        memory = why == "out of memory"
         enough = self._crowded + 1 >= MOST_MEMORY_ATTEMPTS if memory else self.tried_enough
         if not self.work.idempotent or enough:
             return False
@@ -106,6 +112,7 @@ class Flight:
             return False
         self._crowded, self._losses = self._crowded + memory, self._losses + (not memory)
         self.work = msgspec.structs.replace(work, attempt=self.work.attempt + 1)
+        self.why_again = f"{why}, resumed" if self.first is not None else why
         self.replica = None
         self._next_index = 0
         return True
@@ -213,5 +220,6 @@ def _outcome(
         running=flight.running,
         ahead=flight.ahead,
         before=flight.before,
+        again=flight.why_again,
         usage=usage,
     )

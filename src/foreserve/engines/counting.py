@@ -12,7 +12,7 @@ _FINGERPRINT = "system_fingerprint"
 
 
 class Counting:
-    """Passes events on and notes what they tell in `usage`.
+    """Passes events on and notes what they tell in `usage`, and in `cut` whether an answer ended at its limit.
 
     With `ours`, the usage was asked for by us alone: the event that tells nothing else is taken out. vLLM then writes
     its fingerprint into that event instead of into the one that finishes the answer, so it is put back there; for that
@@ -21,6 +21,7 @@ class Counting:
 
     def __init__(self, ours: bool) -> None:
         self.usage: dict[str, float] = {}
+        self.cut = False
         self._ours = ours
         self._held = b""
 
@@ -31,6 +32,7 @@ class Counting:
             said = told(event)
             if said is not None:
                 self.usage.update(said.usage)
+                self.cut = self.cut or said.cut
                 if self._ours and said.apart:
                     self._held = _stamped(self._held, event)
                     continue

@@ -1,4 +1,5 @@
-"""Server-sent events as bytes: cut at their ends, never altered, read only where they tell token counts."""
+"""Server-sent events as bytes: cut at their ends, never altered, read only where they tell token counts
+or that an answer was cut."""
 
 from __future__ import annotations
 
@@ -10,6 +11,9 @@ import msgspec
 
 _END = re.compile(rb"\n\r?\n|\r\r")
 """A blank line ends an event; lines end in LF, CRLF or CR. A stray LF behind two CRs opens the next event unharmed."""
+
+_CUT = re.compile(rb'"(?:finish_reason|stop_reason|reason)"\s*:\s*"(?:length|max_tokens|max_output_tokens)"')
+"""What may tell that an answer was cut: never within a text, whose quotes are escaped."""
 
 _DATA = re.compile(rb"^data: ?(.*?)\r?$", re.MULTILINE)
 
@@ -47,15 +51,19 @@ class EventSplitter:
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What one event or body tells of tokens; `apart` when it is an event of usage alone (no choices, no text)."""
+    """What one event or body tells of tokens; `apart` when it is an event of usage alone (no choices, no text).
+
+    `cut`: an answer ended here because it had reached its limit, of several any one.
+    """
 
     usage: dict[str, float]
     apart: bool = False
+    cut: bool = False
 
 
 def told(event: bytes) -> Told | None:
-    """Token counts told by a server-sent event, or `None`. Cheap where it tells none."""
-    if b'"usage"' not in event and b'"timings"' not in event:
+    """Token counts and cuts told by a server-sent event, or `None`. Cheap where it tells none."""
+    if b'"usage"' not in event and b'"timings"' not in event and not _CUT.search(event):
         return None
     data = data_of(event)
     return told_by_json(data) if data else None
@@ -81,9 +89,24 @@ def told_by_json(body: bytes) -> Told | None:
             usage |= _from_usage(part.get("usage"))
     if not usage:
         usage = _from_timings(answer.get("timings"))
-    if not usage:
+    cut = _cut(answer)
+    if not usage and not cut:
         return None
-    return Told(usage=usage, apart=answer.get("choices") == [] and isinstance(answer.get("usage"), dict))
+    return Told(usage=usage, apart=answer.get("choices") == [] and isinstance(answer.get("usage"), dict), cut=cut)
+
+
+def _cut(answer: dict[str, Any]) -> bool:
+    """Whether it ended at its limit: chat and text completions, the responses API, the messages API."""
+    choices, response = answer.get("choices"), answer.get("response")
+    if isinstance(choices, list):
+        return any(isinstance(choice, dict) and choice.get("finish_reason") == "length" for choice in choices)
+    for part in (answer, response):
+        details = part.get("incomplete_details") if isinstance(part, dict) else None
+        if isinstance(details, dict) and details.get("reason") == "max_output_tokens":
+            return True
+    return any(
+        isinstance(part, dict) and part.get("stop_reason") == "max_tokens" for part in (answer, answer.get("delta"))
+    )
 
 
 def _from_usage(usage: Any) -> dict[str, float]:

@@ -46,8 +46,11 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
     top: list[list[tuple[int, float]]] | None = None
 
 
-FEATURES = ("logprobs", "top_logprobs", "json_schema", "penalties", "seed", "ignore_eos")
-"""What an LLM engine may name in `EngineInfo.features`; a request for what it does not name is a 400."""
+FEATURES = ("logprobs", "top_logprobs", "json_schema", "penalties", "seed", "ignore_eos", "resume")
+"""What an LLM engine may name in `EngineInfo.features`; a request for what it does not name is a 400.
+
+`resume` is of use to us alone: by `continued` it goes on with the draws of a seed and with what penalties count.
+"""
 
 # Usage keys of a language model's `Finish.usage`: "prompt_tokens", "output_tokens", "cached_tokens".
 # Facts of its `EngineInfo.facts`: "context_tokens" (int), "weights" (str), "max_batched_tokens" (int).

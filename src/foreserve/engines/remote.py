@@ -106,7 +106,7 @@ class RemoteEngine:
         return EngineInfo(batching="continuous", capacity={"slots": float(self._max_running)}, facts=facts)
 
     async def run(self, work: Work, plan: object = None) -> AsyncIterator[Chunk]:
-        """Yields a `Head`, `Body`s and the finish, whose usage is what the server told."""
+        """Yields a `Head`, `Body`s and the finish: usage as the server told, `length` where it cut an answer."""
         order = msgspec.convert(work.payload, Forward)
         if self._priority and isinstance(plan, Mapping) and "priority" in plan:
             order = msgspec.structs.replace(order, body=edited(order.body, {"priority": plan["priority"]}))
@@ -116,6 +116,7 @@ class RemoteEngine:
         if backlog is not None:
             backlog.restart()
         usage: dict[str, float] = {}
+        cut: list[bool] = []
         response = None
         try:
             response, counting = await self._open(call, order, work.idempotent)
@@ -131,7 +132,7 @@ class RemoteEngine:
                     content_type=response.headers.get("Content-Type", ""),
                     headers=dict(response.headers),
                 )
-                async with aclosing(self._parts(call, response, counting, usage, backlog)) as parts:
+                async with aclosing(self._parts(call, response, counting, usage, cut, backlog)) as parts:
                     async for part in parts:
                         if head is not None:
                             yield chunks.chunk(head)
@@ -141,7 +142,7 @@ class RemoteEngine:
                         yield chunks.chunk(Body(data=part))
                 if head is not None:
                     yield chunks.chunk(head)
-                finish = Finish(reason="stop", usage=usage)
+                finish = Finish(reason="length" if any(cut) else "stop", usage=usage)
         except Cancelled:
             finish = Finish(reason="cancelled", usage=usage)
         except Silent:
@@ -249,9 +250,13 @@ class RemoteEngine:
         response: aiohttp.ClientResponse,
         counting: bool,
         usage: dict[str, float],
+        cut: list[bool],
         backlog: Backlog | None,
     ) -> AsyncGenerator[bytes, None]:
-        """The body: whole events of an event stream; JSON in one piece (within reason); anything else as it comes."""
+        """The body: whole events of an event stream; JSON in one piece (within reason); anything else as it comes.
+
+        What it tells of tokens goes to `usage`, whether it ended at its limit to `cut`.
+        """
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if response.headers.get("Content-Encoding", "identity") != "identity":
             kind = "encoded"
@@ -274,6 +279,7 @@ class RemoteEngine:
                 raise
             finally:
                 usage.update(counts.usage)
+                cut.append(counts.cut)
             if rest := counts.rest() + events.rest():
                 yield rest
             return
@@ -288,6 +294,7 @@ class RemoteEngine:
         if held:
             if (said := told_by_json(bytes(held))) is not None:
                 usage.update(said.usage)
+                cut.append(said.cut)
             yield bytes(held)
 
     def _error(self, what: str, usage: dict[str, float]) -> Finish:

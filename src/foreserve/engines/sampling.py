@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class RowSampler:
-    """Draws for one row. A seeded row draws the same numbers in whatever batch it is."""
+    """Draws for one row. A seeded row draws the same numbers in whatever batch it is.
+
+    Where an answer goes on, so do its draws and its penalties: the tokens it has (`continued`) count as drawn here.
+    """
 
     def __init__(self, payload: Generate) -> None:
         import torch
@@ -21,7 +25,10 @@ class RowSampler:
         self.payload = payload
         self.greedy = payload.temperature <= 0
         self._penalised = bool(payload.frequency_penalty or payload.presence_penalty)
-        self._generated: dict[int, int] = {}
+        given = payload.prompt[-payload.continued :] if payload.continued else ()
+        self._generated: dict[int, int] = Counter(given)
+        self._skip = 0 if payload.seed is None else payload.continued
+        """Draws that were made before."""
         self._generator = torch.Generator()
         if not self.greedy:
             self._generator.manual_seed(secrets.randbits(63) if payload.seed is None else payload.seed % 2**63)
@@ -56,6 +63,10 @@ class RowSampler:
         import torch
 
         probabilities = torch.softmax(logits, dim=-1)
+        while self._skip:
+            # One draw takes as many random numbers as there are tokens, whatever their probabilities.
+            torch.multinomial(torch.ones_like(probabilities), 1, generator=self._generator)
+            self._skip -= 1
         if self.payload.top_p >= 1.0:
             return int(torch.multinomial(probabilities, 1, generator=self._generator))
         ordered, ids = probabilities.sort(descending=True)

@@ -100,7 +100,7 @@ class TransformersEngine:
         return EngineInfo(
             batching="static",
             capacity={"slots": float(self._max_running), "kv_tokens": float(self._kv_tokens)},
-            features=("logprobs", "top_logprobs", "penalties", "seed", "ignore_eos"),
+            features=("logprobs", "top_logprobs", "penalties", "seed", "ignore_eos", "resume"),
             facts={"context_tokens": self._context, "weights": self._weights},
         )
 
@@ -179,7 +179,7 @@ class TransformersEngine:
                 row.cancelled = True
 
     async def load(self) -> EngineLoad:
-        """See `Engine`. KV memory is not bounded by the engine, so its fraction is not known."""
+        """See `Engine`. What a batch holds of the KV memory at a moment is not told."""
         batch = self._batch
         live = sum(1 for row in batch.rows if not row.done) if batch is not None else 0
         return EngineLoad(running=live, waiting=0, last_step_s=self._last_step_s)

@@ -56,8 +56,3 @@ def batch_waste(shapes: Iterable[Shape]) -> int:
 def memory_tokens(rows: int, batch: Shape) -> int:
     """KV cache of a static batch at its end, in tokens, padding included: `rows * (L + G)`."""
     return rows * (batch.input + batch.output)
-
-
-def kv_bytes_per_token(layers: int, kv_heads: int, head_dim: int, element_bytes: int) -> int:
-    """Keys and values of one token in all layers."""
-    return 2 * layers * kv_heads * head_dim * element_bytes

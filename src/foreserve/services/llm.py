@@ -150,7 +150,8 @@ class LLM:
         self._limits = Limits.of(info, self.text, settings.context_tokens, settings.default_max_tokens)
 
     def decoder(self, work: Work) -> TextDecoder:
-        return TextDecoder(work, self.text)
+        resumes = self._limits is not None and "resume" in self._limits.features
+        return TextDecoder(work, self.text, resumes=resumes)
 
     def events_bound(self, payload: Generate) -> int:
         """A delta for each token, one for what was held back, and the end."""

@@ -50,7 +50,9 @@ Event = TextDelta | Ended
 class TextDecoder:
     """One answer, of one attempt or of several where it is resumed. Raises nothing that a token could cause."""
 
-    def __init__(self, work: Work, text: Text) -> None:
+    def __init__(self, work: Work, text: Text, *, resumes: bool = False) -> None:
+        """`resumes`: the engine goes on with a seed's draws and with what penalties count."""
+        self._resumes = resumes
         asked = work.payload if isinstance(work.payload, Generate) else msgspec.convert(work.payload, Generate)
         self._asked = asked
         self._prompt_tokens = len(asked.prompt)
@@ -100,13 +102,13 @@ class TextDecoder:
     def resume(self) -> Resumed | None:
         """See `Decoder`: the prompt, then, is what was asked and what came of it.
 
-        Greedy answers go on as they would have, unseeded ones as they could have. A seed's draws, a schema's state and
-        what penalties count would begin anew, so that such answers are not continued.
+        Greedy answers go on as they would have, unseeded ones as they could have. A seed's draws and what penalties
+        count begin anew but where the engine `resumes` them, a schema's state always: such answers are not continued.
         """
         asked, left = self._asked, self._asked.max_tokens - len(self._ids)
         drawn = asked.temperature > 0 and asked.seed is not None
         penalised = asked.frequency_penalty != 0 or asked.presence_penalty != 0
-        if left < 1 or drawn or penalised or asked.json_schema is not None:
+        if left < 1 or ((drawn or penalised) and not self._resumes) or asked.json_schema is not None:
             return None
         self._before = len(self._ids)
         payload = msgspec.structs.replace(

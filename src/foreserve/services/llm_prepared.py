@@ -12,6 +12,7 @@ from foreserve.models.chat_template import ChatTemplate
 from foreserve.models.facts import ModelFacts
 from foreserve.models.prepare import PreparedModel, prepare
 from foreserve.models.tokenizer import Detokenizer, Tokenizer
+from foreserve.services.llm_memory import static_kv_tokens
 from foreserve.settings import LLMSettings
 
 _wall: ContextVar[float] = ContextVar("wall", default=0.0)
@@ -79,5 +80,6 @@ def _options(settings: LLMSettings, engine: str, model: PreparedModel) -> dict[s
                 "cache_dir": str(model.folder),
             }
         case "transformers":
-            options |= {"weights": model.weights or "bf16"}
+            tokens = static_kv_tokens(settings, model.facts, model.weights)
+            options |= {"weights": model.weights or "bf16", "kv_tokens": tokens}
     return options

@@ -67,7 +67,9 @@ class Upstream:
         self._engine = entry("engine", "remote", f"{where}: engine")
         self._context: int | None = None
         self._any_name = False
-        self.foreseer = Foreseer(settings.foresight)
+        # Nothing would come of foresight when only observing, so nothing is spent on it.
+        off = msgspec.structs.replace(settings.foresight, predictor="off")
+        self.foreseer = Foreseer(off if settings.observe else settings.foresight)
         self.observer: Observer | None = None
         if settings.observe:
             self.settings = msgspec.structs.replace(settings, queue=QueueSettings(admission="always"))
@@ -141,7 +143,9 @@ class Upstream:
     async def about(
         self, payload: Forward, messages: msgspec.Raw | None, prompt: msgspec.Raw | None, tenant: str
     ) -> Foreseen | None:
-        """What is foreseen of a request with these fields in its body, for `Request.about`."""
+        """What is foreseen of a request with these fields in its body, for `Request.about`; nothing when observing."""
+        if self.observer is not None:
+            return None
         asked = asked_upstream(payload.path, messages, prompt, payload.max_tokens, self._context, tenant)
         return None if asked is None else (await self.foreseer.about([asked]))[0]
 
