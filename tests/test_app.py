@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 from foreserve.app import App, Running
 from foreserve.core import Request
 from foreserve.dispatch.batching import FixedBatches
-from foreserve.errors import ConfigError
-from foreserve.samples import samples_file
+from foreserve.errors import ConfigError, EngineStartError
+from foreserve.samples import SampleStore, samples_file
 from foreserve.services.llm import LLM, STATIC_POLICY
 from foreserve.services.llm_prompt import Sampling
 from foreserve.simulation import clock
@@ -106,3 +107,46 @@ def test_policy_options_that_do_not_fit_are_told():
             app(None, policy="fcfs", policy_options={"nonsense": 1}).run()
 
     clock.run(main())
+
+
+@pytest.mark.parametrize("guessed_static", [False, True])
+def test_options_of_the_policy_that_was_guessed_leave_no_replica_that_serves_nothing(
+    caplog: pytest.LogCaptureFixture, guessed_static: bool
+):
+    async def main() -> None:
+        options: dict[str, Any] = {"phi": 1e5} if guessed_static else {"aging": 2.0}
+        engine = {"batching": "continuous" if guessed_static else "static"}
+        kind = LLM("simulated", launcher="inline", engine_options=engine, policy_options=options)
+        kind._static = guessed_static  # as of an engine whose name does not tell
+        running = App(chat=kind, state={"history": False}).run()
+        await running.start()
+        await asks(running, 3)
+        assert "policy_options do not fit policy" in caplog.text
+        await running.stop(1.0)
+        running.ledger.check(idle=True)
+
+    clock.run(main())
+
+
+async def test_a_start_that_fails_leaves_nothing_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    begun, go_on = threading.Event(), threading.Event()
+    opened = SampleStore.open
+
+    def slowly(folder: Path, keep: Any) -> SampleStore:
+        begun.set()
+        go_on.wait(10)
+        return opened(folder, keep)
+
+    async def fails(self: Any) -> None:
+        await asyncio.to_thread(begun.wait, 10)
+        asyncio.get_running_loop().call_later(0.2, go_on.set)
+        raise EngineStartError("no engine today")
+
+    monkeypatch.setattr(SampleStore, "open", slowly)
+    monkeypatch.setattr("foreserve.fleet.replicas.Replicas.start", fails)
+    tasks = asyncio.all_tasks()
+    running = app(tmp_path).run()
+    with pytest.raises(EngineStartError, match="no engine today"):
+        await running.start()
+    assert asyncio.all_tasks() == tasks
+    assert not [thread.name for thread in threading.enumerate() if thread.name == "foreserve-learning"]

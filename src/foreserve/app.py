@@ -140,10 +140,21 @@ class Running:
             kind.ready(info)
             if _policy_name(kind) != before:  # `auto`, and the engine batches otherwise than its name told
                 log.info("%s: its engine is %s, so policy %s orders it", name, info.batching, _policy_name(kind))
-                policy = _policy(name, kind)
-                service.dispatcher.adopt(policy, _admission(name, kind.settings.queue, policy))
+                self._adopt(name, kind)
 
         return told
+
+    def _adopt(self, name: str, kind: Served) -> None:
+        """Of a replica that is ready: it is served whatever the options, which were for the policy that was guessed."""
+        try:
+            policy = _policy(name, kind)
+        except (TypeError, ConfigError) as error:
+            log.error(
+                "service %r: policy_options do not fit policy %r, which is used without them: %s; valid: name the "
+                "`policy` that they are for", name, _policy_name(kind), error,
+            )  # fmt: skip
+            policy = _policy(name, kind, {})
+        self.services[name].dispatcher.adopt(policy, _admission(name, kind.settings.queue, policy))
 
     def _settling(self, kind: Served) -> Callable[[Outcome], None]:
         """A request of this kind has ended, and is no group of others: its kind learns from it first."""
@@ -167,11 +178,29 @@ class Running:
         try:
             for kind in self.app.services.values():
                 await offload(lambda kind=kind: kind.prepare(progress))  # type: ignore[misc]
-            await asyncio.gather(*(service.replicas.start() for service in self.services.values()), self._foresee())
+            await self._start_all()
         except BaseException:
             await self.stop(0.0)
             raise
         self.started = True
+
+    async def _start_all(self) -> None:
+        """Side by side. When one fails, or this is cancelled, nothing of it runs on."""
+        learned = asyncio.create_task(self._foresee(), name="foresight")
+        replicas = [asyncio.create_task(service.replicas.start()) for service in self.services.values()]
+        every = [*replicas, learned]
+        try:
+            await asyncio.wait(every, return_when=asyncio.FIRST_EXCEPTION)
+            for task in every:
+                if task.done():
+                    task.result()
+        except BaseException:
+            await asyncio.wait([learned])  # it may be in a thread, and what it opens there has to be closed
+            await asyncio.gather(*(service.replicas.stop(0.0) for service in self.services.values()))
+            for task in replicas:
+                task.cancel()
+            await asyncio.gather(*every, return_exceptions=True)
+            raise
 
     async def _foresee(self) -> None:
         """Take up what was learned before, where that is kept."""
@@ -211,10 +240,9 @@ def _policy_name(kind: Served) -> str:
     return kind.policy if kind.settings.policy == "auto" else kind.settings.policy
 
 
-def _policy(service: str, kind: Served) -> BatchPolicy:
-    made: BatchPolicy = registry.load("batch policy", _policy_name(kind), f"service {service!r}: policy")(
-        **kind.settings.policy_options
-    )
+def _policy(service: str, kind: Served, options: Mapping[str, Any] | None = None) -> BatchPolicy:
+    options = kind.settings.policy_options if options is None else options
+    made: BatchPolicy = registry.load("batch policy", _policy_name(kind), f"service {service!r}: policy")(**options)
     return made
 
 

@@ -3,21 +3,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sqlite3
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
 import pytest
 
+from foreserve.clock import wall
 from foreserve.core import OutcomeKind
 from foreserve.errors import ConfigError
-from foreserve.samples import Keep, SampleStore, forget, samples_file
+from foreserve.foresight.length_features import featurise
+from foreserve.samples import Keep, MemorySamples, Sample, SampleStore, Trained, forget, samples_file
 from foreserve.services import foreseeing, learning
 from foreserve.services.foreseeing import Foreseer
 from foreserve.services.foreseen import UNKNOWN_TOKENS
-from foreserve.services.training import Job, Result
+from foreserve.services.training import Job, Result, load, model_path, run
 from foreserve.services.training_process import TrainingFailed, train_apart
 from foreserve.settings import ForesightSettings
 from foreserve.simulation import clock
@@ -226,6 +230,146 @@ def test_a_training_that_fails_is_tried_again_later_and_serving_goes_on(
     clock.run(main())
     assert "a training failed" in caplog.text
     assert "the disk is full" in caplog.text
+
+
+class Failing(MemorySamples):
+    """Fails as a store does whose disk is full or whose file is locked: each of `fail` so many times."""
+
+    fail: ClassVar[dict[str, int]] = {}
+
+    def _may(self, name: str) -> None:
+        if self.fail.get(name, 0) > 0:
+            self.fail[name] -= 1
+            raise sqlite3.OperationalError("database is locked")
+
+    def noted(self, service: str) -> bytes | None:
+        self._may("noted")
+        return super().noted(service)
+
+    def read(self, service: str) -> list[Any]:
+        self._may("read")
+        return super().read(service)
+
+    def trained(self, service: str) -> Any:
+        self._may("trained")
+        return super().trained(service)
+
+    def expire(self, wall: float) -> None:
+        self._may("expire")
+        super().expire(wall)
+
+
+@pytest.mark.parametrize("fail", [{"noted": 1}, {"read": 2}, {"trained": 3}, {"expire": 3}, {"trained": 2, "read": 2}])
+def test_a_store_that_fails_for_a_while_stops_neither_start_nor_learning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fail: dict[str, int]
+):
+    monkeypatch.setattr(foreseeing, "MemorySamples", Failing)
+    monkeypatch.setattr(Failing, "fail", dict(fail))
+
+    async def main() -> None:
+        foreseer = Foreseer(settings(train_s=10.0))
+        await foreseer.start("chat", None, None)
+        await asyncio.sleep(200.0)
+        await served(foreseer, range(250))
+        await asyncio.sleep(5000.0)
+        assert foreseer.status().models["fast"] > 100
+        await foreseer.stop()
+
+    clock.run(main())
+    assert "database is locked" in caplog.text
+    assert not any(Failing.fail.values())
+
+
+async def test_a_stop_while_it_starts_leaves_what_was_learned_of_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = SampleStore.open(tmp_path, KEEP)
+    first = Foreseer(settings())
+    await first.start("chat", store, tmp_path)
+    await served(first, range(30))
+    await first.stop()
+    store.flush()
+    before = store.noted("chat")
+    begun, go_on = threading.Event(), threading.Event()
+    noted = store.noted
+
+    def slowly(service: str) -> bytes | None:
+        begun.set()
+        go_on.wait(10)
+        return noted(service)
+
+    monkeypatch.setattr(store, "noted", slowly)
+    second = Foreseer(settings())
+    starting = asyncio.create_task(second.start("chat", store, tmp_path))
+    await asyncio.to_thread(begun.wait, 10)
+    starting.cancel()
+    await asyncio.wait([starting])
+    go_on.set()
+    await second.stop()
+    store.flush()
+    assert noted("chat") == before
+    store.close()
+
+
+async def test_a_running_server_takes_up_what_it_is_taught(tmp_path: Path):
+    store = SampleStore.open(tmp_path, KEEP)
+    foreseer = Foreseer(settings(train_s=0.2))
+    await foreseer.start("chat", store, tmp_path)
+    await served(foreseer, range(20))
+    assert foreseer.status().models == {}
+    other = SampleStore.open(tmp_path, KEEP)
+    for number in range(100, 500):
+        features = featurise([asked(number)])[0].to_bytes()
+        other.record(Sample(service="chat", tenant="bob", at=wall(), features=features, tokens=length(number)))
+    job = Job(service="chat", folder=str(tmp_path), features="all", tiers=("fast",), most_rows=1000,
+              store=str(other.path))  # fmt: skip
+    assert other.flush()
+    result = run(job)
+    assert result.judged[0].taken
+    other.set_trained("chat", Trained(at=wall(), newest=result.newest))
+    other.close()
+    async with asyncio.timeout(30):
+        while foreseer.status().models == {}:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.05)
+    predictor = foreseer._predictors["fast"]
+    assert predictor.model is not None
+    assert (await priced(foreseer, 900)).forecast.output.source == "fast"  # type: ignore[union-attr]
+    coverage = predictor.coverage
+    again = load(tmp_path, "chat", "fast")
+    assert again is not None
+    foreseer._install(learning.Learned({"fast": again}))  # the same one: nothing begins anew
+    assert predictor.coverage is coverage
+    await foreseer.stop()
+    store.close()
+
+
+def test_histograms_alone_start_no_training_but_forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ran: list[Job] = []
+
+    def noting(job: Job) -> Result:
+        ran.append(job)
+        return run(job)
+
+    monkeypatch.setattr(learning, "run", noting)
+
+    async def main() -> None:
+        store = SampleStore.open(tmp_path, KEEP)
+        foreseer = Foreseer(settings(predictor="histogram", train_s=10.0))
+        await foreseer.start("chat", store, tmp_path)
+        await served(foreseer, range(250))
+        await asyncio.sleep(100.0)
+        assert ran == []
+        store.flush()
+        left = model_path(tmp_path, "chat", "fast")
+        left.parent.mkdir()
+        left.write_bytes(b"of another time")
+        forget(samples_file(tmp_path), "ann")
+        await asyncio.sleep(100.0)
+        assert len(ran) == 1
+        assert not left.exists()
+        assert (await priced(foreseer, 251)).forecast is None
+        await foreseer.stop()
+        store.close()
+
+    clock.run(main())
 
 
 def test_a_worse_model_is_refused(caplog: pytest.LogCaptureFixture):

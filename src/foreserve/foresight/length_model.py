@@ -6,6 +6,7 @@ batch (but for the last digits of floating point).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,11 @@ class Model:
         self._cumulative = _spread(bins.length)
         self._top = min(int(np.searchsorted(LOG_EDGES, bins.length[-1] + np.log(BEYOND))), CELLS)
         self._even = np.linspace(0.0, 1.0, CALIBRATION)
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """The same for the same model, in memory and on disk."""
+        return _digest(msgspec.json.encode(self.about), self._arrays()).tobytes()
 
     @property
     def full(self) -> bool:

@@ -23,7 +23,7 @@ from foreserve.foresight.length_predictor import Predictor
 from foreserve.foresight.service_time import PaceState, RequestTime
 from foreserve.samples import Keep, MemorySamples, Sample, Samples, SampleStore
 from foreserve.services.foreseen import Foreseen, priced, unforeseen
-from foreserve.services.learning import Learned, Learner
+from foreserve.services.learning import Learned, Learner, same
 from foreserve.services.meanings import Given, Meanings
 from foreserve.services.tiers import Choice, choose
 from foreserve.services.training import Tier, trains
@@ -88,15 +88,14 @@ class Foreseer:
         self._meanings = None if encoder is None else Meanings(encoder)
         keep = {service: Keep(rows=settings.keep_rows, days=settings.keep_days)}
         samples: Samples = MemorySamples(keep) if store is None else store
-        self._samples = samples
-        noted = await offload(lambda: samples.noted(service))
-        self.time = _time(noted)
+        try:
+            self.time = _time(await offload(lambda: samples.noted(service)))
+        except Exception:
+            log.exception("%s: what was learned of times cannot be read; it is learned anew", service)
+        self._samples = samples  # only now: a stop before would note down that nothing is known
         tiers = tiers if trains(settings) else ()
         self._learner = Learner(service, settings, samples, folder, tiers, self._install, self._trained)
-        try:
-            await self._learner.start()
-        except Exception:
-            log.exception("%s: what was learned before cannot be read; it is learned anew", service)
+        await self._learner.start()
 
     async def _chosen(self) -> tuple[Choice, Encoder | None]:
         """Measured, but where that would differ from run to run or texts mean nothing."""
@@ -120,7 +119,9 @@ class Foreseer:
             self._history = learned.history
         for tier, predictor in self._predictors.items():
             predictor.history = self._history
-            predictor.swap(learned.models.get(tier))
+            model = learned.models.get(tier)
+            if not same(model, predictor.model):  # a swap begins anew what is known of its coverage
+                predictor.swap(model)
 
     def _trained(self, outcome: Training, seconds: float) -> None:
         for tell in self.trained:
@@ -220,7 +221,7 @@ class Foreseer:
         self._learner.ended()
 
     def _note(self) -> None:
-        if self._samples is not None:
+        if self._samples is not None and self.time.seen:
             self._samples.note(self._service, msgspec.json.encode(self.time.state()))
 
 

@@ -74,33 +74,46 @@ class Learner:
         self._wanted = FIRST
         self._news = asyncio.Event()
         self._models: dict[Tier, Model] = {}
+        self._trained: Trained | None = None
+        self._first = True
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Take up what was learned before, then train in the background when it is time."""
+        """Take up what was learned before, then train in the background when it is time.
+
+        What cannot be read is logged and tried again later.
+        """
+        try:
+            await self._take_up()
+            ready = True
+        except Exception:
+            log.exception("%s: what was learned before cannot be read; it is tried again later", self.service)
+            ready = False
+        self._task = asyncio.create_task(self._run(ready), name=f"learning of {self.service}")
+
+    async def _take_up(self) -> None:
         at = wall()
 
-        def before() -> tuple[Learned, int, int, bool]:
+        def before() -> tuple[Learned, int, int, Trained | None]:
             self._samples.expire(at)
             rows = self._samples.read(self.service)
             trained = self._samples.trained(self.service)
             found = {} if self._folder is None else self._load(self._folder)
             new = sum(row.n > trained.newest for row in rows) if trained is not None and found else len(rows)
-            stale = trained is not None and trained.stale
-            return Learned(found, history_of(known(rows[-REMEMBERED:]))), len(rows), new, stale
+            return Learned(found, history_of(known(rows[-REMEMBERED:]))), len(rows), new, trained
 
-        learned, rows, self._new, stale = await offload(before)
+        learned, rows, self._new, self._trained = await offload(before)
         self._wanted = _wanted(rows) if learned.models else FIRST
         self._put(learned)
         if learned.models or rows:
             log.info("%s: %d answers remembered, models: %s", self.service, rows, ", ".join(learned.models) or "none")
-        self._task = asyncio.create_task(self._run(not learned.models or stale), name=f"learning of {self.service}")
+        self._first = not learned.models or (self._trained is not None and self._trained.stale)
         self.ended(0)
 
     def ended(self, answers: int = 1) -> None:
         """So many more answers have been kept to learn from."""
         self._new += answers
-        if self._new >= self._wanted:
+        if self._tiers and self._new >= self._wanted:
             self._news.set()
 
     async def stop(self) -> None:
@@ -109,34 +122,58 @@ class Learner:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def _run(self, first: bool) -> None:
+    async def _run(self, ready: bool) -> None:
         """Wait for enough news, train, and then not again for `train_s`; after failures for longer."""
-        failures = 0
+        failures = 0 if ready else 1
         while True:
-            if not first:
+            if failures or not self._first:
                 await asyncio.sleep(min(self._settings.train_s * 2.0**failures, MOST_BACKOFF_S))
-            await self._due()
-            began = precise()
             try:
-                outcome = await self.train()
-                failures = 0
+                if not ready:
+                    await self._take_up()
+                    ready, failures = True, 0
+                    continue
+                await self._due()
+                failures = 0 if await self._try() else min(failures + 1, 16)
             except Exception:
-                log.exception("%s: a training failed; answers are foreseen as before", self.service)
-                outcome, failures = "failed", min(failures + 1, 16)
-            first = False
-            self._heard(outcome, precise() - began)
+                log.exception("%s: learning failed; answers are foreseen as before", self.service)
+                failures = min(failures + 1, 16)
+
+    async def _try(self) -> bool:
+        """One training, of which is told, however it ends. Whether it did not fail."""
+        self._first = False
+        began = precise()
+        outcome: Outcome = "failed"
+        try:
+            outcome = await self.train()
+        except Exception:
+            log.exception("%s: a training failed; answers are foreseen as before", self.service)
+        self._heard(outcome, precise() - began)
+        return outcome != "failed"
 
     async def _due(self) -> None:
-        """Until enough has ended, or what was learned has to be forgotten."""
+        """Until enough has ended, or what was learned has to be forgotten. Takes up what others have taught."""
         while not self._news.is_set():
             trained = await offload(lambda: self._samples.trained(self.service))
             if trained is not None and trained.stale:
                 return
+            if trained != self._trained:
+                await self._taught(trained)
             try:
                 async with asyncio.timeout(self._settings.train_s):
                     await self._news.wait()
             except TimeoutError:
                 await self._expire()
+
+    async def _taught(self, trained: Trained | None) -> None:
+        """Models have come from elsewhere, with answers that this server has not seen."""
+        folder = self._folder
+        if folder is not None:
+            models = await offload(lambda: self._load(folder))
+            if self._differ(models):
+                history = await offload(lambda: history_of(known(self._samples.read(self.service)[-REMEMBERED:])))
+                self._put(Learned(models, history))
+        self._trained = trained
 
     async def _expire(self) -> None:
         at = wall()
@@ -161,7 +198,7 @@ class Learner:
         stale = job.trained is not None and job.trained.stale
         rows, history = await offload(lambda: self._note(job, result.newest, at, taken or stale, stale))
         self._wanted = _wanted(rows)
-        if taken or stale:
+        if stale or self._differ(models):  # also where another process has taught them
             self._put(Learned(models, history))
         return "taken" if taken else "refused"
 
@@ -196,6 +233,8 @@ class Learner:
     async def _run_apart(self, job: Job) -> Result:
         if getattr(asyncio.get_running_loop(), "virtual", False):
             return await offload(lambda: run(job), VIRTUAL_COST_S)
+        if not job.tiers:  # nothing to train, only models of before to delete
+            return await offload(lambda: run(job))
         return await train_apart(job)
 
     def _note(self, job: Job, newest: int, at: float, changed: bool, stale: bool) -> tuple[int, History | None]:
@@ -203,6 +242,7 @@ class Learner:
         if changed:
             forgotten = 0 if job.trained is None else job.trained.forgotten
             self._samples.set_trained(self.service, Trained(at=at, newest=newest, forgotten=forgotten))
+        self._trained = self._samples.trained(self.service) if changed else job.trained
         rows = self._samples.count(self.service)
         return rows, history_of(known(self._samples.read(self.service)[-REMEMBERED:])) if stale else None
 
@@ -210,9 +250,17 @@ class Learner:
         models = {tier: load(folder, self.service, tier) for tier in self._tiers}
         return {tier: model for tier, model in models.items() if model is not None}
 
+    def _differ(self, models: dict[Tier, Model]) -> bool:
+        return any(not same(models.get(tier), self._models.get(tier)) for tier in self._tiers)
+
     def _put(self, learned: Learned) -> None:
         self._models = learned.models
         self._install(learned)
+
+
+def same(one: Model | None, other: Model | None) -> bool:
+    """Whether two models, or none, are one and the same."""
+    return one is other or (one is not None and other is not None and one.digest == other.digest)
 
 
 def _wanted(rows: int) -> int:
