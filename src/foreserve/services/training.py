@@ -140,7 +140,8 @@ def _train(job: Job, tier: Tier, old: list[Sample], held: list[Sample], stale: b
         old, held = ([_without_meaning(sample) for sample in part] for part in (old, held))
     why = ""
     if len(old) < LEAST_SAMPLES:
-        why = f"{len(old)} samples; a model wants at least {LEAST_SAMPLES}"
+        every = len(old) + len(held)
+        why = f"{every} samples; a model wants at least {LEAST_SAMPLES} beside {LEAST_HELD_OUT} to judge it by"
     elif len(held) < LEAST_HELD_OUT:
         why = f"refused: {len(held)} newer answers to judge it by; at least {LEAST_HELD_OUT} are wanted"
     if why:
