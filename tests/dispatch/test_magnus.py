@@ -198,14 +198,42 @@ def test_who_was_together_comes_back_in_halves_that_nobody_joins():
     assert ("new",) in batches
 
 
-def test_who_comes_back_alone_is_capped_at_what_fits():
+@pytest.mark.parametrize(("crowded", "plan"), [(1, {"most_tokens": 470}), (0, None)])
+def test_who_comes_back_alone_since_memory_ran_out_is_capped_at_what_fits(crowded: int, plan: Any):
     policy = Magnus(linger_s=0.0)
     policy.add(work("r", inputs=30, outputs=100), 0.0)
     assert picked(policy, 1.0, room(kv=500)) == ("r",)
-    policy.add(work("r", inputs=30, outputs=100, attempt=1), 2.0)
+    policy.add(work("r", inputs=30, outputs=100, attempt=1, crowded=crowded), 2.0)
     pick = policy.pick([room(kv=500)], 3.0)
     assert isinstance(pick, Pick)
-    assert pick.plan == {"most_tokens": 470}
+    assert pick.plan == plan
+
+
+def test_an_answer_of_whose_prompt_nothing_is_known_is_not_capped():
+    policy = Magnus(linger_s=0.0)
+    again = Work(id="r", payload=None, cost={"slots": 1, "kv_tokens": 400}, arrival=0.0, attempt=1, crowded=1)
+    policy.add(again, 0.0)
+    pick = policy.pick([room(kv=500)], 1.0)
+    assert isinstance(pick, Pick)
+    assert pick.plan is None
+
+
+def test_only_memory_that_ran_out_caps_and_not_a_lost_replica():
+    async def main(lost: bool) -> Any:
+        house = House(policy=Magnus(phi=float("inf")))
+        replica = StaticReplica("r0", house, fails=lambda batch, step: not lost and batch == 1 and step == 3)
+        for name in "ab":
+            tale(house, name, 5, 20)
+        await asyncio.sleep(0.3)
+        if lost:
+            house.dispatcher.detach(replica, "killed")
+            replica = StaticReplica("r1", house)
+        await asyncio.sleep(60)
+        assert {(o.kind, o.usage["letters"]) for o in house.outcomes} == {(OutcomeKind.DONE, 20)}
+        return replica.plans
+
+    assert run(main(lost=False)) == [None, {"most_tokens": 993}, {"most_tokens": 993}]
+    assert run(main(lost=True)) == [None, None]
 
 
 def test_it_learns_how_long_its_batches_take():

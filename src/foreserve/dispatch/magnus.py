@@ -40,7 +40,8 @@ class Magnus:
     nothing else waits.
 
     Requests that come back, since memory ran out or their replica was lost, go into two halves of who was together,
-    which nobody joins. One that comes back alone runs with its answer capped at what fits: `{"most_tokens": n}`.
+    which nobody joins. Where memory had run out and its prompt's length is known, one that comes back alone runs with
+    its answer capped at what fits: `{"most_tokens": n}`.
 
     Starvation is impossible: every `oldest_every`th pick goes to the batch with the oldest request of those that take
     part, however many shorter ones come.
@@ -229,8 +230,9 @@ class Magnus:
             self._tenants.charge(account, charges[work.id][1])
         self._started.start(batch.shape, charges, now)
         plan = None
-        if len(works) == 1 and works[0].attempt and math.isfinite(self._tokens):
-            plan = {"most_tokens": max(1, int(self._tokens) - batch.longest.input)}
+        forecast = works[0].forecast
+        if len(works) == 1 and works[0].crowded and forecast is not None and math.isfinite(self._tokens):
+            plan = {"most_tokens": max(1, int(self._tokens) - forecast.input_tokens)}
         return Pick(ids=tuple(batch.members), plan=plan, why=self._why(batch, now))
 
     def _why(self, batch: Batch, now: float) -> str:
