@@ -6,12 +6,13 @@ import asyncio
 import random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreserve.core import Forecast, Length, Outcome, OutcomeKind, Work
-from foreserve.dispatch.magnus import Magnus
+from foreserve.dispatch.magnus import MOST_COMPARED, Magnus
 from foreserve.errors import ConfigError
 from foreserve.ports import Pick, Room, Wait
 from foreserve.simulation.clock import run
@@ -383,3 +384,67 @@ def test_nobody_starves_though_shorter_ones_come_forever():
         raise AssertionError("it never ran")
 
     run(main())
+
+
+@pytest.mark.parametrize("order", ["hrrn", "fcfs"])
+@pytest.mark.parametrize("phi", [0.0, 3000.0])
+def test_how_many_are_ahead_is_what_the_order_then_does(order: Any, phi: float):
+    rng = random.Random(7)
+    for _ in range(30):
+        policy = Magnus(phi=phi, order=order, linger_s=0.0, oldest_every=1000)
+        policy.add(work("seen"), 0.0)
+        picked(policy, 0.0)
+        for number in range(60):
+            policy.add(work(f"r{number}", rng.randrange(100), rng.randrange(1, 200), number / 10), number / 10)
+        new = work("new", rng.randrange(100), rng.randrange(1, 200), 7.0)
+        told = policy.ahead(new, 7.0)
+        policy.add(new, 7.0)
+        before = 0
+        while "new" not in (ids := picked(policy, 7.0)):
+            before += len(ids)
+        assert told == before
+
+
+def test_a_flood_is_ahead_of_another_tenant_by_its_burst_and_a_batch_alone():
+    policy = Magnus(phi=0.0, linger_s=0.0, burst_tokens=100.0)
+    for number in range(200):
+        policy.add(work(f"f{number}", tenant="flood"), 0.0)
+    picked(policy, 1.0)
+    assert policy.ahead(work("more", outputs=600, arrival=1.0, tenant="flood"), 1.0) == 199
+    new = work("small", outputs=600, tenant="small", arrival=1.0)
+    told = policy.ahead(new, 1.0)
+    policy.add(new, 1.0)
+    before = 0
+    while picked(policy, 1.0) != ("small",):
+        before += 1
+    assert before <= told <= before + 8
+
+
+def test_with_ten_thousand_batches_few_are_compared():
+    policy = Magnus(phi=0.0, linger_s=0.0)
+    policy.add(work("seen"), 0.0)
+    picked(policy, 0.0)
+    for number in range(10_000):
+        policy.add(work(f"r{number}", arrival=number / 1000), number / 1000)
+    assert len(policy._batches.some(MOST_COMPARED)) <= MOST_COMPARED
+    assert policy.ahead(work("new", arrival=20.0), 20.0) == pytest.approx(10_000)
+
+
+def test_room_for_the_longest_answer_is_heeded():
+    policy = Magnus(phi=float("inf"), linger_s=0.0)
+    for number in range(8):
+        each = work(f"r{number}", inputs=10, outputs=10)
+        policy.add(msgspec.structs.replace(each, cost={"slots": 1.0, "kv_tokens": 200.0 + number * 50}), 0.0)
+    batch = picked(policy, 1.0, room(kv=1100))
+    assert len(batch) * max(200 + int(name[1:]) * 50 for name in batch) <= 1100, "padded to the longest"
+
+
+def test_tenants_that_share_an_account_take_part():
+    policy = Magnus(phi=0.0, linger_s=0.0, burst_tokens=10.0)
+    policy._tenants._most = 1
+    for number in range(5):
+        policy.add(work(f"a{number}", tenant="a"), 0.0)
+    picked(policy, 1.0)
+    policy.add(work("new", tenant="b", arrival=1.0), 1.0)
+    picked(policy, 1.5)
+    assert picked(policy, 1.6) == ("new",)
