@@ -243,37 +243,21 @@ class Magnus:
         own = self._rank_with(member, joined, first, by_age, now)
         before = [len(b.members) for b in batches if b is not joined and self._rank(b, first, by_age, now) < own]
         found = sum(before) * len(self._batches) / len(batches)
-        return min(found, self._most_before(work.tenant, account, float(sum(member.shape))), waiting)
+        tokens = self._charged.value or float(sum(member.shape))
+        most = self._tenants.most_before(work.tenant, 0, self._burst_tokens, tokens, self._rows, MOST_TENANTS_FIRST)
+        return min(found, most, waiting)
+
+    def _takes_part(self, tenant: str) -> bool:
+        return self._tenants.takes_part(tenant, 0, self._burst_tokens)
 
     def _rank_with(self, member: Member, joined: Batch | None, first: set[str], by_age: bool, now: float) -> Rank:
         """The rank of this batch with one more request, or of a batch of that alone."""
         if joined is None:
-            return bool(first) and member.account not in first and not self._has_least(member), 0.0, now
+            return bool(first) and member.account not in first and not self._takes_part(member.work.tenant), 0.0, now
         shape = BatchShape(len(joined.members) + 1, longest((joined.longest, member.shape)))
         ratio = (joined.utility + member.work.utility) * (now - joined.oldest) / self.times.estimate([shape])[0]
         last = first.isdisjoint({*joined.accounts, member.account})
-        return last and not self._has_least(member), 0.0 if by_age else -max(0.0, ratio), joined.oldest
-
-    def _has_least(self, member: Member) -> bool:
-        """Whether its tenant would take part, were it to wait."""
-        least = self._tenants.front(0, 0.0, 1)[0]
-        level = self._tenants.level(member.work.tenant)
-        return not least or level <= self._tenants.tokens(least[0]) + self._burst_tokens
-
-    def _most_before(self, tenant: str, account: str, tokens: float) -> float:
-        """How many can start before one of this tenant, by what each has had."""
-        tokens = self._charged.value or tokens
-        own = self._tenants.waiting(account)
-        level = self._tenants.level(tenant) + own * self._tenants.weighed(account, tokens)
-        near, far = self._tenants.front(0, self._burst_tokens, MOST_TENANTS_FIRST)
-        others = [name for name in near + far if name != account]
-        if not others:
-            return float(own)
-        most = 0.0
-        for name in others:
-            by_tokens = self._tenants.before(name, level, self._burst_tokens, tokens)[1]
-            most += min(by_tokens + self._rows - 1, self._tenants.waiting(name))
-        return own + most * (self._tenants.count(0) - (own > 0)) / len(others)
+        return last and not self._takes_part(member.work.tenant), 0.0 if by_age else -max(0.0, ratio), joined.oldest
 
     def _estimate(self, batches: Iterable[Batch]) -> None:
         """Times of those that have changed, all of them once the model has."""
