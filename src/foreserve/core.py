@@ -108,9 +108,9 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     `payload` is opaque to everything but the kind that made it and the engine that runs it.
     `affinity` is the key of sticky or prefix placement. `role` and `sequence` are for work that goes to one writer
     replica in order; they are carried, and no dispatcher heeds them yet. Only `idempotent` work is run again, under the
-    next `attempt`, when its replica is lost. `credits` bounds how many chunks may be asked of the engine before more
-    credit is given; `None` is no bound. Only continuous engines take it: in a static batch one request
-    without credit would stop all the others.
+    next `attempt`, when its replica is lost; `crowded` of its attempts ran out of memory beside others. `credits`
+    bounds how many chunks may be asked of the engine before more credit is given; `None` is no bound. Only continuous
+    engines take it: in a static batch one request without credit would stop all the others.
 
     `forecast` is for policies and people. Where there is a `ramp`, a replica looks ahead in place of setting aside what
     `cost` says of that resource.
@@ -130,6 +130,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int | None = None
     idempotent: bool = True
     attempt: int = 0
+    crowded: int = 0
     credits: int | None = None
     forecast: Forecast | None = None
     ramp: Ramp | None = None

@@ -38,10 +38,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class QueueSettings(Settings, frozen=True, kw_only=True):
     """How much may wait for one service, and how long.
 
-    A request is shed when `max_waiting` others wait, or when its predicted wait exceeds `max_wait_s` (or its own
-    deadline, if that is sooner). `admission` is how that is judged, by name; `auto` is `foreseen` (by the request's own
-    forecast and its place in the order) where the policy tells that place, else `bounded`; when only observing it is
-    `bounded`.
+    A request is shed when `max_waiting` others wait (twice as many, where its tenant has less than its share of them),
+    or when its predicted wait exceeds `max_wait_s` (or its own deadline, if that is sooner). `admission` is how that is
+    judged, by name; `auto` is `foreseen` (by the request's own forecast and its place in the order) where the policy
+    tells that place, else `bounded`; when only observing it is `bounded`.
     """
 
     max_waiting: int = 256

@@ -6,12 +6,13 @@ import asyncio
 import random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreserve.core import Forecast, Length, Outcome, OutcomeKind, Work
-from foreserve.dispatch.magnus import Magnus
+from foreserve.dispatch.magnus import MOST_COMPARED, Magnus
 from foreserve.errors import ConfigError
 from foreserve.ports import Pick, Room, Wait
 from foreserve.simulation.clock import run
@@ -198,14 +199,42 @@ def test_who_was_together_comes_back_in_halves_that_nobody_joins():
     assert ("new",) in batches
 
 
-def test_who_comes_back_alone_is_capped_at_what_fits():
+@pytest.mark.parametrize(("crowded", "plan"), [(1, {"most_tokens": 470}), (0, None)])
+def test_who_comes_back_alone_since_memory_ran_out_is_capped_at_what_fits(crowded: int, plan: Any):
     policy = Magnus(linger_s=0.0)
     policy.add(work("r", inputs=30, outputs=100), 0.0)
     assert picked(policy, 1.0, room(kv=500)) == ("r",)
-    policy.add(work("r", inputs=30, outputs=100, attempt=1), 2.0)
+    policy.add(work("r", inputs=30, outputs=100, attempt=1, crowded=crowded), 2.0)
     pick = policy.pick([room(kv=500)], 3.0)
     assert isinstance(pick, Pick)
-    assert pick.plan == {"most_tokens": 470}
+    assert pick.plan == plan
+
+
+def test_an_answer_of_whose_prompt_nothing_is_known_is_not_capped():
+    policy = Magnus(linger_s=0.0)
+    again = Work(id="r", payload=None, cost={"slots": 1, "kv_tokens": 400}, arrival=0.0, attempt=1, crowded=1)
+    policy.add(again, 0.0)
+    pick = policy.pick([room(kv=500)], 1.0)
+    assert isinstance(pick, Pick)
+    assert pick.plan is None
+
+
+def test_only_memory_that_ran_out_caps_and_not_a_lost_replica():
+    async def main(lost: bool) -> Any:
+        house = House(policy=Magnus(phi=float("inf")))
+        replica = StaticReplica("r0", house, fails=lambda batch, step: not lost and batch == 1 and step == 3)
+        for name in "ab":
+            tale(house, name, 5, 20)
+        await asyncio.sleep(0.3)
+        if lost:
+            house.dispatcher.detach(replica, "killed")
+            replica = StaticReplica("r1", house)
+        await asyncio.sleep(60)
+        assert {(o.kind, o.usage["letters"]) for o in house.outcomes} == {(OutcomeKind.DONE, 20)}
+        return replica.plans
+
+    assert run(main(lost=False)) == [None, {"most_tokens": 993}, {"most_tokens": 993}]
+    assert run(main(lost=True)) == [None, None]
 
 
 def test_it_learns_how_long_its_batches_take():
@@ -355,3 +384,67 @@ def test_nobody_starves_though_shorter_ones_come_forever():
         raise AssertionError("it never ran")
 
     run(main())
+
+
+@pytest.mark.parametrize("order", ["hrrn", "fcfs"])
+@pytest.mark.parametrize("phi", [0.0, 3000.0])
+def test_how_many_are_ahead_is_what_the_order_then_does(order: Any, phi: float):
+    rng = random.Random(7)
+    for _ in range(30):
+        policy = Magnus(phi=phi, order=order, linger_s=0.0, oldest_every=1000)
+        policy.add(work("seen"), 0.0)
+        picked(policy, 0.0)
+        for number in range(60):
+            policy.add(work(f"r{number}", rng.randrange(100), rng.randrange(1, 200), number / 10), number / 10)
+        new = work("new", rng.randrange(100), rng.randrange(1, 200), 7.0)
+        told = policy.ahead(new, 7.0)
+        policy.add(new, 7.0)
+        before = 0
+        while "new" not in (ids := picked(policy, 7.0)):
+            before += len(ids)
+        assert told == before
+
+
+def test_a_flood_is_ahead_of_another_tenant_by_its_burst_and_a_batch_alone():
+    policy = Magnus(phi=0.0, linger_s=0.0, burst_tokens=100.0)
+    for number in range(200):
+        policy.add(work(f"f{number}", tenant="flood"), 0.0)
+    picked(policy, 1.0)
+    assert policy.ahead(work("more", outputs=600, arrival=1.0, tenant="flood"), 1.0) == 199
+    new = work("small", outputs=600, tenant="small", arrival=1.0)
+    told = policy.ahead(new, 1.0)
+    policy.add(new, 1.0)
+    before = 0
+    while picked(policy, 1.0) != ("small",):
+        before += 1
+    assert before <= told <= before + 8
+
+
+def test_with_ten_thousand_batches_few_are_compared():
+    policy = Magnus(phi=0.0, linger_s=0.0)
+    policy.add(work("seen"), 0.0)
+    picked(policy, 0.0)
+    for number in range(10_000):
+        policy.add(work(f"r{number}", arrival=number / 1000), number / 1000)
+    assert len(policy._batches.some(MOST_COMPARED)) <= MOST_COMPARED
+    assert policy.ahead(work("new", arrival=20.0), 20.0) == pytest.approx(10_000)
+
+
+def test_room_for_the_longest_answer_is_heeded():
+    policy = Magnus(phi=float("inf"), linger_s=0.0)
+    for number in range(8):
+        each = work(f"r{number}", inputs=10, outputs=10)
+        policy.add(msgspec.structs.replace(each, cost={"slots": 1.0, "kv_tokens": 200.0 + number * 50}), 0.0)
+    batch = picked(policy, 1.0, room(kv=1100))
+    assert len(batch) * max(200 + int(name[1:]) * 50 for name in batch) <= 1100, "padded to the longest"
+
+
+def test_tenants_that_share_an_account_take_part():
+    policy = Magnus(phi=0.0, linger_s=0.0, burst_tokens=10.0)
+    policy._tenants._most = 1
+    for number in range(5):
+        policy.add(work(f"a{number}", tenant="a"), 0.0)
+    picked(policy, 1.0)
+    policy.add(work("new", tenant="b", arrival=1.0), 1.0)
+    picked(policy, 1.5)
+    assert picked(policy, 1.6) == ("new",)

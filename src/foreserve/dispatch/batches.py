@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import msgspec
 
@@ -23,11 +24,12 @@ OPEN_ANYWHERE = 16
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A waiting request: its lengths as waste counts them, and the answer's as memory does."""
+    """A waiting request: its lengths as waste counts them, and the answer's as memory does; its tenant's account."""
 
     work: Work
     shape: Shape
     most: int
+    account: str = "default"
 
 
 class Batch:
@@ -42,7 +44,7 @@ class Batch:
         self.most = 1
         self.oldest = float("inf")
         self.utility = 0.0
-        self.tenants: set[str] = set()
+        self.accounts: set[str] = set()
         self.seconds: float | None = None
         """Its estimated time, until it changes."""
         self._front: list[Shape] = []
@@ -82,7 +84,7 @@ class Batch:
         self.most = max(self.most, member.most)
         self.oldest = min(self.oldest, member.work.arrival)
         self.utility += member.work.utility
-        self.tenants.add(member.work.tenant)
+        self.accounts.add(member.account)
         self.seconds = None
         # Waste falls in both lengths: the worst-served is always one that no other is shorter than in both.
         if not any(other.input <= shape.input and other.output <= shape.output for other in self._front):
@@ -127,8 +129,7 @@ class Batches:
 
     def place(self, member: Member, rows: int, tokens: float) -> Batch:
         """The batch that it joined."""
-        batch = self._least(self._near(member.shape), member, rows, tokens)
-        batch = batch or self._least(self._newest(), member, rows, tokens)
+        batch = self.joins(member, rows, tokens)
         if batch is None:
             batch = Batch()
             self._batches[id(batch)] = batch
@@ -140,6 +141,15 @@ class Batches:
             self._open[id(batch)] = batch
             self._cells.setdefault(_cell(batch.longest), OrderedDict())[id(batch)] = batch
         return batch
+
+    def joins(self, member: Member, rows: int, tokens: float) -> Batch | None:
+        """The open batch that it would join; `None` where it would begin one."""
+        near = self._least(self._near(member.shape), member, rows, tokens)
+        return near or self._least(self._newest(), member, rows, tokens)
+
+    def some(self, most: int) -> list[Batch]:
+        """Evenly chosen batches, all of them where there are no more than `most`."""
+        return list(islice(self._batches.values(), 0, None, max(1, -(-len(self._batches) // most))))
 
     def put(self, batch: Batch) -> None:
         """A batch as it is, closed."""

@@ -111,7 +111,7 @@ class Flight:
         else:
             return False
         self._crowded, self._losses = self._crowded + memory, self._losses + (not memory)
-        self.work = msgspec.structs.replace(work, attempt=self.work.attempt + 1)
+        self.work = msgspec.structs.replace(work, attempt=self.work.attempt + 1, crowded=self._crowded)
         self.why_again = f"{why}, resumed" if self.first is not None else why
         self.replica = None
         self._next_index = 0

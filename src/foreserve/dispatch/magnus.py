@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 from foreserve.core import Outcome, Work
 from foreserve.dispatch.batches import Batch, Batches, Member
+from foreserve.dispatch.pace import Mean
 from foreserve.dispatch.started import Started
 from foreserve.dispatch.tenants import Tenants
 from foreserve.errors import ConfigError
-from foreserve.foresight.batch_time import BatchTime
-from foreserve.foresight.wma import Shape
+from foreserve.foresight.batch_time import BatchShape, BatchTime
+from foreserve.foresight.wma import Shape, longest
 from foreserve.ports import Pick, Room, Wait
 
 Order = Literal["hrrn", "fcfs"]
@@ -20,6 +22,12 @@ Foreseen = Literal["mean", "p50", "p80", "p95"]
 
 MOST_TENANTS_FIRST = 64
 """Tenants that take part in one pick: those that have had least."""
+
+MOST_COMPARED = 128
+"""Batches that are looked at to tell where a request would stand, evenly chosen."""
+
+Rank = tuple[bool, float, float]
+"""Of a batch: whether its tenants have had their share, its response ratio (negative), the arrival of its oldest."""
 
 
 class Magnus:
@@ -40,7 +48,8 @@ class Magnus:
     nothing else waits.
 
     Requests that come back, since memory ran out or their replica was lost, go into two halves of who was together,
-    which nobody joins. One that comes back alone runs with its answer capped at what fits: `{"most_tokens": n}`.
+    which nobody joins. Where memory had run out and its prompt's length is known, one that comes back alone runs with
+    its answer capped at what fits: `{"most_tokens": n}`.
 
     Starvation is impossible: every `oldest_every`th pick goes to the batch with the oldest request of those that take
     part, however many shorter ones come.
@@ -103,6 +112,7 @@ class Magnus:
         self._started = Started(self.times)
         self._tenants = Tenants(weights, 1)
         self._accounts: dict[str, str] = {}
+        self._charged = Mean()
 
     # --- requests come and go
 
@@ -112,7 +122,7 @@ class Magnus:
         if work.attempt:
             self._tenants.charge(account, -self._started.came_back(work))
         elif self._rows:
-            self._batches.place(self._member(work), self._rows, self._tokens)
+            self._batches.place(self._member(work, account), self._rows, self._tokens)
         else:
             self._aside[work.id] = work
 
@@ -133,20 +143,29 @@ class Magnus:
             used = outcome.usage.get("prompt_tokens", 0.0) + outcome.usage.get("output_tokens", 0.0)
             self._tenants.charge(account, used - predicted)
 
-    def _member(self, work: Work) -> Member:
-        """A request in lengths. Its answer is never foreseen longer than what a replica could hold of it."""
+    def _back(self, work: Work) -> Member:
+        return self._member(work, self._accounts[work.id])
+
+    def _member(self, work: Work, account: str) -> Member:
+        """A request in lengths. Its answer is never foreseen longer than what a replica could hold of it.
+
+        Where more room is asked for than its foreseen p80 (`kv: worst_case`), memory is counted with that.
+        """
+        room = int(work.cost.get("kv_tokens", 1.0))
         if work.forecast is None:
-            return Member(work, Shape(max(0, int(work.cost.get("kv_tokens", 1.0)) - 1), 1), 1)
+            return Member(work, Shape(max(0, room - 1), 1), 1, account)
         given = work.forecast.input_tokens
         most = max(1, min(work.forecast.most_tokens, int(min(self._tokens, 1e12)) - given))
         waste, memory = (getattr(work.forecast.output, name) for name in (self._foreseen, self._memory))
-        return Member(work, Shape(given, _within(waste, most)), _within(memory, most))
+        if room - given > math.ceil(work.forecast.output.p80):
+            memory = max(memory, room - given)
+        return Member(work, Shape(given, _within(waste, most)), _within(memory, most), account)
 
     # --- which batch is next
 
     def pick(self, rooms: Sequence[Room], now: float) -> Pick | Wait | None:
         self._measure(rooms)
-        for half in self._started.halves(self._member):
+        for half in self._started.halves(self._back):
             self._batches.put(half)
         pick = self._from(self._batches, rooms, now, strip=True)
         if pick is None and not self._batches:
@@ -159,7 +178,7 @@ class Magnus:
         self._tokens = min(room.capacity.get("kv_tokens", math.inf) for room in rooms)
         aside, self._aside = self._aside, {}
         for work in aside.values():
-            self._batches.place(self._member(work), self._rows, self._tokens)
+            self._batches.place(self._back(work), self._rows, self._tokens)
 
     def _from(self, batches: Batches, rooms: Sequence[Room], now: float, *, strip: bool) -> Pick | Wait | None:
         """The first in order that some replica takes, as much of it as that takes."""
@@ -187,18 +206,58 @@ class Magnus:
         """By response ratio or age, equals by age; those of tenants that have had their share last."""
         by_age = self._order == "fcfs" or (self._picks + 1) % self._oldest_every == 0
         self._estimate(ripe)
-        names, _ = self._tenants.front(0, self._burst_tokens, MOST_TENANTS_FIRST)
-        first = set(names)
+        first = self._first()
+        # The first few are all that is asked for, so that sorting them all would be for nothing.
+        ranked = [(self._rank(batch, first, by_age, now), at) for at, batch in enumerate(ripe)]
+        heapq.heapify(ranked)
+        while ranked:
+            yield ripe[heapq.heappop(ranked)[1]]
 
-        def rank(batch: Batch) -> tuple[bool, float, float]:
-            ratio = 0.0 if by_age else self._ratio(batch, now)
-            return first.isdisjoint(batch.tenants), -ratio, batch.oldest
+    def _first(self) -> set[str]:
+        return set(self._tenants.front(0, self._burst_tokens, MOST_TENANTS_FIRST)[0])
 
-        return sorted(ripe, key=rank)
+    def _rank(self, batch: Batch, first: set[str], by_age: bool, now: float) -> Rank:
+        ratio = 0.0 if by_age else self._ratio(batch, now)
+        return first.isdisjoint(batch.accounts), -ratio, batch.oldest
 
     def _ratio(self, batch: Batch, now: float) -> float:
         assert batch.seconds is not None
         return batch.utility * max(0.0, now - batch.oldest) / batch.seconds
+
+    def ahead(self, work: Work, now: float) -> float:
+        """See `ports.Ahead`. Those in batches that now rank before the one that it would join or begin.
+
+        Of other tenants no more than may start before its own has its turn, and a batch of each.
+        """
+        waiting = float(len(self._accounts))
+        if not self._rows or not work.cost:
+            return waiting
+        account = self._tenants.name(work.tenant)
+        member = self._member(work, account)
+        batches = self._batches.some(MOST_COMPARED)
+        if not batches:
+            return 0.0
+        self._estimate(batches)
+        first, by_age = self._first(), self._order == "fcfs"
+        joined = self._batches.joins(member, self._rows, self._tokens)
+        own = self._rank_with(member, joined, first, by_age, now)
+        before = [len(b.members) for b in batches if b is not joined and self._rank(b, first, by_age, now) < own]
+        found = sum(before) * len(self._batches) / len(batches)
+        tokens = self._charged.value or float(sum(member.shape))
+        most = self._tenants.most_before(work.tenant, 0, self._burst_tokens, tokens, self._rows, MOST_TENANTS_FIRST)
+        return min(found, most, waiting)
+
+    def _takes_part(self, tenant: str) -> bool:
+        return self._tenants.takes_part(tenant, 0, self._burst_tokens)
+
+    def _rank_with(self, member: Member, joined: Batch | None, first: set[str], by_age: bool, now: float) -> Rank:
+        """The rank of this batch with one more request, or of a batch of that alone."""
+        if joined is None:
+            return bool(first) and member.account not in first and not self._takes_part(member.work.tenant), 0.0, now
+        shape = BatchShape(len(joined.members) + 1, longest((joined.longest, member.shape)))
+        ratio = (joined.utility + member.work.utility) * (now - joined.oldest) / self.times.estimate([shape])[0]
+        last = first.isdisjoint({*joined.accounts, member.account})
+        return last and not self._takes_part(member.work.tenant), 0.0 if by_age else -max(0.0, ratio), joined.oldest
 
     def _estimate(self, batches: Iterable[Batch]) -> None:
         """Times of those that have changed, all of them once the model has."""
@@ -227,10 +286,12 @@ class Magnus:
             charges[work.id] = (account, float(sum(member.shape)))
             self._tenants.leave(account, 0)
             self._tenants.charge(account, charges[work.id][1])
+            self._charged.take(charges[work.id][1])
         self._started.start(batch.shape, charges, now)
         plan = None
-        if len(works) == 1 and works[0].attempt and math.isfinite(self._tokens):
-            plan = {"most_tokens": max(1, int(self._tokens) - batch.longest.input)}
+        forecast = works[0].forecast
+        if len(works) == 1 and works[0].crowded and forecast is not None and math.isfinite(self._tokens):
+            plan = {"most_tokens": max(1, int(self._tokens) - forecast.input_tokens)}
         return Pick(ids=tuple(batch.members), plan=plan, why=self._why(batch, now))
 
     def _why(self, batch: Batch, now: float) -> str:

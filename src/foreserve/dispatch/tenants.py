@@ -114,6 +114,27 @@ class Tenants:
         away = level - self._accounts[name].tokens
         return max((away - burst) / each, 0.0), max((away + burst) / each + 1.0, 0.0)
 
+    def takes_part(self, tenant: str, line: int, burst: float) -> bool:
+        """Whether a tenant would be within `burst` of who has had least in `line`, were it to wait there now."""
+        entries = self._lines[line]
+        return not entries or self.level(tenant) <= entries[0][0] + burst
+
+    def most_before(self, tenant: str, line: int, burst: float, tokens: float, rows: int, most: int) -> float:
+        """How many can start before a tenant's request, all of its own that wait before it, in batches of `rows`.
+
+        All are taken to be of `tokens` tokens, and tenants beyond the first `most` to be like those.
+        """
+        name = self.name(tenant)
+        own = self.waiting(name)
+        level = self.level(tenant) + own * self.weighed(name, tokens)
+        others = [other for _, other in self._lines[line][:most] if other != name]
+        if not others:
+            return float(own)
+        found = 0.0
+        for other in others:
+            found += min(self.before(other, level, burst, tokens)[1] + rows - 1, self.waiting(other))
+        return own + found * (self.count(line) - (own > 0)) / len(others)
+
     def front(self, line: int, burst: float, most: int) -> tuple[list[str], list[str]]:
         """Who waits in `line`, least served first: those within `burst` of the first, and others; `most` in all."""
         waiting = self._lines[line][:most]
