@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from foreserve import registry
@@ -22,6 +23,7 @@ from foreserve.rows import state_folder
 from foreserve.samples import Keep, SampleStore
 from foreserve.services.base import Service
 from foreserve.services.foreseeing import Foreseer
+from foreserve.services.forgetting import expire_left
 from foreserve.settings import (
     AppSettings,
     QueueSettings,
@@ -103,6 +105,7 @@ class Running:
         self.started = False
         """Whether every service has been started, with at least one replica ready."""
         self._launchers: dict[str, Launcher] = {}
+        self._expiring: asyncio.Task[None] | None = None
         self.services = {name: self._wire(name, kind) for name, kind in app.services.items()}
 
     def _wire(self, name: str, kind: Served) -> Service:
@@ -212,6 +215,8 @@ class Running:
         if folder is not None and kept:
             keep = {name: Keep(rows=settings.keep_rows, days=settings.keep_days) for name, settings in kept.items()}
             self.samples = await offload(lambda: SampleStore.open(folder, keep))
+        if folder is not None:
+            self._expiring = asyncio.create_task(_expire_left(folder, kept), name="expiry of what nobody serves")
         for name, foreseer in self.foreseers.items():
             remembers = self.samples is not None and name in kept
             await foreseer.start(name, self.samples if remembers else None, folder if remembers else None)
@@ -224,6 +229,9 @@ class Running:
         self._refuse_all()  # what was still running may have been queued again
         for launcher in self._launchers.values():
             await launcher.close()
+        if self._expiring is not None:
+            self._expiring.cancel()
+            await asyncio.wait([self._expiring])
         for foreseer in self.foreseers.values():
             await foreseer.stop()
         if self.samples is not None:
@@ -234,6 +242,18 @@ class Running:
     def _refuse_all(self) -> None:
         for service in self.services.values():
             service.dispatcher.give_up("the server is stopping")
+
+
+async def _expire_left(folder: Path, served: Collection[str]) -> None:
+    """Once a day; a failure is logged and the next day's to mend."""
+    while True:
+        at = wall()
+        try:
+            for name in await offload(lambda: expire_left(folder, served, at)):  # noqa: B023 - awaited here
+                log.info("what was learned of %s is deleted: nothing has come of it for long", name)
+        except Exception:
+            log.exception("what was learned of services that are served no more could not be looked through")
+        await asyncio.sleep(86_400.0)
 
 
 def _policy_name(kind: Served) -> str:

@@ -88,10 +88,10 @@ class ForesightSettings(Settings, frozen=True, kw_only=True):
     """How a service foresees the length of its answers and what that is used for.
 
     `predictor` is "fast" (numbers and words alone), "full" (with sentence embeddings), "histogram" (no model), "off"
-    (every answer is taken to reach its limit), or "auto": full where its embeddings are installed and quick enough on
-    this machine, measured once at the start. `features` chooses what a model looks at, from the input's length alone
-    ("length"), also with the application ("application", "instruction"), to everything ("all"). `kv` says how room for
-    an answer is kept: by the forecast, looking ahead, or for the worst case.
+    (no forecast; room for at most 1,024 tokens of an answer), or "auto": full where its embeddings are installed and
+    quick enough on this machine, measured once at the start. `features` chooses what a model looks at, from the input's
+    length alone ("length"), also with the application ("application", "instruction"), to everything ("all"). `kv` says
+    how room for an answer is kept: by the forecast, looking ahead, or for the worst case.
 
     A model is trained anew every `train_s` seconds when enough has ended since, in a process of its own. `remember`
     keeps what it is trained on (numbers, no text) and the model for the next start, for at most `keep_days` and

@@ -108,3 +108,16 @@ def test_what_is_not_there_is_said(tmp_path: Path):
     assert (result.exit_code, "No such file" in said(result)) == (2, True)
     result = ran("forget", "--tenant", "ann", "--state", tmp_path)
     assert (result.exit_code, "nothing is kept" in said(result)) == (2, True)
+
+
+def test_a_whole_service_is_forgotten(tmp_path: Path):
+    state = tmp_path / "state"
+    ran("learn", rows(tmp_path, 200), "--service", "chat", "--state", state)
+    assert load(state, "chat", "fast") is not None
+    result = ran("forget", "--service", "chat", "--state", state)
+    assert result.exit_code == 0, result.output
+    assert "all 200 answers that it had learned from are gone" in said(result)
+    assert load(state, "chat", "fast") is None
+    assert read(samples_file(state), "chat", 10) == []
+    result = ran("forget", "--state", state)
+    assert (result.exit_code, "--tenant NAME, --service NAME" in said(result)) == (2, True)

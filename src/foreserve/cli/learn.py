@@ -19,6 +19,7 @@ from foreserve.errors import ConfigError, ForeserveError
 from foreserve.registry import choices
 from foreserve.rows import state_folder
 from foreserve.samples import Keep, SampleStore, forget, samples_file
+from foreserve.services.forgetting import forget_service
 from foreserve.services.llm import LLM
 from foreserve.services.seeding import Counting, Seeder
 from foreserve.services.tiers import choose
@@ -48,7 +49,7 @@ def learn(
 
     A row is {"instruction": "…", "text": "…", "output_tokens": 42, "tenant": "…"}; `response`, the answer's text, may
     stand for `output_tokens`. Without --app tokens are guessed by characters, as for an upstream service. No text is
-    kept. A running server takes it up at its next training. Example: `foreserve learn pairs.jsonl --service chat`.
+    kept. A running server takes it up within its `train_s`. Example: `foreserve learn pairs.jsonl --service chat`.
     """
     logging.basicConfig(level=logging.WARNING)
     try:
@@ -111,21 +112,28 @@ def _folder(served: App | None, state: str | None) -> Path:
 
 
 def forget_(
-    tenant: Annotated[str, typer.Option(help="The tenant whose requests are to be forgotten.")],
-    service: Annotated[str | None, typer.Option(help="Of this service alone. [default: all]")] = None,
+    tenant: Annotated[str | None, typer.Option(help="The tenant whose requests are to be forgotten.")] = None,
+    service: Annotated[str | None, typer.Option(help="Of this service alone; without --tenant all of it.")] = None,
     app: AppOption = None,
     state: StateOption = None,
 ) -> None:
-    """Delete what was learned of a tenant, and its rows in the request history.
+    """Delete what was learned of a tenant, and its rows in the request history; or what was learned of a service.
 
     Safe beside a running server: it trains its models anew, without the tenant, at the latest after its `train_s`.
-    Without a server that happens at its next start. Example: `foreserve forget --tenant acme`.
+    Without a server that happens at its next start. Of a service all goes, its models at once. Examples:
+    `foreserve forget --tenant acme`, `foreserve forget --service old-chat`.
     """
     try:
         folder = _folder(None if app is None else load_app_file(app), state)
         learned, history = samples_file(folder), history_file(StateSettings(folder=str(folder)))
         if not learned.exists() and not history.exists():
             raise ConfigError(f"nothing is kept in {folder}; valid: the folder of a server, as --state or by --app")
+        if tenant is None:
+            if service is None:
+                raise ConfigError("whose? valid: --tenant NAME, --service NAME or both")
+            count = forget_service(folder, service)
+            console.print(f"{service}: all {count} answers that it had learned from are gone, with its models")
+            return
         counts = forget(learned, tenant, service) if learned.exists() else {}
         rows = forget_tenant(history, tenant, service) if history.exists() else 0
     except ForeserveError as error:

@@ -117,7 +117,8 @@ def run(job: Job) -> Result:
     stale = job.trained is not None and job.trained.stale
     seen = 0 if job.trained is None or stale else job.trained.newest
     unseen = sum(row.n > seen for row in rows)
-    held = min(max(int(len(rows) * HELD_OUT), LEAST_HELD_OUT), unseen, MOST_HELD_OUT)
+    least = LEAST_HELD_OUT if len(rows) >= LEAST_SAMPLES + LEAST_HELD_OUT else 0
+    held = min(max(int(len(rows) * HELD_OUT), least), unseen, MOST_HELD_OUT)
     if stale:  # nothing that knows of deleted rows may stay, of no tier
         for tier in get_args(Tier):
             if tier not in job.tiers:
