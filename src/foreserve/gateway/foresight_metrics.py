@@ -44,7 +44,7 @@ class ForesightMetrics:
         }
         self._coverage = Counter(
             "foreserve_length_coverage",
-            "Answers that ended by themselves, by whether they were as long as the quantile at most",
+            "Answers that were done, by whether they were as long as the quantile at most",
             ["service", "quantile", "within"],
             registry=registry,
         )
@@ -72,16 +72,20 @@ class ForesightMetrics:
     def observe(self, outcome: Outcome) -> None:
         """Compare one outcome with its forecast; each choice of a request with several by itself."""
         tokens = outcome.usage.get("output_tokens", 0.0)
-        whole = outcome.kind is OutcomeKind.DONE and outcome.finish == "stop" and tokens >= 1
-        if outcome.forecast is None or not whole or tokens >= outcome.forecast.most_tokens:
+        if outcome.forecast is None or outcome.kind is not OutcomeKind.DONE or tokens < 1:
             return
         service, length = outcome.service, outcome.forecast.output
+        cut = outcome.finish != "stop" or tokens >= outcome.forecast.most_tokens
+        for quantile in QUANTILES:
+            foreseen = getattr(length, quantile)
+            # A quantile at the limit could not be exceeded; an answer cut below one may have come to exceed it.
+            if foreseen < outcome.forecast.most_tokens and not (cut and tokens <= foreseen):
+                self._coverage.labels(service, quantile, "yes" if tokens <= foreseen else "no").inc()
+        if cut:
+            return
         self._error.labels(service, length.source).observe(abs(length.mean - tokens))
         self._lengths["predicted"].labels(service).inc(length.mean)
         self._lengths["actual"].labels(service).inc(tokens)
-        for quantile in QUANTILES:
-            within = tokens <= getattr(length, quantile) + 0.5
-            self._coverage.labels(service, quantile, "yes" if within else "no").inc()
 
 
 class _Now(Collector):
