@@ -18,6 +18,7 @@ def test_it_comes_back_from_its_file_and_predicts_the_same(model, tmp_path):
     batch = features_of(worded(50, 2))
     assert again.predict(batch) == model.predict(batch)
     assert again.about == model.about
+    assert again.digest == model.digest != train(worded(200, 3)).digest
     assert [file.name for file in tmp_path.iterdir()] == ["model.npz"]
 
 

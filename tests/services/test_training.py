@@ -2,14 +2,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 
 from foreserve import samples
 from foreserve.foresight.length import Ended
-from foreserve.foresight.length_features import featurise
+from foreserve.foresight.length_features import MEANING, Features, featurise
 from foreserve.foresight.length_history import History
+from foreserve.foresight.length_training import train
+from foreserve.foresight.length_verdict import Sample
 from foreserve.samples import Trained
-from foreserve.services.training import Job, load, model_path, run
+from foreserve.services.training import Job, known, load, model_path, run
 from tests.services.foresight import asked, length
 
 
@@ -86,6 +90,34 @@ def test_no_model_is_taken_unjudged(tmp_path: Path):
     assert model_path(tmp_path, "chat", "fast").read_bytes() == before
     few = run(job(tmp_path / "few", rows(range(130)))).judged[0]
     assert "newest 20" in few.why
+
+
+def meant(told: list[samples.Sample], numbers: range) -> list[samples.Sample]:
+    """The same rows with meanings, which tell how long the answer is."""
+    found = []
+    for row, number in zip(told, numbers, strict=True):
+        meaning = np.full(2 * MEANING, np.log(length(number)) / 50, np.float16)
+        features = msgspec.structs.replace(Features.from_bytes(row.features), meaning=meaning)
+        found.append(msgspec.structs.replace(row, features=features.to_bytes()))
+    return found
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_the_full_tier_serves_only_where_it_is_no_worse_than_the_fast_one(tmp_path: Path, wrong: bool):
+    taught = known(meant(rows(range(1000, 1400)), range(1000, 1400)))
+    full = train([Sample(one.features, Ended(tokens=9)) for one in taught] if wrong else taught)
+    assert full.full
+    place = model_path(tmp_path, "chat", "full")
+    place.parent.mkdir()
+    full.save(place)
+    told = rows(range(400))
+    told[340:] = meant(told[340:], range(340, 400))  # too few to train it anew
+    both = msgspec.structs.replace(job(tmp_path, told), tiers=("fast", "full"))
+    fast, other = run(both).judged
+    assert fast.taken
+    assert not other.taken
+    assert place.exists() != wrong
+    assert ("which serves alone" in other.why) == wrong
 
 
 def test_a_damaged_model_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -128,7 +128,22 @@ def run(job: Job) -> Result:
     judged = [
         _train(job, tier, told[: len(told) - held], told[len(told) - held :], stale, newest) for tier in job.tiers
     ]
-    return Result(judged=judged, newest=newest)
+    return Result(judged=_settled(job, judged, told[len(told) - held :]), newest=newest)
+
+
+def _settled(job: Job, judged: list[Judged], held: list[Sample]) -> list[Judged]:
+    """Where both tiers have a model the full one goes unless it is no worse on the same answers: it costs more."""
+    folder = Path(job.folder)
+    fast, full = load(folder, job.service, "fast"), load(folder, job.service, "full")
+    held = [sample for sample in held if sample.features.meaning is not None]
+    if "full" not in job.tiers or fast is None or full is None or len(held) < LEAST_HELD_OUT:
+        return judged
+    verdict = better(full, fast, held)
+    if verdict.better:
+        return judged
+    model_path(folder, job.service, "full").unlink(missing_ok=True)
+    why = f"{verdict.why} (the fast tier's, which serves alone)"
+    return [msgspec.structs.replace(one, taken=False, why=why) if one.tier == "full" else one for one in judged]
 
 
 def _train(job: Job, tier: Tier, old: list[Sample], held: list[Sample], stale: bool, newest: int) -> Judged:
