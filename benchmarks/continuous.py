@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks import continuous_report as figures
 from benchmarks import mixes, replay
 from benchmarks.common import Report, arguments, console
-from benchmarks.continuous_load import Load, Trial, Unloaded, closed, fit, measure, share_before
+from benchmarks.continuous_load import FACTOR, Load, Trial, Unloaded, closed, fit, measure, share_before
 from benchmarks.mixes import Mix
 from benchmarks.seeding import learn
 from benchmarks.servers import Server, foreserve
@@ -175,6 +175,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sides", default="ours,fcfs", help=f"two of {', '.join(SIDES)}: first and second")
     parser.add_argument("--mix", choices=sorted(mixes.MIXES), help="one of the mixes alone")
     parser.add_argument("--loads", help="shares of saturation, such as 0.95,1.3, in place of the usual ones")
+    parser.add_argument("--factor", type=float, default=FACTOR, help="deadlines in unloaded times; 100 is nearly none")
     parser.add_argument("--requests", type=int, help="requests of a run, in place of the usual number")
     parser.add_argument("--repetitions", type=int, help="in place of the usual number")
 
@@ -188,6 +189,7 @@ def main() -> None:
         names[0] += "_again"
     report = Report("continuous", {"slots": SLOTS, "kv_cache_gb": KV_GB, "max_tokens": MAX_TOKENS, "sides": names})
     report.settings |= {
+        "deadline_factor": args.factor,
         "answer_cap": mixes.ANSWER_CAP,
         "prompt_cap": mixes.PROMPT_CAP,
         "words": msgspec.to_builtins(sides),
@@ -203,12 +205,14 @@ def main() -> None:
         loads = [float(share) for share in args.loads.split(",")] if args.loads else list(planned.repetitions)
         repetitions = {load: args.repetitions or planned.repetitions.get(load, 1) for load in loads}
         chosen = msgspec.structs.replace(planned, requests=args.requests or planned.requests, repetitions=repetitions)
-        figures.add(report, name, run(name, sides, chosen, report), names)
+        figures.add(report, name, run(name, sides, chosen, args.factor, report), names)
     figures.tell(report)
     report.finish(args.json)
 
 
-def run(name: str, sides: Sequence[Side], chosen: Plan, report: Report) -> dict[float, list[tuple[Trial, Trial]]]:
+def run(
+    name: str, sides: Sequence[Side], chosen: Plan, factor: float, report: Report
+) -> dict[float, list[tuple[Trial, Trial]]]:
     """For each load, the trials of both sides, repetition by repetition; who begins changes from one to the next."""
     with tempfile.TemporaryDirectory(prefix="foreserve-continuous-") as folder:
         bench = Bench(mixes.MIXES[name](), Path(folder))
@@ -224,7 +228,7 @@ def run(name: str, sides: Sequence[Side], chosen: Plan, report: Report) -> dict[
             for share in (load for load, times in chosen.repetitions.items() if repetition < times):
                 asks = bench.mix.draw(chosen.requests, repetition)
                 rate = share * saturation * len(asks) / sum(unloaded.seconds(ask) for ask in asks)
-                load = Load(rate=rate, requests=len(asks), seed=repetition)
+                load = Load(rate=rate, requests=len(asks), seed=repetition, factor=factor)
                 order = (0, 1) if repetition % 2 == 0 else (1, 0)
                 done = {side: trial(bench, sides[side], load, unloaded) for side in order}
                 runs[share].append((done[0], done[1]))

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 MARGIN_S = 1.0
 FACTOR = 2.0
-"""A deadline is this many times the unloaded time, and `MARGIN_S` more."""
+"""A deadline is this many times the unloaded time, unless another factor is chosen, and `MARGIN_S` more."""
 
 
 class Unloaded(msgspec.Struct, frozen=True):
@@ -37,9 +37,9 @@ class Unloaded(msgspec.Struct, frozen=True):
         """By the request's true lengths."""
         return self.fixed + self.per_prompt_token * ask.prompt_tokens + self.per_output_token * ask.output_tokens
 
-    def deadline(self, ask: Ask) -> float:
+    def deadline(self, ask: Ask, factor: float = FACTOR) -> float:
         """Seconds from its arrival. It tells something of the length to a policy that would look for it there."""
-        return FACTOR * self.seconds(ask) + MARGIN_S
+        return factor * self.seconds(ask) + MARGIN_S
 
 
 def fit(alone: Sequence[tuple[Ask, Result]]) -> Unloaded:
@@ -51,11 +51,12 @@ def fit(alone: Sequence[tuple[Ask, Result]]) -> Unloaded:
 
 
 class Load(msgspec.Struct, frozen=True):
-    """`requests` of a mix as a Poisson process of `rate` a second, both drawn with `seed`."""
+    """`requests` of a mix as a Poisson process of `rate` a second, both drawn with `seed`; `factor` is of deadlines."""
 
     rate: float
     requests: int
     seed: int
+    factor: float = FACTOR
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -128,7 +129,7 @@ def measure(
     url: str, asks: Sequence[Ask], load: Load, unloaded: Unloaded, max_tokens: int, cores: Collection[int]
 ) -> Trial:
     """An open loop with deadlines, run to empty."""
-    deadlines = [unloaded.deadline(ask) for ask in asks]
+    deadlines = [unloaded.deadline(ask, load.factor) for ask in asks]
     prompts = [
         Due(messages=ask.messages, tenant=ask.tenant, slo_ms=1000 * deadline)
         for ask, deadline in zip(asks, deadlines, strict=True)
