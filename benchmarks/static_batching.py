@@ -48,7 +48,7 @@ ROWS = 64
 RATE = 12.0
 """Requests a second, several times of what any side serves."""
 
-SWEPT = (16, 32, 48)
+SWEPT = (16, 32)
 PATIENCE_S = 1500.0
 """Bounds a run; nothing is shed before."""
 
@@ -231,6 +231,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     """What can be chosen beside `--quick`."""
     parser.add_argument("--sides", help=f"of {', '.join(SIDES)}, separated by commas; all in the full form")
     parser.add_argument("--requests", type=int, help="requests of a run, in place of the usual number")
+    parser.add_argument("--once", action="store_true", help="no side twice")
 
 
 def main() -> None:
@@ -244,7 +245,7 @@ def main() -> None:
     trials: dict[str, list[Trial]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(mixes.apps(), Path(folder))
-        for repetition in range(1 if args.quick else 2):
+        for repetition in range(1 if args.quick or args.once else 2):
             for name in names:
                 # The two that the claims are of are repeated.
                 if repetition == 0 or name in ("fixed", "magnus"):
