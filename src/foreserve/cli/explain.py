@@ -77,7 +77,8 @@ def _settings(app: str | None, state: str | None) -> StateSettings:
 
 
 def _find(history: HistoryReader, request_id: str) -> Past:
-    past = history.find(request_id)
+    # Replies carry the id behind what kind of reply they are.
+    past = history.find(request_id) or history.find(request_id.removeprefix("chatcmpl-").removeprefix("cmpl-"))
     if past is None:
         newest = ", ".join(each.id for each in history.recent(NAMED))
         there = f"the newest are {newest}" if newest else "it has none yet"

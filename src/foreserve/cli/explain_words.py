@@ -57,6 +57,14 @@ def ran_s(past: Past) -> float | None:
     return None if past.wait_s is None else past.total_s - past.wait_s
 
 
+_HOW = {
+    "cancelled": "was cancelled by its client",
+    "shed": "was refused",
+    "expired": "was too late, and ended",
+}
+"""How a request ended that was not done; one that failed, failed."""
+
+
 def when(past: Past) -> str:
     """Its end, in this machine's time zone."""
     return datetime.fromtimestamp(past.ended).astimezone().strftime("%Y-%m-%d %H:%M:%S")
@@ -78,9 +86,7 @@ def _ended(past: Past) -> str:
             ",.", "."
         )
     why = past.reason or "its words are not kept, as they may quote the prompt"
-    how = {"cancelled": "was cancelled by its client"}.get(
-        past.kind, past.kind if past.kind == "failed" else "was " + past.kind
-    )
+    how = _HOW.get(past.kind, past.kind)
     return f"{start} {how} {seconds(past.total_s)} after it came, on {when(past)}{answer}: {why} ({past.code})."
 
 
@@ -98,12 +104,15 @@ def _waited(past: Past) -> list[str]:
     if not past.ahead and not past.before:
         if past.wait_s < AT_ONCE_S:
             return ["Nothing waited when it came, and it was started at once."]
-        return [f"Nothing waited when it came, but there was no room for it until {seconds(past.wait_s)} later."]
-    others = f"{past.ahead or 'none'} waited when it came, {past.before or 'none'} were started before it"
+        # From its arrival: the time in which its prompt was read, tokenised and priced is in it.
+        delay = "there was no room for it until" if past.running else "its prompt had to be prepared, and it started"
+        return [f"Nothing waited when it came, but {delay} {seconds(past.wait_s)} later."]
+    was = "was" if past.before == 1 else "were"
+    others = f"{past.ahead or 'none'} waited when it came, {past.before or 'none'} {was} started before it"
     if past.before > past.ahead:
         others += f", so at least {past.before - past.ahead} that came later went first"
-    elif past.before < past.ahead:
-        others += f", so {past.ahead - past.before} of them were overtaken or left"
+    elif (passed := past.ahead - past.before - len(past.beside or ())) > 0:
+        others += f", so at least {passed} of them {'was' if passed == 1 else 'were'} overtaken or left"
     return [f"It waited {seconds(past.wait_s)}: {others}."]
 
 
