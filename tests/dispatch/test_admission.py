@@ -124,7 +124,10 @@ def test_foreseen_goes_by_the_requests_own_time_and_place():
         assert refusal is not None
         assert refusal.reason == f"{wait} predicted wait and 3.0 s of work exceed its deadline in 5.0 s"
     assert policy.admit(work(deadline=0.1), view(10), 0) is None, "nothing is foreseen of it"
-    assert policy.admit(work(priced=False), view(50), 0) is None, "it has no price yet"
+    assert policy.admit(work(deadline=9.5, priced=False), view(19), 0) is None
+    refusal = policy.admit(work(deadline=9.4, priced=False), view(19), 0)  # 19 * 2 s / 4 in the last place
+    assert refusal is not None
+    assert refusal.reason.startswith("9.5 s predicted wait")
     refusal = policy.admit(work(), view(50), 0)  # 50 * 2 s / 4
     assert refusal is not None
     assert "25.0 s exceeds the limit of 10 s" in refusal.reason

@@ -88,7 +88,10 @@ class Foreseen:
     """`foreseen`: as `bounded`, by the request's own forecast and its place in the policy's order.
 
     The wait is that of those ahead of it there, at the pace of recent starts; then its own expected time, not that of
-    all. Who comes later and overtakes it is not foreseen. Before it is priced a full queue alone refuses.
+    all. Who comes later and overtakes it is not foreseen.
+
+    Before a request is priced its place is not known. So that refusing stays cheap under a flood, it is then refused
+    where the last place would be too late.
     """
 
     def __init__(self, max_waiting: int, max_wait_s: float) -> None:
@@ -98,16 +101,21 @@ class Foreseen:
     def admit(self, work: Work, view: QueueView, now: float) -> Refusal | None:
         if _is_full(view, self._max_waiting):
             return _full(view, self._max_waiting)
-        if not view.waiting or not work.cost:
+        if not view.waiting:
             return None
         wait = _wait_of(view.waiting if view.ahead is None else min(view.ahead, view.waiting), view)
         if wait > self._max_wait_s:
             return _too_long(wait, self._max_wait_s)
         # A new service refuses nobody on a guess.
-        if work.deadline is None or work.forecast is None or view.seconds_per_request is None:
+        if work.deadline is None or view.seconds_per_request is None:
             return None
-        seconds, left = work.forecast.seconds, work.deadline - now
-        return None if wait + seconds <= left else _too_late(wait, seconds, left)
+        left = work.deadline - now
+        if work.forecast is not None:
+            seconds = work.forecast.seconds
+            return None if wait + seconds <= left else _too_late(wait, seconds, left)
+        if work.cost:
+            return None
+        return None if wait + view.least_seconds <= left else _too_late(wait, view.least_seconds, left)
 
 
 class Patient:
