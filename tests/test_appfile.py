@@ -324,3 +324,8 @@ def test_a_model_beside_it_is_meant_before_a_packaged_one(tmp_path: Path) -> Non
     assert _located("smollm2", tmp_path) == "smollm2"
     assert _located("not-yet.gguf", tmp_path) == str(tmp_path / "not-yet.gguf")
     assert _located("~/m.gguf", tmp_path) == str(Path.home() / "m.gguf")
+
+
+def test_off_needs_no_quotes(tmp_path: Path) -> None:
+    text = "services: {chat: {kind: llm, model: simulated, foresight: {predictor: off}}}"
+    assert load_app_file(write(tmp_path, text)).services["chat"].settings.foresight.predictor == "off"  # type: ignore[attr-defined]

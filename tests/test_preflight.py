@@ -15,7 +15,7 @@ from foreserve.app import App
 from foreserve.core import EngineSpec
 from foreserve.errors import ConfigError
 from foreserve.preflight import GIB, Finding, available_memory, check, folder, port
-from foreserve.settings import LLMSettings, ServerSettings, ServiceSettings
+from foreserve.settings import LLMSettings, QueueSettings, ServerSettings, ServiceSettings
 
 
 class Plain:
@@ -54,7 +54,7 @@ def findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_an_app_that_is_well(findings: Any) -> None:
     made = findings(Plain())
-    assert list(made) == ["port 0", "state folder"]
+    assert list(made) == ["it: policy", "port 0", "state folder"]
     assert all(finding.ok for finding in made.values())
 
 
@@ -253,3 +253,27 @@ def test_folders(tmp_path: Path) -> None:
 def test_a_folder_without_the_right_to_write(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     assert "cannot be written" in folder("f", tmp_path / "locked" / "b", "F").detail
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"policy": "hrn"}, "service 'it': policy: no batch policy is called 'hrn'; did you mean 'hrrn'?"),
+        ({"policy": "fixed", "policy_options": {"size": 0}}, "service 'it': policy fixed: `size` is 0"),
+        ({"policy_options": {"aging": 1}}, "service 'it': policy_options.aging: unknown option for policy 'fcfs'"),
+        ({"placement": "nowhere"}, "service 'it': placement: no placement is called 'nowhere'"),
+        ({"queue": QueueSettings(admission="bound")}, "service 'it': queue.admission: no admission is called 'bound'"),
+    ],
+)
+def test_what_could_not_be_wired_is_found_in_the_words_of_serving(findings: Any, words: Any, said: str) -> None:
+    kind: Any = Plain(ServiceSettings(**words))
+    found = findings(kind)["it: policy"]
+    assert not found.ok
+    assert found.detail.startswith(said)
+    with pytest.raises(ConfigError) as caught:
+        App(it=kind, state={"history": False}).run()
+    assert str(caught.value) == found.detail
+
+
+def test_the_policy_is_told(findings: Any) -> None:
+    assert findings(Plain())["it: policy"] == Finding(ok=True, what="it: policy", detail="fcfs")

@@ -166,3 +166,15 @@ def test_the_environment_is_read_in_one_place(monkeypatch: pytest.MonkeyPatch, t
     assert Environment.read() == Environment(cache=tmp_path / "c", state=tmp_path / "s", log_level="DEBUG")
     monkeypatch.delenv("FORESERVE_CACHE")
     assert Environment.read().cache == Path.home() / ".cache" / "foreserve"
+
+
+@pytest.mark.parametrize(("given", "read"), [(False, "off"), ("off", "off")])
+def test_the_word_off_may_go_without_quotes_in_yaml(given: Any, read: str) -> None:
+    settings = parse({"model": "m", "exact": False, "foresight": {"predictor": given}}, LLMSettings, WHERE)
+    assert settings.foresight.predictor == read
+    assert settings.exact is False
+
+
+def test_a_yes_or_no_is_no_word_where_it_is_no_choice() -> None:
+    assert words({"model": "m", "foresight": {"predictor": True}}).startswith(f"{WHERE}.foresight.predictor is True;")
+    assert words({"model": "m", "weights": False}).startswith(f"{WHERE}.weights is False;")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from foreserve import registry
+from foreserve.chosen import make_admission, make_placement, make_policy
 from foreserve.clock import offload, wall
 from foreserve.core import EngineInfo, Outcome
 from foreserve.dispatch.dispatcher import Dispatcher
@@ -18,7 +19,7 @@ from foreserve.errors import ConfigError
 from foreserve.fleet.inline import InlineLauncher
 from foreserve.fleet.local import LocalLauncher
 from foreserve.fleet.replicas import Replicas
-from foreserve.ports import Admission, Ahead, BatchPolicy, Kind, Launcher
+from foreserve.ports import Kind, Launcher
 from foreserve.rows import state_folder
 from foreserve.samples import Keep, SampleStore
 from foreserve.services.base import Service
@@ -26,7 +27,6 @@ from foreserve.services.foreseeing import Foreseer
 from foreserve.services.forgetting import expire_left
 from foreserve.settings import (
     AppSettings,
-    QueueSettings,
     ServerSettings,
     ServiceSettings,
     Settings,
@@ -111,20 +111,16 @@ class Running:
     def _wire(self, name: str, kind: Served) -> Service:
         """Everything that one service consists of, and who tells whom."""
         settings = kind.settings
-        where = f"service {name!r}"
-        try:
-            policy = _policy(name, kind)
-            dispatcher = Dispatcher(
-                name,
-                policy,
-                registry.load("placement", settings.placement, f"{where}: placement")(),
-                _admission(name, settings.queue, policy),
-                self.ledger,
-                max_wait_s=settings.queue.max_wait_s,
-                settled=self._settling(kind),
-            )
-        except TypeError as error:
-            raise ConfigError(f"{where}: policy_options do not fit policy {_policy_name(kind)!r}: {error}") from None
+        policy = make_policy(name, policy_name(kind), settings.policy_options)
+        dispatcher = Dispatcher(
+            name,
+            policy,
+            make_placement(name, settings.placement),
+            make_admission(name, settings.queue, policy),
+            self.ledger,
+            max_wait_s=settings.queue.max_wait_s,
+            settled=self._settling(kind),
+        )
         # Until the first replica is ready: refused and counted, not queued for what may never come.
         dispatcher.unavailable = f"no replica of {name!r} has been ready yet"
         replicas = Replicas(name, kind.engines, self._launcher(settings.launcher), dispatcher, self._told(name))
@@ -138,26 +134,27 @@ class Running:
     def _told(self, name: str) -> Callable[[EngineInfo], None]:
         def told(info: EngineInfo) -> None:
             service, kind = self.services[name], self.app.services[name]
-            before = _policy_name(kind)
+            before = policy_name(kind)
             service.info = info
             kind.ready(info)
-            if _policy_name(kind) != before:  # `auto`, and the engine batches otherwise than its name told
-                log.info("%s: its engine is %s, so policy %s orders it", name, info.batching, _policy_name(kind))
+            if policy_name(kind) != before:  # `auto`, and the engine batches otherwise than its name told
+                log.info("%s: its engine is %s, so policy %s orders it", name, info.batching, policy_name(kind))
                 self._adopt(name, kind)
 
         return told
 
     def _adopt(self, name: str, kind: Served) -> None:
         """Of a replica that is ready: it is served whatever the options, which were for the policy that was guessed."""
+        policy_called = policy_name(kind)
         try:
-            policy = _policy(name, kind)
-        except (TypeError, ConfigError) as error:
+            policy = make_policy(name, policy_called, kind.settings.policy_options)
+        except ConfigError as error:
             log.error(
                 "service %r: policy_options do not fit policy %r, which is used without them: %s; valid: name the "
-                "`policy` that they are for", name, _policy_name(kind), error,
+                "`policy` that they are for", name, policy_called, error,
             )  # fmt: skip
-            policy = _policy(name, kind, {})
-        self.services[name].dispatcher.adopt(policy, _admission(name, kind.settings.queue, policy))
+            policy = make_policy(name, policy_called, {})
+        self.services[name].dispatcher.adopt(policy, make_admission(name, kind.settings.queue, policy))
 
     def _settling(self, kind: Served) -> Callable[[Outcome], None]:
         """A request of this kind has ended, and is no group of others: its kind learns from it first."""
@@ -256,24 +253,9 @@ async def _expire_left(folder: Path, served: Collection[str]) -> None:
         await asyncio.sleep(86_400.0)
 
 
-def _policy_name(kind: Served) -> str:
+def policy_name(kind: Served) -> str:
+    """The policy that orders it: the one that was chosen, or what suits its engine."""
     return kind.policy if kind.settings.policy == "auto" else kind.settings.policy
-
-
-def _policy(service: str, kind: Served, options: Mapping[str, Any] | None = None) -> BatchPolicy:
-    options = kind.settings.policy_options if options is None else options
-    made: BatchPolicy = registry.load("batch policy", _policy_name(kind), f"service {service!r}: policy")(**options)
-    return made
-
-
-def _admission(service: str, queue: QueueSettings, policy: BatchPolicy) -> Admission:
-    """`auto` goes by the policy's own order where it tells that."""
-    auto = "foreseen" if isinstance(policy, Ahead) else "bounded"
-    name = auto if queue.admission == "auto" else queue.admission
-    made: Admission = registry.load("admission", name, f"service {service!r}: queue.admission")(
-        max_waiting=queue.max_waiting, max_wait_s=queue.max_wait_s
-    )
-    return made
 
 
 def _settings(given: Mapping[str, Any] | S | None, into: type[S], where: str) -> S:

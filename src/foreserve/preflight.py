@@ -20,7 +20,8 @@ from typing import Any
 
 import msgspec
 
-from foreserve.app import App
+from foreserve.app import App, policy_name
+from foreserve.chosen import make_admission, make_placement, make_policy
 from foreserve.errors import ConfigError
 from foreserve.settings import Environment, ServerSettings
 from foreserve.state import history_file
@@ -64,7 +65,8 @@ def check(app: App) -> list[Finding]:
 
 
 def _service(name: str, kind: Any) -> Iterator[Finding]:
-    """Its interpreter and packages, then what its kind knows."""
+    """Its order, interpreter and packages, then what its kind knows."""
+    yield _order(name, kind)
     missing = _interpreter(kind.settings.python)
     if isinstance(missing, str):
         yield Finding(ok=False, what=f"{name}: interpreter", detail=missing)
@@ -80,6 +82,18 @@ def _service(name: str, kind: Any) -> Iterator[Finding]:
     if hasattr(kind, "preflight"):
         for each in kind.preflight():
             yield msgspec.structs.replace(each, what=f"{name}: {each.what}")
+
+
+def _order(name: str, kind: Any) -> Finding:
+    """Its policy, placement and admission, made as they are when it is served."""
+    settings = kind.settings
+    try:
+        policy = make_policy(name, policy_name(kind), settings.policy_options)
+        make_placement(name, settings.placement)
+        make_admission(name, settings.queue, policy)
+    except ConfigError as error:
+        return Finding(ok=False, what=f"{name}: policy", detail=str(error))
+    return Finding(ok=True, what=f"{name}: policy", detail=policy_name(kind))
 
 
 # --- interpreters and packages

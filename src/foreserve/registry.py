@@ -35,17 +35,17 @@ def names(what: str) -> list[str]:
     return sorted(_group(GROUPS[what]))
 
 
-def load(what: str, name: str, where: str) -> Any:
-    """The registered object. Raises ConfigError naming `where` and the valid names."""
-    return entry(what, name, where).load()
+def load(what: str, name: str, where: str, also: Iterable[str] = ()) -> Any:
+    """The registered object. Raises ConfigError naming `where` and the valid names, those that are valid `also` too."""
+    return entry(what, name, where, also).load()
 
 
-def entry(what: str, name: str, where: str) -> EntryPoint:
+def entry(what: str, name: str, where: str, also: Iterable[str] = ()) -> EntryPoint:
     """As `load`, without importing it: `.value` is its `"module:attribute"`."""
     try:
         return _group(GROUPS[what])[name]
     except KeyError:
-        raise ConfigError(f"{where}: no {what} is called {name!r}{choices(name, names(what))}") from None
+        raise ConfigError(f"{where}: no {what} is called {name!r}{choices(name, [*also, *names(what)])}") from None
 
 
 def choices(given: str, valid: Iterable[str]) -> str:

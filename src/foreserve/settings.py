@@ -271,12 +271,32 @@ def parse(data: Any, into: type[T], where: str) -> T:
 
     `where` is how the place of `data` is called, such as `app.yaml: services.chat`; keys below it are appended.
     """
+    data = _words(data, into)
     _check(data, into, where)
     try:
         return msgspec.convert(data, into, strict=True)
     except msgspec.ValidationError as error:  # what a struct says of itself, with the place as `$.queue`
         message, _, path = str(error).partition(" - at `$")
         raise ConfigError(f"{where}{path.rstrip('`')}: {_lower(message)}") from None
+
+
+def _words(value: Any, kind: Any) -> Any:
+    """`value` with `on` and `off` as words where those are choices: YAML reads them as yes and no unless quoted."""
+    kinds = [part for part in _parts(kind) if part is not NoneType]
+    if isinstance(value, bool):
+        word = "on" if value else "off"
+        valid = [choice for part in kinds if get_origin(part) is Literal for choice in get_args(part)]
+        return word if word in valid and value not in valid and bool not in kinds else value
+    for part in kinds:
+        inner = get_args(part)
+        if isinstance(value, Mapping) and isinstance(part, type) and issubclass(part, msgspec.Struct):
+            types = {field.encode_name: field.type for field in msgspec.structs.fields(part)}
+            return {key: _words(item, types[key]) if key in types else item for key, item in value.items()}
+        if isinstance(value, Mapping) and get_origin(part) is dict:
+            return {key: _words(item, inner[1]) for key, item in value.items()}
+        if isinstance(value, (list, tuple)) and get_origin(part) is list:
+            return [_words(item, inner[0]) for item in value]
+    return value
 
 
 def _check(value: Any, kind: Any, where: str) -> None:

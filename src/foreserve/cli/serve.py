@@ -68,7 +68,8 @@ def serve(
         typer.Option(envvar=API_KEY, help="A key that clients must show. May be repeated."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check models, memory, port and interpreters, and start nothing.")
+        bool,
+        typer.Option("--dry-run", help="Check policies, models, memory, port and interpreters, and start nothing."),
     ] = False,
 ) -> None:
     """Serve an app file, or stand in front of running servers.
