@@ -11,6 +11,7 @@ from foreserve.cli import learn
 from foreserve.cli.main import app
 from foreserve.core import Outcome, OutcomeKind
 from foreserve.samples import read, samples_file
+from foreserve.services.forgetting import learned_services
 from foreserve.services.tiers import Choice
 from foreserve.services.training import load
 from foreserve.settings import StateSettings
@@ -108,6 +109,30 @@ def test_what_is_not_there_is_said(tmp_path: Path):
     assert (result.exit_code, "No such file" in said(result)) == (2, True)
     result = ran("forget", "--tenant", "ann", "--state", tmp_path)
     assert (result.exit_code, "nothing is kept" in said(result)) == (2, True)
+
+
+def test_a_service_that_is_not_there_is_named_and_nothing_is_marked(tmp_path: Path):
+    ran("learn", rows(tmp_path, 20), "--service", "chat", "--state", tmp_path)
+    for whose in (("--tenant", "ann"), ()):
+        for _ in range(2):  # the first try leaves nothing behind that the second would know
+            result = ran("forget", *whose, "--service", "chta", "--state", tmp_path)
+            assert result.exit_code == 2
+            assert "did you mean 'chat'" in said(result)
+            assert "deleted" not in said(result)
+    assert learned_services(tmp_path) == {"chat"}
+    assert len(read(samples_file(tmp_path), "chat", 100)) == 20
+    history = History.open(StateSettings(folder=str(tmp_path)))
+    history.record(Outcome(id="1", service="other", kind=OutcomeKind.DONE, arrival=0.0, ended=1.0, tenant="ann"), 1.7e9)
+    history.flush()
+    result = ran("forget", "--tenant", "ann", "--service", "other", "--state", tmp_path)
+    assert (result.exit_code, "1 rows of the request history" in said(result)) == (0, True)
+    history.close()
+
+
+@pytest.mark.parametrize("whose", [(), ("--tenant", ""), ("--service", ""), ("--tenant", "ann", "--service", "")])
+def test_whose_is_asked_for(tmp_path: Path, whose: tuple[str, ...]):
+    result = ran("forget", *whose, "--state", tmp_path / "none")
+    assert (result.exit_code, "whose? valid: --tenant NAME, --service NAME" in said(result)) == (2, True)
 
 
 def test_a_whole_service_is_forgotten(tmp_path: Path):
