@@ -91,6 +91,18 @@ def test_an_apps_tokenizer_counts_what_is_given_as_text(tmp_path: Path):
         ('{"instruction": "x", "output_tokens": 3}', "missing required field `text`"),
         ('{"text": "x"}', "line 2: give `output_tokens`, or `response`"),
         ('{"text": "x", "output_tokens": 0}', "line 2: `output_tokens` is 0"),
+        ('{"text": "x", "output_tokens": 10000001}', "is 10000001; it must be from 1 to 10000000"),
+        ('{"text": "x", "output_tokens": 9223372036854775808}', "it must be from 1 to 10000000"),
+        ('{"text": "x", "output_tokens": ' + "9" * 40 + "}", "line 2: "),
+        ('{"text": "x", "response": ""}', "line 2: `response` is empty"),
+        ('{"text": "x", "output_tokens": 3, "tennant": "a"}', "unknown field `tennant`"),
+        (
+            '{"text": "x", "output_tokens": 3, "tennant": "a"}',
+            "valid fields: text, instruction, output_tokens, response",
+        ),
+        ('{"text": "x", "output_tokens": 3, "tenant": "a b"}', "`tenant` is 'a b'; valid: 1 to 64 of letters"),
+        ('{"text": "x", "output_tokens": 3, "tenant": "a\\n"}', "line 2: `tenant`"),
+        ('{"text": "x", "output_tokens": 3, "tenant": ""}', "line 2: `tenant` is ''"),
         ('{"text": 3, "output_tokens": 1}', "line 2: Expected `str`"),
     ],
 )
@@ -102,6 +114,17 @@ def test_a_wrong_row_is_named_by_its_line_and_nothing_is_kept(tmp_path: Path, li
     assert words in said(result)
     store = samples_file(tmp_path)
     assert not store.exists() or read(store, "chat", 10) == []
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_nothing_is_learned_of_an_empty_file_or_for_no_service(tmp_path: Path, content: str):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(content)
+    result = ran("learn", file, "--service", "chat", "--state", tmp_path)
+    assert (result.exit_code, "no rows in it" in said(result)) == (2, True)
+    result = ran("learn", rows(tmp_path, 3), "--service", "", "--state", tmp_path / "none")
+    assert (result.exit_code, "--service is empty" in said(result)) == (2, True)
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_is_not_there_is_said(tmp_path: Path):

@@ -59,6 +59,8 @@ def learn(
 
 
 async def _learn(file: Path, service: str, app_file: str | None, state: str | None) -> None:
+    if not service:
+        raise ConfigError("--service is empty; valid: the service's name in the app")
     served = None if app_file is None else load_app_file(app_file)
     kind = _kind(served, service)
     settings: ForesightSettings = ForesightSettings() if kind is None else kind.settings.foresight
