@@ -8,10 +8,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -193,6 +194,11 @@ class FunctionSettings(ServiceSettings, frozen=True, kw_only=True):
         _at_least("max_running", self.max_running, 1)
         if ":" not in self.target:
             raise ValueError(f'`target` is {self.target!r}; valid: "module:name" or "file.py:name"')
+
+
+TENANT: Final = re.compile(r"[A-Za-z0-9._:@-]{1,64}")
+TENANT_WORDS: Final = "1 to 64 of letters, digits and . _ : @ -"
+"""The tenants that a request may name, and the same in words."""
 
 
 class ApiKey(Settings, frozen=True, kw_only=True):

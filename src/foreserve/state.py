@@ -145,6 +145,17 @@ def forget_tenant(path: Path, tenant: str, service: str | None = None) -> int:
         raise ConfigError(f"the request history {path} cannot be written: {error}") from None
 
 
+def services_in(path: Path) -> set[str]:
+    """The services that have rows in the history. Raises ConfigError when it cannot be read."""
+    if not path.exists():
+        return set()
+    try:
+        with closing(connect(path)) as database:
+            return {name for (name,) in database.execute("SELECT DISTINCT service FROM requests")}
+    except sqlite3.Error as error:
+        raise ConfigError(f"the request history {path} cannot be read: {error}") from None
+
+
 class HistoryReader:
     """Reads the history, also beside the server that writes it. Calls take milliseconds: keep them off the loop."""
 

@@ -11,6 +11,7 @@ from foreserve.cli import learn
 from foreserve.cli.main import app
 from foreserve.core import Outcome, OutcomeKind
 from foreserve.samples import read, samples_file
+from foreserve.services.forgetting import learned_services
 from foreserve.services.tiers import Choice
 from foreserve.services.training import load
 from foreserve.settings import StateSettings
@@ -90,6 +91,18 @@ def test_an_apps_tokenizer_counts_what_is_given_as_text(tmp_path: Path):
         ('{"instruction": "x", "output_tokens": 3}', "missing required field `text`"),
         ('{"text": "x"}', "line 2: give `output_tokens`, or `response`"),
         ('{"text": "x", "output_tokens": 0}', "line 2: `output_tokens` is 0"),
+        ('{"text": "x", "output_tokens": 10000001}', "is 10000001; it must be from 1 to 10000000"),
+        ('{"text": "x", "output_tokens": 9223372036854775808}', "it must be from 1 to 10000000"),
+        ('{"text": "x", "output_tokens": ' + "9" * 40 + "}", "line 2: "),
+        ('{"text": "x", "response": ""}', "line 2: `response` is empty"),
+        ('{"text": "x", "output_tokens": 3, "tennant": "a"}', "unknown field `tennant`"),
+        (
+            '{"text": "x", "output_tokens": 3, "tennant": "a"}',
+            "valid fields: text, instruction, output_tokens, response",
+        ),
+        ('{"text": "x", "output_tokens": 3, "tenant": "a b"}', "`tenant` is 'a b'; valid: 1 to 64 of letters"),
+        ('{"text": "x", "output_tokens": 3, "tenant": "a\\n"}', "line 2: `tenant`"),
+        ('{"text": "x", "output_tokens": 3, "tenant": ""}', "line 2: `tenant` is ''"),
         ('{"text": 3, "output_tokens": 1}', "line 2: Expected `str`"),
     ],
 )
@@ -103,11 +116,46 @@ def test_a_wrong_row_is_named_by_its_line_and_nothing_is_kept(tmp_path: Path, li
     assert not store.exists() or read(store, "chat", 10) == []
 
 
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_nothing_is_learned_of_an_empty_file_or_for_no_service(tmp_path: Path, content: str):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(content)
+    result = ran("learn", file, "--service", "chat", "--state", tmp_path)
+    assert (result.exit_code, "no rows in it" in said(result)) == (2, True)
+    result = ran("learn", rows(tmp_path, 3), "--service", "", "--state", tmp_path / "none")
+    assert (result.exit_code, "--service is empty" in said(result)) == (2, True)
+    assert not (tmp_path / "none").exists()
+
+
 def test_what_is_not_there_is_said(tmp_path: Path):
     result = ran("learn", tmp_path / "none.jsonl", "--service", "chat", "--state", tmp_path)
     assert (result.exit_code, "No such file" in said(result)) == (2, True)
     result = ran("forget", "--tenant", "ann", "--state", tmp_path)
     assert (result.exit_code, "nothing is kept" in said(result)) == (2, True)
+
+
+def test_a_service_that_is_not_there_is_named_and_nothing_is_marked(tmp_path: Path):
+    ran("learn", rows(tmp_path, 20), "--service", "chat", "--state", tmp_path)
+    for whose in (("--tenant", "ann"), ()):
+        for _ in range(2):  # the first try leaves nothing behind that the second would know
+            result = ran("forget", *whose, "--service", "chta", "--state", tmp_path)
+            assert result.exit_code == 2
+            assert "did you mean 'chat'" in said(result)
+            assert "deleted" not in said(result)
+    assert learned_services(tmp_path) == {"chat"}
+    assert len(read(samples_file(tmp_path), "chat", 100)) == 20
+    history = History.open(StateSettings(folder=str(tmp_path)))
+    history.record(Outcome(id="1", service="other", kind=OutcomeKind.DONE, arrival=0.0, ended=1.0, tenant="ann"), 1.7e9)
+    history.flush()
+    result = ran("forget", "--tenant", "ann", "--service", "other", "--state", tmp_path)
+    assert (result.exit_code, "1 rows of the request history" in said(result)) == (0, True)
+    history.close()
+
+
+@pytest.mark.parametrize("whose", [(), ("--tenant", ""), ("--service", ""), ("--tenant", "ann", "--service", "")])
+def test_whose_is_asked_for(tmp_path: Path, whose: tuple[str, ...]):
+    result = ran("forget", *whose, "--state", tmp_path / "none")
+    assert (result.exit_code, "whose? valid: --tenant NAME, --service NAME" in said(result)) == (2, True)
 
 
 def test_a_whole_service_is_forgotten(tmp_path: Path):

@@ -31,9 +31,11 @@ def test_files_that_are_no_models_are_refused_by_name(model, tmp_path):
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ConfigError, match="not a usable length model"):
         Model.load(file)
-    file.write_bytes(b"PK")
-    with pytest.raises(ConfigError, match="not a usable length model"):
-        Model.load(file)
+    for wrong in (b"PK", b"nothing of the sort", b""):
+        file.write_bytes(wrong)
+        with pytest.raises(ConfigError, match="not a usable length model: it is damaged") as caught:
+            Model.load(file)
+        assert "pickle" not in str(caught.value)
 
 
 def test_a_changed_array_is_found(model, tmp_path):

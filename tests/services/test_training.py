@@ -92,6 +92,21 @@ def test_no_model_is_taken_unjudged(tmp_path: Path):
     assert "newest 20" in few.why
 
 
+def test_no_model_is_taken_on_answers_that_were_all_cut(tmp_path: Path):
+    told = rows(range(400))
+    assert run(job(tmp_path, told)).judged[0].taken
+    before = model_path(tmp_path, "chat", "fast").read_bytes()
+    newer = [
+        msgspec.structs.replace(row, tokens=1, censored=n >= 19) for n, row in enumerate(rows(range(90), first=401))
+    ]
+    result = run(job(tmp_path, [*told, *newer], Trained(at=1.7e9, newest=400))).judged[0]
+    assert not result.taken
+    assert "refused: 2 newer answers to judge it by that ended by themselves" in result.why  # 73 were held
+    assert model_path(tmp_path, "chat", "fast").read_bytes() == before
+    newer = [msgspec.structs.replace(row, censored=n >= 60) for n, row in enumerate(rows(range(90), first=401))]
+    assert "newest 73 answers" in run(job(tmp_path, [*told, *newer], Trained(at=1.7e9, newest=400))).judged[0].why
+
+
 def meant(told: list[samples.Sample], numbers: range) -> list[samples.Sample]:
     """The same rows with meanings, which tell how long the answer is."""
     found = []

@@ -19,12 +19,12 @@ from foreserve.errors import ConfigError, ForeserveError
 from foreserve.registry import choices
 from foreserve.rows import state_folder
 from foreserve.samples import Keep, SampleStore, forget, samples_file
-from foreserve.services.forgetting import forget_service
+from foreserve.services.forgetting import forget_service, learned_services
 from foreserve.services.llm import LLM
 from foreserve.services.seeding import Counting, Seeder
 from foreserve.services.tiers import choose
 from foreserve.settings import ForesightSettings, StateSettings
-from foreserve.state import forget_tenant, history_file
+from foreserve.state import forget_tenant, history_file, services_in
 
 console = Console(stderr=True)
 
@@ -59,6 +59,8 @@ def learn(
 
 
 async def _learn(file: Path, service: str, app_file: str | None, state: str | None) -> None:
+    if not service:
+        raise ConfigError("--service is empty; valid: the service's name in the app")
     served = None if app_file is None else load_app_file(app_file)
     kind = _kind(served, service)
     settings: ForesightSettings = ForesightSettings() if kind is None else kind.settings.foresight
@@ -124,13 +126,20 @@ def forget_(
     `foreserve forget --tenant acme`, `foreserve forget --service old-chat`.
     """
     try:
+        if not (tenant or service) or "" in (tenant, service):
+            raise ConfigError("whose? valid: --tenant NAME, --service NAME or both")
         folder = _folder(None if app is None else load_app_file(app), state)
         learned, history = samples_file(folder), history_file(StateSettings(folder=str(folder)))
         if not learned.exists() and not history.exists():
             raise ConfigError(f"nothing is kept in {folder}; valid: the folder of a server, as --state or by --app")
+        if service is not None:
+            kept = learned_services(folder) | (set() if tenant is None else services_in(history))
+            if service not in kept:
+                raise ConfigError(
+                    f"--service: nothing is kept of {service!r} in {folder}{choices(service, sorted(kept))}"
+                )
         if tenant is None:
-            if service is None:
-                raise ConfigError("whose? valid: --tenant NAME, --service NAME or both")
+            assert service is not None
             count = forget_service(folder, service)
             console.print(f"{service}: all {count} answers that it had learned from are gone, with its models")
             return

@@ -46,6 +46,10 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     features_version: int = FEATURES_VERSION
 
 
+class _Unusable(ValueError):
+    """A file that is a model's, and why it is not taken."""
+
+
 class Model:
     """Predicts from features. Immutable; safe to share between threads."""
 
@@ -153,16 +157,20 @@ class Model:
             written = arrays.pop("about").tobytes()
             about = msgspec.json.decode(written, type=About)
             if (about.version, about.features_version) != (VERSION, FEATURES_VERSION):
-                raise ValueError(
+                raise _Unusable(
                     f"of version {about.version}.{about.features_version}, not {VERSION}.{FEATURES_VERSION}"
                 )
             if not np.array_equal(arrays.pop("digest"), _digest(written, arrays)):
-                raise ValueError("damaged")
+                raise _Unusable("damaged")
             vocabulary = Vocabulary.made_of(arrays["words"], arrays["instruction"], arrays["apps"])
             weights = {name: arrays[f"w_{name}"] for name in network.NAMES}
             return cls(about, vocabulary, Bins(arrays["length"], arrays["ratio"]), weights, arrays["calibration"])
-        except Exception as error:  # numpy, zip and msgspec each have their own
+        except _Unusable as error:
             raise ConfigError(f"{path}: not a usable length model: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"{path}: not a usable length model: {error.strerror or 'it cannot be read'}") from None
+        except Exception:  # numpy, zip and msgspec each have their own, with advice that is none here
+            raise ConfigError(f"{path}: not a usable length model: it is damaged, or something else") from None
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {

@@ -49,6 +49,18 @@ def forget_service(folder: Path, service: str) -> int:
         raise ConfigError(f"the learning store {path} cannot be written: {error}") from None
 
 
+def learned_services(folder: Path) -> set[str]:
+    """The services of which something was learned. Raises ConfigError when the store cannot be read."""
+    path = samples_file(folder)
+    if not path.exists():
+        return set()
+    try:
+        with closing(connect(path)) as database:
+            return set(_services(database))
+    except sqlite3.Error as error:
+        raise ConfigError(f"the learning store {path} cannot be read: {error}") from None
+
+
 def expire_left(folder: Path, served: Collection[str], wall: float) -> list[str]:
     """Delete what was learned of services not in `served` whose newest answer is older than `LEFT_DAYS` at `wall`.
 

@@ -18,7 +18,7 @@ from foreserve.services.llm import LLM
 from foreserve.services.llm_asked import asked_of_chat
 from foreserve.services.training import Job, Result, Tier, history_of, known, run
 from foreserve.services.upstream_asked import CHARS_PER_TOKEN, CHAT, asked_upstream
-from foreserve.settings import ForesightSettings
+from foreserve.settings import TENANT, TENANT_WORDS, ForesightSettings
 
 TOGETHER: Final = 32
 """Pairs that are read into features at once."""
@@ -27,10 +27,14 @@ MOST_LINE: Final = 8 * 2**20
 """Characters of one line."""
 
 
-class Pair(msgspec.Struct, frozen=True, kw_only=True):
+MOST_TOKENS: Final = 10_000_000
+"""Tokens of one answer: more than any is long."""
+
+
+class Pair(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A row of the file: what was asked, and how long the answer was, in tokens or as its text.
 
-    `censored`: the answer was cut there. Other keys are left alone.
+    `censored`: the answer was cut there. Other keys are an error: a mistyped one would be a lost answer or tenant.
     """
 
     text: str
@@ -90,15 +94,27 @@ def read_pairs(path: Path) -> Iterator[tuple[int, Pair]]:
                 except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                     raise ConfigError(
                         f"{where}: {error}; a row is like "
-                        '{"instruction": "…", "text": "…", "output_tokens": 42, "tenant": "…"}'
+                        '{"instruction": "…", "text": "…", "output_tokens": 42, "tenant": "…"}; '
+                        f"valid fields: {', '.join(Pair.__struct_fields__)}"
                     ) from None
-                if pair.output_tokens is None and pair.response is None:
-                    raise ConfigError(f"{where}: give `output_tokens`, or `response` to count them")
-                if pair.output_tokens is not None and pair.output_tokens < 1:
-                    raise ConfigError(f"{where}: `output_tokens` is {pair.output_tokens}; it must be at least 1")
+                if (wrong := _wrong(pair)) is not None:
+                    raise ConfigError(f"{where}: {wrong}")
                 yield number, pair
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
+
+
+def _wrong(pair: Pair) -> str | None:
+    """What is wrong with a row whose fields are of the right types."""
+    if pair.output_tokens is None and pair.response is None:
+        return "give `output_tokens`, or `response` to count them"
+    if pair.output_tokens is not None and not 1 <= pair.output_tokens <= MOST_TOKENS:
+        return f"`output_tokens` is {str(pair.output_tokens)[:32]}; it must be from 1 to {MOST_TOKENS}"
+    if pair.response == "":
+        return "`response` is empty; it must be the answer's text, or give `output_tokens` alone"
+    if not TENANT.fullmatch(pair.tenant):
+        return f"`tenant` is {pair.tenant[:64]!r}; valid: {TENANT_WORDS}"
+    return None
 
 
 class Seeder:
@@ -127,6 +143,8 @@ class Seeder:
             except ConfigError as error:
                 raise ConfigError(f"{path}, line {number}: {error}") from None
             progress(1)
+        if not pairs:
+            raise ConfigError(f"{path}: no rows in it; a row is a line of JSON")
         history = history_of(known(self._store.read(self._service)))
         for start in range(0, len(pairs), TOGETHER):
             self._keep(pairs[start : start + TOGETHER], history, at)

@@ -31,7 +31,9 @@ Tier = Literal["fast", "full"]
 HELD_OUT: Final = 0.15
 MOST_HELD_OUT: Final = 2000
 LEAST_HELD_OUT: Final = 20
-"""The newest samples, on which models are judged: a share of all, never such as the model in place may have seen."""
+"""The newest samples, on which models are judged: a share of all, never such as the model in place may have seen.
+
+`LEAST_HELD_OUT` counts those that ended by themselves: of answers that were all cut, no guess could be too long."""
 
 MOST_GROWTH: Final = 1.25
 """A model begins where the one before ended while there are at most so many times its samples."""
@@ -136,7 +138,7 @@ def _settled(job: Job, judged: list[Judged], held: list[Sample]) -> list[Judged]
     folder = Path(job.folder)
     fast, full = load(folder, job.service, "fast"), load(folder, job.service, "full")
     held = [sample for sample in held if sample.features.meaning is not None]
-    if "full" not in job.tiers or fast is None or full is None or len(held) < LEAST_HELD_OUT:
+    if "full" not in job.tiers or fast is None or full is None or _ended(held) < LEAST_HELD_OUT:
         return judged
     verdict = better(full, fast, held)
     if verdict.better:
@@ -158,8 +160,8 @@ def _train(job: Job, tier: Tier, old: list[Sample], held: list[Sample], stale: b
     if len(old) < LEAST_SAMPLES:
         every = len(old) + len(held)
         why = f"{every} samples; a model wants at least {LEAST_SAMPLES} beside {LEAST_HELD_OUT} to judge it by"
-    elif len(held) < LEAST_HELD_OUT:
-        why = f"refused: {len(held)} newer answers to judge it by; at least {LEAST_HELD_OUT} are wanted"
+    elif (ended := _ended(held)) < LEAST_HELD_OUT:
+        why = f"refused: {ended} newer answers to judge it by that ended by themselves, not {LEAST_HELD_OUT}"
     if why:
         if stale:
             path.unlink(missing_ok=True)
@@ -175,6 +177,11 @@ def _train(job: Job, tier: Tier, old: list[Sample], held: list[Sample], stale: b
     elif stale:
         path.unlink(missing_ok=True)
     return Judged(tier=tier, taken=verdict.better, why=verdict.why, rows=len(old))
+
+
+def _ended(held: list[Sample]) -> int:
+    """How many of these ended by themselves."""
+    return sum(not sample.ended.censored for sample in held)
 
 
 def _without_meaning(sample: Sample) -> Sample:
