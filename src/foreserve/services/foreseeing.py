@@ -24,7 +24,7 @@ from foreserve.foresight.service_time import PaceState, RequestTime
 from foreserve.samples import Keep, MemorySamples, Sample, Samples, SampleStore
 from foreserve.services.foreseen import Foreseen, priced, unforeseen
 from foreserve.services.learning import Learned, Learner, same
-from foreserve.services.meanings import Given, Meanings
+from foreserve.services.meanings import Given, Meaning, Meanings
 from foreserve.services.tiers import Choice, choose
 from foreserve.services.training import Tier, trains
 from foreserve.settings import ForesightSettings
@@ -155,9 +155,10 @@ class Foreseer:
         """What is foreseen of these, in order, for `Request.about`. Waits milliseconds at most, and never fails."""
         if not self._predictors:
             return [unforeseen(asked) for asked in batch]
-        meanings, later = None, []
+        meanings, later = None, list[asyncio.Future[Meaning | None] | None]([None] * len(batch))
         if self._meanings is not None and self._predictors["full"].model is None:
-            later = self._meanings.beside(batch)  # to learn from: nothing reads them yet, so nobody waits for them
+            # To learn from: nothing reads them yet, so nobody waits for them.
+            later = [*self._meanings.beside(batch)] or later
         elif self._meanings is not None:
             meanings = await self._meanings.of(batch)
         began = precise()
@@ -174,9 +175,7 @@ class Foreseer:
             tell(seconds)
         return [
             Foreseen(asked.prompt_tokens, asked.most, length, known, meaning)
-            for asked, length, known, meaning in zip(
-                batch, lengths, features, later or [None] * len(batch), strict=True
-            )
+            for asked, length, known, meaning in zip(batch, lengths, features, later, strict=True)
         ]
 
     def _predict(self, features: Sequence[Features]) -> list[Length]:
