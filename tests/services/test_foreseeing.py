@@ -16,16 +16,21 @@ import pytest
 from foreserve.clock import wall
 from foreserve.core import OutcomeKind
 from foreserve.errors import ConfigError
-from foreserve.foresight.length_features import featurise
+from foreserve.foresight.length import Ended
+from foreserve.foresight.length_features import Features, featurise
+from foreserve.foresight.length_training import train
+from foreserve.foresight.length_verdict import Sample as Known
 from foreserve.samples import Keep, MemorySamples, Sample, SampleStore, Trained, forget, samples_file
 from foreserve.services import foreseeing, learning
 from foreserve.services.foreseeing import Foreseer
 from foreserve.services.foreseen import UNKNOWN_TOKENS
+from foreserve.services.tiers import Choice
 from foreserve.services.training import Job, Result, load, model_path, run
 from foreserve.services.training_process import TrainingFailed, train_apart
 from foreserve.settings import ForesightSettings
 from foreserve.simulation import clock
 from tests.services.foresight import asked, length, outcome, priced, served
+from tests.services.test_meanings import Scripted
 
 DAY = 86_400.0
 KEEP = {"chat": Keep(rows=20_000, days=30.0)}
@@ -483,6 +488,49 @@ def test_an_encoder_that_is_wanted_and_missing_is_an_error(monkeypatch: pytest.M
     clock.run(main())
 
 
+def test_until_a_full_model_is_in_place_nobody_waits_for_meanings_and_status_says_who_serves(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(foreseeing, "choose", lambda wanted: (Choice(tier="full", why="a test"), Scripted()))
+    taught = [Known(featurise([asked(n)], Scripted())[0], Ended(tokens=length(n))) for n in range(300)]
+    bare = [Known(featurise([asked(n)])[0], Ended(tokens=length(n))) for n in range(300)]
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        foreseer = Foreseer(settings(predictor="full"))
+        await foreseer.start("chat", None, None)
+        assert foreseer._samples is not None
+        status = foreseer.status()
+        assert (status.tier, status.chosen, status.why) == ("histogram", "full", "a test")
+
+        began = loop.time()
+        await priced(foreseer, 1)
+        assert loop.time() == began
+        await asyncio.sleep(1.0)
+        foreseer.settled(outcome(1, 50))
+        features = Features.from_bytes(foreseer._samples.read("chat")[0].features)
+        assert features.meaning is not None
+        assert (features.meaning == featurise([asked(1)], Scripted())[0].meaning).all()  # type: ignore[union-attr]
+
+        foreseer._install(learning.Learned({"fast": train(bare)}))
+        assert foreseer.status().tier == "fast"
+        began = loop.time()
+        await priced(foreseer, 2)
+        assert loop.time() == began
+        await asyncio.sleep(1.0)
+
+        foreseer._install(learning.Learned({"fast": train(bare), "full": train(taught)}))
+        assert foreseer.status().tier == "full"
+        began = loop.time()
+        price = await priced(foreseer, 3)
+        assert loop.time() > began
+        assert price.forecast is not None
+        assert price.forecast.output.source == "full"
+        await foreseer.stop()
+
+    clock.run(main())
+
+
 @pytest.mark.model
 async def test_the_full_tier_learns_with_meanings_and_does_without_where_they_come_late(tmp_path: Path):
     store = SampleStore.open(tmp_path, KEEP)
@@ -491,7 +539,10 @@ async def test_the_full_tier_learns_with_meanings_and_does_without_where_they_co
     assert foreseer.choice.tier == "full"
     assert "ms (p50)" in foreseer.choice.why
     trainings = Trainings(foreseer)
-    await served(foreseer, range(400))
+    for number in range(400):
+        await priced(foreseer, number)
+        await asyncio.sleep(0.01)  # no answer is there before its meaning
+        foreseer.settled(outcome(number, length(number)))
     assert await trainings.next() == "taken"
     models = foreseer.status().models
     price = await priced(foreseer, 1000)
@@ -503,6 +554,6 @@ async def test_the_full_tier_learns_with_meanings_and_does_without_where_they_co
     price = await priced(foreseer, 1001)
     assert price.forecast is not None
     assert price.forecast.output.source == ("fast" if "fast" in models else "histogram")
-    assert foreseer.status().without_meaning == 1
+    assert foreseer.status().without_meaning == ("full" in models)  # else nobody waits for it
     await foreseer.stop()
     store.close()

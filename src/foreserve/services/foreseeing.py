@@ -24,7 +24,7 @@ from foreserve.foresight.service_time import PaceState, RequestTime
 from foreserve.samples import Keep, MemorySamples, Sample, Samples, SampleStore
 from foreserve.services.foreseen import Foreseen, priced, unforeseen
 from foreserve.services.learning import Learned, Learner, same
-from foreserve.services.meanings import Given, Meanings
+from foreserve.services.meanings import Given, Meaning, Meanings
 from foreserve.services.tiers import Choice, choose
 from foreserve.services.training import Tier, trains
 from foreserve.settings import ForesightSettings
@@ -40,9 +40,13 @@ Training = Literal["taken", "refused", "failed"]
 
 
 class ForesightStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """For people and metrics: the tier in use and why, the models in place, what was learned from."""
+    """For people and metrics: the tier that serves now, the models in place, what was learned from.
+
+    `chosen` is the best tier that may serve here, once a model of it is in place, and `why` tells why.
+    """
 
     tier: str
+    chosen: str
     why: str
     models: dict[str, int]
     answers: int
@@ -131,7 +135,8 @@ class Foreseer:
         """A snapshot."""
         models = {tier: predictor.model for tier, predictor in self._predictors.items()}
         return ForesightStatus(
-            tier=self.choice.tier,
+            tier=self._serving(),
+            chosen=self.choice.tier,
             why=self.choice.why,
             models={tier: model.about.samples for tier, model in models.items() if model is not None},
             answers=self._answers,
@@ -139,13 +144,23 @@ class Foreseer:
             without_meaning=0 if self._meanings is None else self._meanings.missed,
         )
 
+    def _serving(self) -> str:
+        tiers: tuple[Tier, ...] = ("full", "fast")
+        found = [tier for tier in tiers if tier in self._predictors and self._predictors[tier].model is not None]
+        return found[0] if found else "off" if self.choice.tier == "off" else "histogram"
+
     # --- the path of a request
 
     async def about(self, batch: Sequence[Asked]) -> list[Foreseen]:
         """What is foreseen of these, in order, for `Request.about`. Waits milliseconds at most, and never fails."""
         if not self._predictors:
             return [unforeseen(asked) for asked in batch]
-        meanings = None if self._meanings is None else await self._meanings.of(batch)
+        meanings, later = None, list[asyncio.Future[Meaning | None] | None]([None] * len(batch))
+        if self._meanings is not None and self._predictors["full"].model is None:
+            # To learn from: nothing reads them yet, so nobody waits for them.
+            later = [*self._meanings.beside(batch)] or later
+        elif self._meanings is not None:
+            meanings = await self._meanings.of(batch)
         began = precise()
         try:
             encoder = None if meanings is None else Given(meanings)
@@ -159,8 +174,8 @@ class Foreseer:
         for tell in self.predicted:
             tell(seconds)
         return [
-            Foreseen(asked.prompt_tokens, asked.most, length, known)
-            for asked, length, known in zip(batch, lengths, features, strict=True)
+            Foreseen(asked.prompt_tokens, asked.most, length, known, meaning)
+            for asked, length, known, meaning in zip(batch, lengths, features, later, strict=True)
         ]
 
     def _predict(self, features: Sequence[Features]) -> list[Length]:
@@ -197,8 +212,9 @@ class Foreseer:
         # Who left or was too late would have had at least so much.
         ended = Ended(tokens=tokens, censored=not done or outcome.finish == "length" or tokens >= about.most)
         self._answers += 1
-        if about.features is not None:
-            self._learn(about.features, ended, about.length, outcome.tenant)
+        features = about.learned_from()
+        if features is not None:
+            self._learn(features, ended, about.length, outcome.tenant)
         if done and outcome.started is not None and outcome.attempt == 0:
             self.time.learn(about.prompt_tokens, tokens, outcome.ended - outcome.started)
         if self._answers % NOTE_EVERY == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Final
 
@@ -11,6 +12,7 @@ from foreserve.core import Forecast, Length, Price, Ramp
 from foreserve.foresight.length import Asked
 from foreserve.foresight.length_features import Features
 from foreserve.foresight.service_time import RequestTime
+from foreserve.services.meanings import Meaning, both
 
 UNKNOWN_TOKENS: Final = 1024
 """The most room that is kept for an answer of which nothing is known: few come near their limit, which is the whole
@@ -19,12 +21,24 @@ nothing."""
 
 
 class Foreseen(msgspec.Struct, frozen=True, eq=False):
-    """What is known of a request before it is priced: lengths in tokens, and what was predicted from."""
+    """What is known of a request before it is priced: lengths in tokens, and what was predicted from.
+
+    `later`: its meaning, where that is found beside it to learn from.
+    """
 
     prompt_tokens: int
     most: int
     length: Length
     features: Features | None = None
+    later: asyncio.Future[Meaning | None] | None = None
+
+    def learned_from(self) -> Features | None:
+        """`features`, with the meaning where it was found by now."""
+        later = self.later
+        if self.features is None or later is None or not later.done() or later.cancelled():
+            return self.features
+        meaning = later.result()
+        return self.features if meaning is None else msgspec.structs.replace(self.features, meaning=both(meaning))
 
 
 def unforeseen(asked: Asked) -> Foreseen:

@@ -35,6 +35,11 @@ Meaning = tuple[NDArray[np.float16], NDArray[np.float16]]
 """Of a request's instruction and of its text."""
 
 
+def both(meaning: Meaning) -> NDArray[np.float16]:
+    """As it stands in `Features.meaning`."""
+    return np.concatenate(meaning)
+
+
 class Given:
     """An encoder whose answers were found already, in the order of the requests."""
 
@@ -64,14 +69,10 @@ class Meanings:
 
     async def of(self, batch: Sequence[Asked]) -> list[Meaning] | None:
         """One for each; `None` when that would take too long, too many wait, or embedding fails."""
-        if len(self._waiting) + len(batch) > MOST_WAITING:
+        futures = self.beside(batch)
+        if not futures:
             self.missed += len(batch)
             return None
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Meaning | None]] = [loop.create_future() for _ in batch]
-        self._waiting += zip(batch, futures, strict=True)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._embed(), name="meanings")
         try:
             async with asyncio.timeout(self._limit_s):
                 found = await asyncio.gather(*futures)
@@ -82,6 +83,17 @@ class Meanings:
             self.missed += len(batch)
             return None
         return meanings
+
+    def beside(self, batch: Sequence[Asked]) -> list[asyncio.Future[Meaning | None]]:
+        """The same without waiting: each is found in a while, or never. None at all when too many wait already."""
+        if len(self._waiting) + len(batch) > MOST_WAITING:
+            return []
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Meaning | None]] = [loop.create_future() for _ in batch]
+        self._waiting += zip(batch, futures, strict=True)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._embed(), name="meanings")
+        return futures
 
     async def _embed(self) -> None:
         """All that wait, some at a time, until none does."""
