@@ -66,6 +66,20 @@ def as_ended(chunk: Chunk, limit: int) -> Chunk:
     return msgspec.structs.replace(chunk, finish=msgspec.structs.replace(finish, reason="stop"))
 
 
+def _truths(file: Path) -> dict[str, int]:
+    """As `read`, for an engine's start. Raises EngineStartError."""
+    try:
+        return read(file)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise EngineStartError(f"the true lengths cannot be read: {error}") from error
+
+
+def _unknown(work: Work) -> Chunk:
+    """The only chunk of a prompt whose true length nobody has told."""
+    finish = Finish(reason="rejected", error="no true length is known of this prompt")
+    return Chunk(id=work.id, index=0, attempt=work.attempt, finish=finish)
+
+
 class ReplayedOpenVINO(OpenVINOEngine):
     """OpenVINO's engine, each answer as long as `truths` (a file of `write`) says; others are rejected."""
 
@@ -76,18 +90,14 @@ class ReplayedOpenVINO(OpenVINOEngine):
 
     async def start(self) -> EngineInfo:
         """See `Engine`."""
-        try:
-            self._truths = read(self._truths_file)
-        except (OSError, msgspec.MsgspecError) as error:
-            raise EngineStartError(f"the true lengths cannot be read: {error}") from error
+        self._truths = _truths(self._truths_file)
         return await super().start()
 
     async def run(self, work: Work, plan: Any = None) -> AsyncIterator[Chunk]:
         """See `Engine`."""
         true = replayed(work, self._truths)
         if true is None:
-            finish = Finish(reason="rejected", error="no true length is known of this prompt")
-            yield Chunk(id=work.id, index=0, attempt=work.attempt, finish=finish)
+            yield _unknown(work)
             return
         limit = generate_of(work).max_tokens
         async for chunk in super().run(true, plan):
@@ -109,10 +119,7 @@ class ReplayedTransformers(TransformersEngine):
 
     async def start(self) -> EngineInfo:
         """See `Engine`."""
-        try:
-            self._truths = read(self._truths_file)
-        except (OSError, msgspec.MsgspecError) as error:
-            raise EngineStartError(f"the true lengths cannot be read: {error}") from error
+        self._truths = _truths(self._truths_file)
         return await super().start()
 
     async def run_batch(self, works: Sequence[Work], plan: Any = None) -> AsyncGenerator[Sequence[Chunk]]:
@@ -120,8 +127,7 @@ class ReplayedTransformers(TransformersEngine):
         true = [replayed for work in works if (replayed := self._replayed(work)) is not None]
         known = {work.id for work in true}
         if unknown := [work for work in works if work.id not in known]:
-            finish = Finish(reason="rejected", error="no true length is known of this prompt")
-            yield [Chunk(id=work.id, index=0, attempt=work.attempt, finish=finish) for work in unknown]
+            yield [_unknown(work) for work in unknown]
         if not true:
             return
         limits = {work.id: generate_of(work).max_tokens for work in works}

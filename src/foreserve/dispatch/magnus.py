@@ -11,7 +11,7 @@ from foreserve.core import Outcome, Work
 from foreserve.dispatch.batches import Batch, Batches, Member
 from foreserve.dispatch.pace import Mean
 from foreserve.dispatch.started import Started
-from foreserve.dispatch.tenants import Tenants
+from foreserve.dispatch.tenants import Tenants, checked_weights
 from foreserve.errors import ConfigError
 from foreserve.foresight.batch_time import BatchShape, BatchTime
 from foreserve.foresight.wma import Shape, longest
@@ -89,10 +89,7 @@ class Magnus:
                 raise ConfigError(f"policy magnus: `{name}` is {word!r}; valid: {', '.join(get_args(kind))}")
         if adaptive != (size is None):
             raise ConfigError("policy magnus: `size` goes with `adaptive: false`, and only with it")
-        weights = tenant_weights or {}
-        for tenant, weight in weights.items():
-            if not 0 < weight < math.inf:
-                raise ConfigError(f"policy magnus: `tenant_weights`: {tenant!r} has {weight}; it must be above 0")
+        weights = checked_weights(tenant_weights, "policy magnus")
         self._phi = phi
         self._order = order
         self._size = size

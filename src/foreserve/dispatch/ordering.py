@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from foreserve.core import Outcome, OutcomeKind, Work
@@ -10,7 +9,7 @@ from foreserve.dispatch.buckets import LEAST_S, Waiting
 from foreserve.dispatch.keeping import Keeping
 from foreserve.dispatch.lines import STANDINGS, Lines
 from foreserve.dispatch.pace import Mean
-from foreserve.dispatch.tenants import Tenants
+from foreserve.dispatch.tenants import Tenants, checked_weights
 from foreserve.errors import ConfigError
 from foreserve.ports import Pick, Room, Wait
 
@@ -68,10 +67,7 @@ class ResponseRatio:
         ):
             if not value >= least:
                 raise ConfigError(f"policy hrrn: `{name}` is {value}; it must be at least {least}")
-        weights = tenant_weights or {}
-        for tenant, weight in weights.items():
-            if not 0 < weight < math.inf:
-                raise ConfigError(f"policy hrrn: `tenant_weights`: {tenant!r} has {weight}; it must be above 0")
+        weights = checked_weights(tenant_weights, "policy hrrn")
         self._aging = aging
         self._sure = sure
         self._oldest_every = oldest_every

@@ -6,13 +6,24 @@ tenant may be ahead of the one that has had least by so many tokens before it mu
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Mapping
+
+from foreserve.errors import ConfigError
 
 MOST_TENANTS = 1024
 """Beyond these, tenants that are new share one account while no other can be closed."""
 
 OTHERS = "(others)"
+
+
+def checked_weights(weights: Mapping[str, float] | None, where: str) -> dict[str, float]:
+    """`tenant_weights` as a policy's options have them. Raises ConfigError that begins with `where`."""
+    for tenant, weight in (weights or {}).items():
+        if not 0 < weight < math.inf:
+            raise ConfigError(f"{where}: `tenant_weights`: {tenant!r} has {weight}; it must be above 0")
+    return dict(weights or {})
 
 
 class Account:

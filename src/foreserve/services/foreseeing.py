@@ -183,10 +183,7 @@ class Foreseer:
         full = self._predictors.get("full")
         if full is not None and full.model is not None and all(one.meaning is not None for one in features):
             return full.predict_features(features)
-        fast = self._predictors["fast"]
-        if fast.model is None:
-            return self._history.predict(features)
-        return fast.predict_features(features)
+        return self._predictors["fast"].predict_features(features)
 
     def price(self, request_id: str, about: object, cost: dict[str, float], *, ramps: bool) -> Price:
         """`cost` with room for the answer, and what is foreseen. `ramps`: its replica can look ahead.
