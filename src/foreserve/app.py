@@ -83,17 +83,21 @@ class App:
                 )
         self.services: dict[str, Served] = services
 
-    def run(self) -> Running:
-        """Its parts, wired and not yet started. Call it on the event loop that will serve."""
-        return Running(self)
+    def run(self, launcher: Launcher | None = None) -> Running:
+        """Its parts, wired and not yet started. Call it on the event loop that will serve.
+
+        `launcher` starts all replicas in place of those that the settings name, as the simulator's does.
+        """
+        return Running(self, launcher)
 
 
 class Running:
     """A started app. `observers` hear every outcome, in order, on the event loop."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, launcher: Launcher | None = None) -> None:
         self.app = app
         self.settings = app.settings
+        self._only = launcher
         self.ledger = Ledger()
         self.observers: list[Callable[[Outcome], None]] = []
         self.history: History | None = None
@@ -127,6 +131,9 @@ class Running:
         return Service(name, kind, settings, dispatcher, replicas, self.ledger, self._settled)
 
     def _launcher(self, name: str) -> Launcher:
+        if self._only is not None:
+            name = ""
+            self._launchers[name] = self._only
         if name not in self._launchers:
             self._launchers[name] = InlineLauncher() if name == "inline" else LocalLauncher()
         return self._launchers[name]

@@ -5,6 +5,8 @@ To everything between them these are opaque.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import msgspec
 
 
@@ -44,6 +46,34 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True):
     ids: list[int]
     logprobs: list[float] | None = None
     top: list[list[tuple[int, float]]] | None = None
+
+
+class Sized(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to a simulated engine by its sizes alone, in tokens: a prompt of `prompt_tokens`, at most `max_tokens`.
+
+    `prefix` has a hash for each whole block of `block_tokens` of the prompt (see `TraceRow.prefix`). `continued` is as
+    in `Generate`. The true length is with the engine (`TrueLengths`) and nowhere else.
+    """
+
+    prompt_tokens: int
+    max_tokens: int
+    prefix: tuple[int, ...] = ()
+    block_tokens: int = 512
+    continued: int = 0
+
+
+class Count(msgspec.Struct, frozen=True):
+    """So many new tokens, of an answer whose tokens mean nothing."""
+
+    tokens: int
+
+
+class TrueLengths(Protocol):
+    """The oracle: how long answers will really be. A simulated engine alone is given one."""
+
+    def output_tokens(self, request_id: str) -> int:
+        """Of the whole answer, from its first attempt on. Raises KeyError for a request that it does not know."""
+        ...
 
 
 FEATURES = ("logprobs", "top_logprobs", "json_schema", "penalties", "seed", "ignore_eos", "resume")

@@ -25,6 +25,8 @@ from typing import Any, Literal
 
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
 from foreserve.engines.answer import Numbered, generate_of, refusal
+from foreserve.engines.generation import Sized, TrueLengths
+from foreserve.engines.profile import EngineProfile
 from foreserve.engines.simulated_batch import SimulatedBatch
 from foreserve.engines.simulated_sequence import SimulatedSequence, StepTimer, draw, resolve
 
@@ -54,7 +56,17 @@ class SimulatedEngine:
         context_tokens: int = 8192,
         output_tokens: Sequence[int] | None = None,
         emit_every: int | None = None,
+        profile: EngineProfile | None = None,
+        lengths: TrueLengths | None = None,
     ) -> None:
+        self._lengths = lengths
+        if profile is not None:  # for now: its corners as straight lines
+            slots, kv_tokens, batching = profile.slots, profile.kv_tokens, profile.batching
+            context_tokens, start_s = profile.context_tokens, profile.start_s
+            prefill_s_per_token = profile.prefill.seconds[-1][0] / profile.prefill.tokens[-1]
+            first, last = profile.decode.seconds[0][0], profile.decode.seconds[-1][0]
+            decode_s = first
+            decode_s_per_seq = (last - first) / max(1, profile.decode.sequences[-1] - profile.decode.sequences[0])
         if batching not in ("continuous", "static"):
             raise ValueError(f"`batching` is {batching!r}; valid: continuous, static")
         if slots < 1 or kv_tokens < 1 or (emit_every is not None and emit_every < 1):
@@ -142,6 +154,12 @@ class SimulatedEngine:
 
     def _sequence(self, work: Work) -> SimulatedSequence | Finish:
         """What `work` will put out, or why it cannot run."""
+        if isinstance(work.payload, Sized):
+            sized = work.payload
+            assert self._lengths is not None
+            left = max(1, self._lengths.output_tokens(work.id) - sized.continued)
+            output = min(left, sized.max_tokens)
+            return SimulatedSequence(work, sized.prompt_tokens, output, left > sized.max_tokens, self._emit_every)
         payload = generate_of(work)
         if words := refusal(payload, min(self._context, self._kv_tokens)):
             return Finish(reason="rejected", error=words)

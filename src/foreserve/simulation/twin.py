@@ -1,0 +1,139 @@
+"""A service as the simulator runs it: settings, price, policy and foresight are its own, its engine is simulated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from foreserve.app import Progress, Served
+from foreserve.core import Chunk, EngineInfo, EngineSpec, Outcome, Price, Request, Work
+from foreserve.engines.generation import Count, Sized, Tokens
+from foreserve.engines.profile import EngineProfile
+from foreserve.errors import ConfigError
+from foreserve.foresight.length import Asked
+from foreserve.ports import Decoded, Resumed
+from foreserve.services.foreseeing import Foreseer
+from foreserve.services.foreseen import UNKNOWN_TOKENS, Foreseen
+from foreserve.services.llm import CONTINUOUS_POLICY, STATIC_POLICY
+from foreserve.settings import LLMSettings, UpstreamSettings
+from foreserve.simulation.oracle import Oracle
+from foreserve.traces.row import TraceRow
+
+ENGINE = "foreserve.engines.simulated:SimulatedEngine"
+
+
+class Twin:
+    """The twin of a language-model service, local or upstream. Raises ConfigError for services of other kinds."""
+
+    idempotent = True
+
+    def __init__(self, name: str, kind: Served, profile: EngineProfile, oracle: Oracle) -> None:
+        if not isinstance(kind.settings, (LLMSettings, UpstreamSettings)):
+            raise ConfigError(f"service {name!r} is a {kind.name}; what can be simulated: llm, upstream")
+        self.name = kind.name
+        self.settings = kind.settings
+        self.profile = profile
+        self.foreseer = Foreseer(kind.settings.foresight, words=False)
+        self._replicas = (
+            len(kind.settings.urls) if isinstance(kind.settings, UpstreamSettings) else kind.settings.replicas
+        )
+        self._oracle = oracle
+        self._static = profile.batching == "static"
+
+    @property
+    def policy(self) -> str:
+        """See `Kind`."""
+        return STATIC_POLICY if self._static else CONTINUOUS_POLICY
+
+    def prepare(self, progress: Progress | None) -> None:
+        """Nothing is needed."""
+
+    def engines(self) -> list[EngineSpec]:
+        """See `Kind`."""
+        settings = self.settings
+        spec = EngineSpec(
+            factory=ENGINE,
+            options={"profile": self.profile, "lengths": self._oracle},
+            start_limit_s=settings.start_limit_s,
+            liveness_s=settings.liveness_s,
+        )
+        return [spec] * self._replicas
+
+    # --- from a row of a trace to a request
+
+    def payload(self, row: TraceRow, block_tokens: int) -> Sized:
+        """What is asked of the engine: as a client would, not knowing how long the answer will be."""
+        room = max(1, self.profile.context_tokens - row.input_tokens)
+        most = min(row.most_tokens, room) if row.most_tokens is not None else room
+        return Sized(prompt_tokens=row.input_tokens, max_tokens=most, prefix=row.prefix, block_tokens=block_tokens)
+
+    async def about(self, rows: list[TraceRow], payloads: list[Sized]) -> list[Foreseen]:
+        """What is foreseen of each, many at once. A trace has no text: its `app` stands for the instruction."""
+        return await self.foreseer.about(
+            [
+                Asked(
+                    instruction=row.app,
+                    text="",
+                    input_tokens=row.input_tokens,
+                    prompt_tokens=row.input_tokens,
+                    most=payload.max_tokens,
+                    tenant=row.tenant,
+                )
+                for row, payload in zip(rows, payloads, strict=True)
+            ]
+        )
+
+    # --- the kind
+
+    def price(self, request: Request) -> Price:
+        payload: Sized = request.payload
+        prompt = payload.prompt_tokens
+        cost = {"slots": 1.0, "kv_tokens": float(prompt + min(payload.max_tokens, UNKNOWN_TOKENS))}
+        return self.foreseer.price(request.id, request.about, cost, ramps=not self._static)
+
+    def settled(self, outcome: Outcome) -> None:
+        self.foreseer.settled(outcome)
+
+    def ready(self, info: EngineInfo) -> None:
+        self._static = info.batching == "static"
+
+    def decoder(self, work: Work) -> Counted:
+        return Counted(work.payload)
+
+    def events_bound(self, payload: Any) -> int:
+        return 4
+
+
+class Counted:
+    """The decoder of an answer that is only counted. Nobody reads it."""
+
+    def __init__(self, payload: Sized) -> None:
+        self._asked = payload
+        self._tokens = 0
+
+    def feed(self, chunk: Chunk) -> Decoded:
+        if isinstance(chunk.data, Count):
+            self._tokens += chunk.data.tokens
+        elif isinstance(chunk.data, Tokens):
+            self._tokens += len(chunk.data.ids)
+        return _NOTHING
+
+    def resume(self) -> Resumed | None:
+        """See `Decoder`."""
+        asked, made = self._asked, self._tokens
+        if made >= asked.max_tokens:
+            return None
+        payload = msgspec.structs.replace(
+            asked,
+            prompt_tokens=asked.prompt_tokens + made,
+            max_tokens=asked.max_tokens - made,
+            continued=asked.continued + made,
+        )
+        return Resumed(payload=payload, steps=made)
+
+    def usage(self) -> dict[str, float]:
+        return {"prompt_tokens": float(self._asked.prompt_tokens), "output_tokens": float(self._tokens)}
+
+
+_NOTHING = Decoded()
