@@ -114,10 +114,11 @@ class Checks:
             self._idleness(service)
 
     def _queue(self, service: Service) -> None:
-        """The queue is bounded, but by `always`: others come back to it, at most as many as the replicas hold."""
+        """By twice `max_waiting`, whatever admission judges, but for `always`."""
         queue, waiting = service.settings.queue, service.dispatcher.waiting
-        slots = sum(int(replica.capacity().get("slots", 0)) for replica in service.replicas.all)
-        if queue.admission != "always" and len(waiting) > MOST_OVER * queue.max_waiting + slots * 2:
+        # Who finds a free slot does not count as waiting until its turn, and who is lost comes back to the queue.
+        slots = self._stage.twins[service.name].profile.slots * service.settings.replicas
+        if queue.admission != "always" and len(waiting) > MOST_OVER * queue.max_waiting + 2 * slots:
             figures = {"waiting": float(len(waiting)), "max_waiting": float(queue.max_waiting)}
             self._find("queue", f"{service.name}: {len(waiting)} wait; its bound is {queue.max_waiting}", figures)
         now = self._loop.time()
