@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType, ModuleType
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from foreserve.dispatch.flight import Flight
 from foreserve.errors import LedgerError
 from foreserve.fleet.replica import State
 from foreserve.services.base import Service
+from foreserve.simulation.clock import VirtualLoop
 from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.stage import Stage
 from foreserve.traces.row import TraceRow
@@ -62,11 +64,13 @@ class Checks:
         self._asked: dict[str, Counter[OutcomeKind]] = {}
         self._idle: dict[str, tuple[str, float]] = {}
         self._look_later: asyncio.TimerHandle | None = None
+        self._errors = _Errors(self._find)
         self._loop = asyncio.get_running_loop()
 
     def begin(self) -> None:
         """Look on from now."""
         self._stage.running.observers.append(self._heard)
+        logging.getLogger("foreserve").addHandler(self._errors)
         self._look_later = self._loop.call_later(LOOK_S, self._look)
 
     def submitted(self, request: Request, row: TraceRow) -> None:
@@ -214,16 +218,29 @@ class Checks:
 
     def left(self) -> None:
         """The app has been stopped: nothing of it is still to happen."""
+        logging.getLogger("foreserve").removeHandler(self._errors)
         current = asyncio.current_task()
         for task in asyncio.all_tasks():
             if task is not current and not task.done():
                 self._find("left", f"a task still runs: {task.get_name()} ({task.get_coro()})")
-        for timer in getattr(self._loop, "pending", list)():
+        for timer in self._loop.timers() if isinstance(self._loop, VirtualLoop) else ():
             self._find("left", f"a timer is still set: {timer}")
 
     def _find(self, check: str, words: str, figures: Mapping[str, float] | None = None) -> None:
         if len(self.findings) < MOST_FINDINGS:
             self.findings.append(Finding(check=check, at=self._loop.time(), words=words, figures=dict(figures or {})))
+
+
+class _Errors(logging.Handler):
+    """What the house logs as an error is a defect of its own: what clients and workers do wrong is a warning."""
+
+    def __init__(self, find: Callable[[str, str], None]) -> None:
+        super().__init__(logging.ERROR)
+        self._find = find
+
+    def emit(self, record: logging.LogRecord) -> None:
+        cause = record.exc_info[1] if record.exc_info else None
+        self._find("logged", f"{record.getMessage()}{f': {cause!r}' if cause is not None else ''}")
 
 
 def reachable(root: Any, kinds: tuple[type, ...], *, most: int = 200_000) -> Iterator[Any]:
