@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from foreserve.errors import ConfigError
+from foreserve.fleet.inline import InlineLauncher
 from foreserve.simulation.faults import parse_faults
 from foreserve.traces.row import TraceRow
 from tests.simulation.trials import rows, trial
@@ -64,3 +65,9 @@ def test_mispredictions_change_the_run_and_lose_nobody():
 def test_once_is_enough(name: str):
     with pytest.raises(ConfigError, match=f"{name} is there twice"):
         parse_faults(f"{name},{name}", 0)
+
+
+@pytest.mark.parametrize("name", ["slow_worker", "stale_statistics", "lost_heartbeat", "delayed_start"])
+def test_what_needs_simulated_replicas_says_so_before_anything_starts(name: str):
+    with pytest.raises(ConfigError, match=f"fault {name} needs simulated replicas"):
+        parse_faults(name, 0).launching(InlineLauncher())

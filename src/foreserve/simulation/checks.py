@@ -21,7 +21,6 @@ from foreserve.services.base import Service
 from foreserve.simulation.clock import VirtualLoop
 from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.stage import Stage
-from foreserve.traces.row import TraceRow
 
 LOOK_S: Final = 1.0
 """Between two looks at the queues."""
@@ -71,15 +70,20 @@ class Checks:
         """Look on from now."""
         self._stage.running.observers.append(self._heard)
         logging.getLogger("foreserve").addHandler(self._errors)
+        self._loop.set_exception_handler(self._raised)
         self._look_later = self._loop.call_later(LOOK_S, self._look)
 
-    def submitted(self, request: Request, row: TraceRow) -> None:
-        """What `Drive` calls before each request."""
+    def submitted(self, request: Request) -> None:
+        """To be called before each request."""
         if request.id in self._open or request.id in self._ended:
             self._find("once", f"request {request.id} was submitted twice")
         self._open[request.id] = request.service
 
     # --- while it runs
+
+    def _raised(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What a callback or a task raised and nobody caught."""
+        self._find("raised", f"{context.get('message')}: {context.get('exception')!r}")
 
     def _heard(self, outcome: Outcome) -> None:
         if self._open.pop(outcome.id, None) is None:

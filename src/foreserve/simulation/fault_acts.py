@@ -11,7 +11,6 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 from numpy.random import Generator  # noqa: TID251 - the type of the generator that is passed in
 
-from foreserve.errors import ConfigError
 from foreserve.fleet.replica import Replica, State
 from foreserve.fleet.watch import LOOKS
 from foreserve.services.foreseen import Foreseen
@@ -116,9 +115,8 @@ class Scene:
         return ready[int(self.rng.integers(len(ready)))] if ready else None
 
     def hands_on(self, replica: Replica) -> Simulated:
-        """Its connection. Raises ConfigError where it has none that can be tampered with."""
-        if not isinstance(replica.connection, Simulated):
-            raise ConfigError(f"fault {self._name} needs simulated replicas; {replica.name} is not one")
+        """Its connection, which is a simulated launcher's."""
+        assert isinstance(replica.connection, Simulated)
         return replica.connection
 
 

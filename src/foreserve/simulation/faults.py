@@ -43,6 +43,9 @@ ACTS: Final[dict[type[Fault], Callable[[Any, acts.Scene], None]]] = {
     MispredictedLengths: acts.mispredicted_lengths,
 }
 
+ON_SIMULATED: Final = (SlowWorker, StaleStatistics, LostHeartbeat, DelayedStart)
+"""What can befall the replicas of a simulated launcher alone."""
+
 
 def parse_faults(words: str, seed: int) -> Faults:
     """The plan that `words` describe, such as `worker_death,load_spike:times=5`. Raises ConfigError with what is valid.
@@ -68,12 +71,12 @@ class Faults:
         ]
 
     def launching(self, launcher: Launcher) -> None:
-        """See `FaultPlan`."""
+        """See `FaultPlan`. Raises ConfigError where its replicas are not to be tampered with as these faults do."""
+        launched = getattr(launcher, "launched", None)
         for fault, rng in zip(self.faults, self._rngs, strict=True):
-            if isinstance(fault, DelayedStart):
-                launched = getattr(launcher, "launched", None)
-                if launched is None:
-                    raise ConfigError("fault delayed_start needs simulated replicas")
+            if launched is None and isinstance(fault, ON_SIMULATED):
+                raise ConfigError(f"fault {NAMES[type(fault)]} needs simulated replicas; {launcher} has none")
+            if launched is not None and isinstance(fault, DelayedStart):
                 launched.append(acts.delayed_start(fault, rng, functools.partial(self._note, NAMES[DelayedStart])))
 
     def rows(self, rows: Iterator[TraceRow]) -> Iterator[TraceRow]:

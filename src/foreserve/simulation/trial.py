@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -17,8 +17,13 @@ from foreserve.simulation.clock import run
 from foreserve.simulation.drive import Drive
 from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.stage import FaultPlan, Happened, Stage
+from foreserve.simulation.study import make_twins
+from foreserve.simulation.survey import Survey
 from foreserve.simulation.twin import Twin
-from foreserve.traces.row import TraceRow
+from foreserve.traces.row import Header, TraceRow
+
+SETTLE_S: Final = 600.0
+"""Bounds what a replica takes to come back: its silence, its backoff and a late start."""
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,27 +46,33 @@ def try_out(
     plan: FaultPlan | None,
     *,
     launcher: Launcher,
-    block_tokens: int = 512,
-    settle_s: float = 300.0,
+    header: Header | None = None,
+    seen: Survey | None = None,
+    settle_s: float = SETTLE_S,
 ) -> Trial:
     """Play `rows` to the app's twins under a plan of faults, on a virtual loop of its own. Keeps nothing on disk.
 
-    `profiles` is by the services' names. Raises what the app's start may: ConfigError, EngineStartError.
+    `profiles` is by the services' names; `header` and `seen` are the trace's, where the rows are of one. All replicas
+    are to be back `settle_s` after the last outcome. Raises what the app's start may: ConfigError, EngineStartError.
     """
-    return run(_play(app, profiles, rows, plan, launcher, block_tokens, settle_s))
+    oracle = Oracle()
+    if seen is not None:
+        twins = make_twins(app, profiles, oracle, seen)
+    else:
+        twins = {name: Twin(name, kind, profiles[name], oracle) for name, kind in app.services.items()}
+    header = Header() if header is None else header
+    return run(_play(twins, oracle, rows, plan, launcher, header, settle_s), epoch=header.epoch)
 
 
 async def _play(
-    app: App,
-    profiles: Mapping[str, EngineProfile],
+    twins: Mapping[str, Twin],
+    oracle: Oracle,
     rows: Iterator[TraceRow],
     plan: FaultPlan | None,
     launcher: Launcher,
-    block_tokens: int,
+    header: Header,
     settle_s: float,
 ) -> Trial:
-    oracle = Oracle()
-    twins = {name: Twin(name, kind, profiles[name], oracle) for name, kind in app.services.items()}
     served: dict[str, Any] = dict(twins)
     twinned = App(state={"history": False}, **served)
     if plan is not None:
@@ -69,13 +80,9 @@ async def _play(
         rows = plan.rows(rows)
     running = twinned.run(launcher)
     await running.start()
-    before: list[Checks] = []
-    drive = Drive(
-        running, twins, oracle, block_tokens=block_tokens, before=lambda request, row: before[0].submitted(request, row)
-    )
+    drive = Drive(running, twins, oracle, block_tokens=header.block_tokens, before=lambda one, _: checks.submitted(one))
     stage = Stage(running=running, launcher=launcher, drive=drive, twins=twins)
     checks = Checks(stage, oracle)
-    before.append(checks)
     digest = hashlib.sha256()
     encode = msgspec.json.Encoder(order="sorted").encode
 
