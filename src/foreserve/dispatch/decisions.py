@@ -113,8 +113,8 @@ def frozen(room: Room) -> FrozenRoom:
     """A room as it is now."""
     return FrozenRoom(
         replica=room.replica,
-        free=room.free,
-        capacity=room.capacity,
+        free=dict(room.free),
+        capacity=dict(room.capacity),
         running=room.running,
         load=room.load,
         ahead=None if room.ahead is None else room.ahead.frozen(),

@@ -42,7 +42,9 @@ class Journal:
                 path.replace(path.with_name(path.name + ".previous"))
             self._file = path.open("xb")
         except OSError as error:
-            raise ConfigError(f"{what} {path} cannot be written: {error}; valid: a file in a folder that can be") from None
+            raise ConfigError(
+                f"{what} {path} cannot be written: {error}; valid: a file in a folder that can be"
+            ) from None
         self._writer: threading.Thread | None = None
         if threaded:
             self._writer = threading.Thread(target=self._write, name=f"foreserve-{path.stem}", daemon=True)
