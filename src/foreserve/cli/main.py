@@ -9,6 +9,7 @@ from foreserve.cli.bench import bench
 from foreserve.cli.explain import explain
 from foreserve.cli.learn import forget_, learn
 from foreserve.cli.serve import serve
+from foreserve.cli.trace import app as trace
 
 app = typer.Typer(
     name="foreserve",
@@ -22,6 +23,7 @@ app.command()(bench)
 app.command()(explain)
 app.command()(learn)
 app.command("forget")(forget_)
+app.add_typer(trace, name="trace")
 
 
 def _version(wanted: bool) -> None:
