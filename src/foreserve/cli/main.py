@@ -6,6 +6,7 @@ import typer
 
 from foreserve import __version__
 from foreserve.cli.bench import bench
+from foreserve.cli.calibrate import calibrate
 from foreserve.cli.explain import explain
 from foreserve.cli.learn import forget_, learn
 from foreserve.cli.serve import serve
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(bench)
 app.command()(explain)
+app.command()(calibrate)
 app.command()(learn)
 app.command("forget")(forget_)
 app.add_typer(trace, name="trace")
