@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.contexts import same_context, template_parts
 from benchmarks.data import folder
-from foreserve.loadgen.files import lines
+from foreserve.traces.files import lines
 from foreserve.models.catalog import locate
 from foreserve.models.prepare import prepare
 from foreserve.models.tokenizer import Tokenizer
