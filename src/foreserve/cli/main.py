@@ -9,6 +9,7 @@ from foreserve.cli.bench import bench
 from foreserve.cli.explain import explain
 from foreserve.cli.learn import forget_, learn
 from foreserve.cli.serve import serve
+from foreserve.cli.simulate import simulate
 
 app = typer.Typer(
     name="foreserve",
@@ -21,6 +22,7 @@ app.command()(serve)
 app.command()(bench)
 app.command()(explain)
 app.command()(learn)
+app.command()(simulate)
 app.command("forget")(forget_)
 
 
