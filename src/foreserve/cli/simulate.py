@@ -76,6 +76,7 @@ def simulate(
     from foreserve.cli.bench_options import check_writable
     from foreserve.cli.simulate_table import Bar, show
     from foreserve.simulation.comparison import check, variants
+    from foreserve.simulation.report import page
     from foreserve.simulation.survey import survey
     from foreserve.simulation.variants import assignments
 
@@ -99,6 +100,8 @@ def simulate(
         _wrong(str(error))
     if not quiet:
         show(console, opened, seen, results, bar.seconds)
+    if report is not None:
+        report.write_text(page(opened, seen, results), encoding="utf-8")
     if json is not None:
         _write(json, _document(opened, seen, seed, results))
 

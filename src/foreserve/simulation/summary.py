@@ -81,14 +81,15 @@ def _outcomes(rows: list[Row], tallies: Sequence[Tally], live: Live | None) -> N
         if any(values) or told or kind is OutcomeKind.DONE:
             better: Better = "higher" if kind is OutcomeKind.DONE else "lower"
             ends.add(kind.value, values, count, better=better, live=told)
+    if any(tally.again for tally in tallies):
+        ends.add("run again", [float(tally.again) for tally in tallies], count, better="lower")
     reasons: dict[str, int] = {}
     for tally in tallies:
         for reason, n in tally.reasons.items():
             reasons[reason] = max(reasons.get(reason, 0), n)
-    for reason in sorted(reasons, key=lambda each: -reasons[each])[:MOST_REASONS]:
-        ends.add(f"  {reason}", [float(tally.reasons.get(reason, 0)) for tally in tallies], count)
-    if any(tally.again for tally in tallies):
-        ends.add("run again", [float(tally.again) for tally in tallies], count, better="lower")
+    why = _Rows("why not done", None, rows)
+    for reason in sorted(reasons, key=lambda each: (-reasons[each], each))[:MOST_REASONS]:
+        why.add(reason, [float(tally.reasons.get(reason, 0)) for tally in tallies], count)
 
 
 class _Rows:
