@@ -50,13 +50,15 @@ def simulate(
     observers: Sequence[Callable[[Outcome], None]] = (),
     surveyed: Survey | None = None,
     name: str = "",
+    notes: Sequence[str] = (),
 ) -> Result:
     """Play a trace to an app on a virtual clock and tell how it went. The same arguments give the same Result.
 
     `profiles` are by service. `seed` is noted down with the result: it is that of `faults`, and of what made the trace.
     `progress` hears now and then how many requests have ended, `observers` every outcome. `surveyed` saves a reading of
-    the trace where the caller has done it. Raises ConfigError for a service without a profile, a wrong setting and a
-    row of the trace that cannot be played; LedgerError, after any run, if a request was lost or ended twice.
+    the trace where the caller has done it; `notes` are put before the result's own. Raises ConfigError for a service
+    without a profile, a wrong setting and a row of the trace that cannot be played; LedgerError, after any run, if a
+    request was lost or ended twice.
     """
     seen = survey(trace) if surveyed is None else surveyed
     oracle = Oracle()
@@ -73,7 +75,7 @@ def simulate(
         settings={each: msgspec.to_builtins(app.services[each].settings) for each in twins},
         total=measured.total(),
         services=measured.services(lambda _: None),
-        notes=notes(app, twins, seen),
+        notes=[*notes, *remarks(app, twins, seen)],
     )
 
 
@@ -105,7 +107,7 @@ def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, 
     return twins
 
 
-def notes(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
+def remarks(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
     """What was left out or changed, in words."""
     found = [
         f"{name} is left out: a {kind.name} cannot be simulated yet"
