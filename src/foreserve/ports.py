@@ -139,6 +139,13 @@ class Ranked(Placement, Protocol):
         ...
 
 
+@runtime_checkable
+class HearsRanks(Ranked, Protocol):
+    """A ranked placement that wants to know where the ranks have led."""
+
+    def chosen(self, works: Sequence[Work], replica: str, now: float) -> None: ...
+
+
 class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     """What admission knows of a service.
 

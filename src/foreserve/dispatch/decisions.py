@@ -5,7 +5,7 @@ One line of JSON each, in order. No payload and no text of a request is in it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -13,9 +13,10 @@ from foreserve.core import EngineLoad, Outcome, Work
 from foreserve.ports import Pick, QueueView, Refusal, Room
 
 
-class Begun(msgspec.Struct, frozen=True, kw_only=True, tag_field="foreserve_decisions", tag=1):
+class Begun(msgspec.Struct, frozen=True, kw_only=True, tag_field="call", tag="recording"):
     """The first line. `version` is the server's."""
 
+    format: Literal[1] = 1
     version: str
 
 
@@ -82,7 +83,7 @@ class Placed(Call, frozen=True, kw_only=True):
     replica: str
 
 
-class Ranked(Call, frozen=True, kw_only=True):
+class Stood(Call, frozen=True, kw_only=True):
     """How many would start before a request was asked (see `ports.Ahead`). `work` as in `Add`."""
 
     now: float
@@ -105,8 +106,8 @@ class Settled(Call, frozen=True, kw_only=True):
     outcome: Outcome
 
 
-Line = Begun | Made | Add | Remove | Picked | Placed | Ranked | Admitted | Settled
-Entry = Made | Add | Remove | Picked | Placed | Ranked | Admitted | Settled
+Line = Begun | Made | Add | Remove | Picked | Placed | Stood | Admitted | Settled
+Entry = Made | Add | Remove | Picked | Placed | Stood | Admitted | Settled
 
 
 def frozen(room: Room) -> FrozenRoom:

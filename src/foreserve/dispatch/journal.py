@@ -85,6 +85,8 @@ class Journal:
         self.stopped = self.stopped or "closed"
 
     def _append(self, lines: list[bytes]) -> None:
+        if not lines:
+            return
         try:
             self._file.write(b"\n".join(lines) + b"\n")
             self._file.flush()

@@ -17,13 +17,13 @@ from foreserve.dispatch.decisions import (
     Made,
     Picked,
     Placed,
-    Ranked,
     Remove,
     Settled,
+    Stood,
     frozen,
 )
 from foreserve.dispatch.journal import Journal
-from foreserve.ports import Admission, Ahead, BatchPolicy, Pick, Placement, QueueView, Refusal, Room, Wait
+from foreserve.ports import Admission, Ahead, BatchPolicy, Pick, Placement, QueueView, Ranked, Refusal, Room, Wait
 
 MOST_ROOMS: Final = 4096
 """Rooms that are remembered so as not to be written twice."""
@@ -34,6 +34,9 @@ class Tape:
 
     def __init__(self, service: str, journal: Journal) -> None:
         self.service = service
+        self.seen: Sequence[Room] = ()
+        self.among: tuple[str, ...] = ()
+        """The rooms of the last pick, and which of them it allowed."""
         self._journal = journal
         self._encoder = msgspec.json.Encoder(order="deterministic")
         self._work: Work | None = None
@@ -45,10 +48,11 @@ class Tape:
 
     def again(self, work: Work) -> Work | None:
         """`None` where the last work that was written is this one; else it, without its payload."""
-        if work is self._work:
+        told = msgspec.structs.replace(work, payload=None)
+        if told == self._work:
             return None
-        self._work = work
-        return msgspec.structs.replace(work, payload=None)
+        self._work = told
+        return told
 
     def rooms(self, rooms: Sequence[Room]) -> list[FrozenRoom | str]:
         """As in `Picked`."""
@@ -67,30 +71,32 @@ class RecordedPolicy:
     """A batch policy that does not tell the order."""
 
     def __init__(self, policy: BatchPolicy, tape: Tape) -> None:
-        self._policy = policy
+        self.inner = policy
         self._tape = tape
 
     def add(self, work: Work, now: float) -> None:
         """See `BatchPolicy`."""
         tape = self._tape
         tape.write(Add(service=tape.service, now=now, work=tape.again(work)))
-        self._policy.add(work, now)
+        self.inner.add(work, now)
 
     def remove(self, request_id: str) -> None:
         """See `BatchPolicy`."""
         self._tape.write(Remove(service=self._tape.service, id=request_id))
-        self._policy.remove(request_id)
+        self.inner.remove(request_id)
 
     def pick(self, rooms: Sequence[Room], now: float) -> Pick | Wait | None:
         """See `BatchPolicy`."""
         seen = list(rooms)
         asked = Picked(service=self._tape.service, now=now, rooms=self._tape.rooms(seen))
         try:
-            answer = self._policy.pick(seen, now)
+            answer = self.inner.pick(seen, now)
         except Exception as error:
             self._tape.write(msgspec.structs.replace(asked, raised=repr(error)))
             raise
-        self._tape.write(answered(asked, answer))
+        tape = self._tape
+        tape.write(answered(asked, answer))
+        tape.seen, tape.among = (seen, answer.among) if isinstance(answer, Pick) else ((), ())
         return answer
 
     def settled(self, outcome: Outcome) -> None:
@@ -98,7 +104,7 @@ class RecordedPolicy:
         # What is for people or the kind's own may have a client's words in it.
         told = msgspec.structs.replace(outcome, reason="", detail=None, why="")
         self._tape.write(Settled(service=self._tape.service, outcome=told))
-        self._policy.settled(outcome)
+        self.inner.settled(outcome)
 
 
 class RecordedOrder(RecordedPolicy):
@@ -111,12 +117,12 @@ class RecordedOrder(RecordedPolicy):
     def ahead(self, work: Work, now: float) -> float:
         """See `ports.Ahead`."""
         place, tape = self._order.ahead(work, now), self._tape
-        tape.write(Ranked(service=tape.service, now=now, work=tape.again(work), place=place))
+        tape.write(Stood(service=tape.service, now=now, work=tape.again(work), place=place))
         return place
 
 
 class RecordedPlacement:
-    """A placement. It is asked at every pick, also where ranks would have told."""
+    """A placement that does not rank."""
 
     def __init__(self, placement: Placement, tape: Tape) -> None:
         self._placement = placement
@@ -129,6 +135,21 @@ class RecordedPlacement:
         replica = self._placement.place(works, rooms, now)
         tape.write(Placed(service=tape.service, now=now, ids=ids, rooms=asked, replica=replica))
         return replica
+
+
+class RecordedRanks(RecordedPlacement):
+    """A placement that ranks: what its ranks have led to is written as if it had been asked."""
+
+    def __init__(self, placement: Placement, ranked: Ranked, tape: Tape) -> None:
+        super().__init__(placement, tape)
+        self.rank = ranked.rank
+
+    def chosen(self, works: Sequence[Work], replica: str, now: float) -> None:
+        """See `ports.HearsRanks`. The rooms are those of the pick, of which nothing has been taken yet."""
+        tape, ids = self._tape, tuple(work.id for work in works)
+        among = tape.among
+        fitting = [room for room in tape.seen if (not among or room.replica in among) and room.takes(works)]
+        tape.write(Placed(service=tape.service, now=now, ids=ids, rooms=tape.rooms(fitting), replica=replica))
 
 
 class RecordedAdmission:
@@ -166,4 +187,9 @@ def recorded(
     """These, as `made`, from now on written down."""
     tape.write(made)
     order = RecordedOrder(policy, policy, tape) if isinstance(policy, Ahead) else RecordedPolicy(policy, tape)
-    return order, RecordedPlacement(placement, tape), RecordedAdmission(admission, tape)
+    where = (
+        RecordedRanks(placement, placement, tape)
+        if isinstance(placement, Ranked)
+        else RecordedPlacement(placement, tape)
+    )
+    return order, where, RecordedAdmission(admission, tape)
