@@ -8,7 +8,8 @@ from foreserve.core import Chunk, EngineLoad, EngineSpec, Work
 from foreserve.engines.generation import Count, Generate, Sized, Tokens
 from foreserve.engines.profile import linear
 from foreserve.engines.simulated import SimulatedEngine
-from foreserve.messages import Abort, Chunks, Credit, Drain, Drained, Feed, Heartbeat, Ready, Run, StartFailed
+from foreserve.fleet.inline import InlineLauncher
+from foreserve.messages import Abort, Chunks, Credit, Drain, Drained, Exit, Feed, Heartbeat, Ready, Run, StartFailed
 from foreserve.simulation import clock
 from foreserve.simulation.launcher import SimulatedLauncher
 from foreserve.simulation.oracle import Oracle
@@ -141,6 +142,43 @@ def test_sizes_are_answered_by_counts_of_true_lengths():
     assert {id: sum(tokens for _, tokens in ear.answer(id)) for id in ("a", "long", "on")} == {
         "a": 7, "long": 20, "on": 2,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("batching", ["continuous", "static"])
+def test_it_says_the_same_at_the_same_times_as_an_engine_host(batching):
+    """A host with the engine's iterators, and timers without them."""
+
+    def said(launcher):
+        ear = TimedEar()
+
+        async def main():
+            spec = simulated(batching=batching, output_tokens=(2, 30), kv_tokens=300, slots=5, emit_every=7)
+            connection = await launcher.launch("sim", spec, ear)
+            await ear.first(Ready)
+            for number in range(40):
+                payloads = [Generate(prompt=[1] * (3 + number * i % 17), max_tokens=25) for i in range(3)]
+                works = [
+                    Work(id=f"{number}.{i}", payload=payload, cost={}, arrival=0.0)
+                    for i, payload in enumerate(payloads)
+                ]
+                connection.send(Run(tuple(works)))
+                await asyncio.sleep(0.37 * (number % 4) + 1.0)
+                if number % 5 == 0:
+                    connection.send(Abort((f"{number}.1",)))
+            await asyncio.sleep(1000.0)
+            connection.send(Exit())
+            await ear.gone()
+
+        clock.run(main())
+        return [
+            (round(at, 6), chunk.id, chunk.index, _tokens(chunk), chunk.finish and chunk.finish.reason)
+            for at, message in ear.of(Chunks)
+            for chunk in message.chunks
+        ]
+
+    simulated_ones = said(SimulatedLauncher())
+    assert len({id for _, id, _, _, reason in simulated_ones if reason}) == 120
+    assert simulated_ones == said(InlineLauncher())
 
 
 def test_work_of_another_kind_takes_its_seconds():

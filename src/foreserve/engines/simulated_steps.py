@@ -72,6 +72,11 @@ class ContinuousSteps:
             self._begin()
         elif self._stretch and len(self.waiting) == 1 and len(self.running) < self._slots:
             self._cut(max(now, sequence.ready))
+            if self._due[0][0] > self._step + self._stretch:
+                # Nothing is put out there: the next step can be told now, and one event less is waited for.
+                self._end_step([])
+                self._began = self._ends
+                self._begin()
 
     def cancel(self, sequence: Sequence, now: float) -> Emission | None:
         """End it now. Returns what it has made that was not put out, and its end; `None` when it has ended."""
@@ -81,6 +86,9 @@ class ContinuousSteps:
             self._interrupt(now)
             reached = sequence.reached(self._step + self.under_way(now))
             self._leave(sequence)
+            if now <= self._began:
+                self._forget(sequence)
+                self._begin()
         else:
             reached = sequence.made
             self.waiting.remove(sequence)
@@ -115,6 +123,8 @@ class ContinuousSteps:
         """Steps that begin from now on take `factor` times as long."""
         self._interrupt(now)
         self._slow = factor
+        if self._ends is not None and now <= self._began:
+            self._begin()
 
     # --- what is known of it
 
@@ -157,6 +167,14 @@ class ContinuousSteps:
             self._decode_on()
         else:
             self._ends = self.waiting[0].ready if self.waiting else None
+
+    def _forget(self, sequence: Sequence) -> None:
+        """The step that begins computes nothing of it after all."""
+        for at, (other, tokens) in enumerate(self._parts):
+            if other is sequence:
+                self._left += tokens
+                del self._parts[at]
+                return
 
     def _continue_prompts(self) -> None:
         """Of those that have begun, in their order."""
@@ -251,7 +269,7 @@ class ContinuousSteps:
 
     def _interrupt(self, now: float) -> None:
         """Let nothing but the step that runs now be under way, so that who decodes may change, and how fast."""
-        if self._stretch < 2:
+        if self._stretch < 2 or now <= self._began:
             return
         self._cut(now)
         if over := self._stretch - 1:
