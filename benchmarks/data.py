@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.common import ROOT, Report
 from foreserve.loadgen import prompts as own
-from foreserve.loadgen.files import lines
+from foreserve.traces.files import lines
 
 
 class Sample(msgspec.Struct, frozen=True):

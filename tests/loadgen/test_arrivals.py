@@ -73,11 +73,15 @@ def test_jsonl_trace_and_its_scaling(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("a.csv", "when,what\n1,2\n", "line 1: columns are 'when,what'; expected TIMESTAMP"),
+        (
+            "a.csv",
+            "when,what\n1,2\n",
+            "line 1: no known trace begins with 'when,what'; valid: .*TIMESTAMP,ContextTokens",
+        ),
         ("a.csv", AZURE + "yesterday,1,2\n", "line 5: "),
         ("a.csv", AZURE + "2023-11-16 18:15:46,1\n", "line 5: 2 columns"),
         ("a.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\nnan,1,2\n", "line 2: time is nan"),
-        ("a.jsonl", '{"arrival": 1}\n{"arival": 2}\n', "line 2: Object missing required field `arrival`"),
+        ("a.jsonl", '{"arrival": 1}\n{"arival": 2}\n', "line 2: unknown field 'arival'; did you mean 'arrival'"),
         ("a.jsonl", "\n", "no arrivals"),
         ("a.csv.xz", "not xz", "cannot be read"),
     ],

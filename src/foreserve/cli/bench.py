@@ -57,8 +57,7 @@ def bench(
     trace: Annotated[
         Path | None,
         typer.Option(
-            help="File of arrival times: CSV TIMESTAMP,ContextTokens,GeneratedTokens or JSONL with arrival (seconds); "
-            "perhaps .xz or .gz.",
+            help="Trace of arrival times and lengths, in any format of docs/traces.md; perhaps .xz or .gz.",
             rich_help_panel=_LOAD,
         ),
     ] = None,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -16,7 +15,7 @@ from numpy.random import Generator as Generator  # noqa: TID251 - the type of th
 from numpy.random import default_rng  # noqa: TID251 - the one place where a seed becomes a generator
 
 from foreserve.errors import ConfigError
-from foreserve.loadgen.files import lines
+from foreserve.traces.open import open_trace
 
 MAX_TRACE_ROWS = 1_000_000
 _BLOCK = 1024
@@ -85,23 +84,22 @@ def _count() -> Iterator[int]:
 
 
 def trace(path: Path) -> list[Arrival]:
-    """The arrivals of a trace file in order of time, the first at 0.
+    """The arrivals of a trace file of any format that `open_trace` knows, in order of time, the first at 0.
 
-    A file whose name has `.csv` has a header `TIMESTAMP,ContextTokens,GeneratedTokens` (the Azure LLM traces) with
-    times as dates or seconds; any other is JSONL with `arrival` (seconds) and perhaps `prompt_tokens` and
-    `output_tokens`. Raises ConfigError that names the line.
+    Raises ConfigError that names the line.
     """
-    parse = _csv if ".csv" in path.suffixes else _jsonl
     rows: list[Arrival] = []
-    for number, row in parse(path):
+    start = 0.0
+    for row in open_trace(path):
         if len(rows) == MAX_TRACE_ROWS:
-            raise ConfigError(f"{path}: line {number}: more than {MAX_TRACE_ROWS} arrivals")
-        rows.append(row)
+            raise ConfigError(f"{path}: more than {MAX_TRACE_ROWS} arrivals")
+        if not rows:
+            start = row.arrival
+        # A trace whose rows name no length has 0 there.
+        rows.append(Arrival(row.arrival - start, row.input_tokens or None, row.output_tokens or None))
     if not rows:
         raise ConfigError(f"{path}: no arrivals")
-    rows.sort(key=lambda row: row.at)
-    start = rows[0].at
-    return [msgspec.structs.replace(row, at=row.at - start) for row in rows]
+    return rows
 
 
 def scaled(rows: Iterable[Arrival], speed: float) -> Iterator[Arrival]:
@@ -121,50 +119,3 @@ def mean_rate(rows: list[Arrival]) -> float:
 def _positive(name: str, value: float) -> None:
     if not (value > 0 and math.isfinite(value)):
         raise ConfigError(f"{name} is {value}; it must be above 0")
-
-
-_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-
-
-def _csv(path: Path) -> Iterator[tuple[int, Arrival]]:
-    columns: list[str] | None = None
-    for number, text in lines(path):
-        cells = [cell.strip() for cell in text.split(",")]
-        if columns is None:
-            columns = cells
-            if columns[: len(_COLUMNS)] != list(_COLUMNS):
-                raise ConfigError(f"{path}: line {number}: columns are {text!r}; expected {','.join(_COLUMNS)}")
-            continue
-        if len(cells) < len(_COLUMNS):
-            raise ConfigError(f"{path}: line {number}: {len(cells)} columns; expected {len(_COLUMNS)}")
-        try:
-            yield number, Arrival(_seconds(cells[0]), int(cells[1]), int(cells[2]))
-        except ValueError as error:
-            raise ConfigError(f"{path}: line {number}: {error}") from None
-
-
-def _seconds(text: str) -> float:
-    """A number, or a date as seconds since 1970; dates without a zone are taken as one zone throughout."""
-    try:
-        value = float(text)
-    except ValueError:
-        return (datetime.fromisoformat(text).replace(tzinfo=None) - datetime(1970, 1, 1)).total_seconds()
-    if not math.isfinite(value):
-        raise ValueError(f"time is {text}; expected a finite number")
-    return value
-
-
-class _Row(msgspec.Struct):
-    arrival: float
-    prompt_tokens: int | None = None
-    output_tokens: int | None = None
-
-
-def _jsonl(path: Path) -> Iterator[tuple[int, Arrival]]:
-    decoder = msgspec.json.Decoder(_Row)
-    for number, text in lines(path):
-        try:
-            row = decoder.decode(text)
-        except msgspec.MsgspecError as error:
-            raise ConfigError(f"{path}: line {number}: {error}") from None
-        yield number, Arrival(row.arrival, row.prompt_tokens, row.output_tokens)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from foreserve.errors import ConfigError
-from foreserve.loadgen.files import lines
+from foreserve.traces.files import lines
 
 MAX_PROMPTS = 100_000
 
