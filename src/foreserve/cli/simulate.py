@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from foreserve.simulation.comparison import Variant
     from foreserve.simulation.figures import Result
     from foreserve.simulation.survey import Survey
-    from foreserve.traces.row import Trace, TraceRow
+    from foreserve.simulation.timeline import Timeline
+    from foreserve.traces.row import Trace
 
 EXIT_WRONG = 2
 """An option, the app, a profile or the trace is wrong."""
@@ -57,7 +59,22 @@ def simulate(
             rich_help_panel=_RUNS,
         ),
     ] = None,
+    format: Annotated[
+        str, typer.Option(help="The trace's format, where its content does not show it.", rich_help_panel=_TRACE)
+    ] = "auto",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave malformed rows out and count them.", rich_help_panel=_TRACE)
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.", rich_help_panel=_RUNS)] = 0,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a Chrome trace for ui.perfetto.dev. Of several runs each has one.", rich_help_panel=_OUT
+        ),
+    ] = None,
+    timeline_requests: Annotated[
+        int, typer.Option(min=1, help="Requests in the timeline: the first that end.", rich_help_panel=_OUT)
+    ] = 20_000,
     report: Annotated[
         Path | None, typer.Option(help="Write an HTML report that needs no network.", rich_help_panel=_OUT)
     ] = None,
@@ -78,24 +95,31 @@ def simulate(
     from foreserve.simulation.comparison import check, variants
     from foreserve.simulation.report import page
     from foreserve.simulation.survey import survey
+    from foreserve.simulation.timeline import Timeline
     from foreserve.simulation.variants import assignments
+    from foreserve.traces.open import open_trace
 
     console = Console(stderr=json == "-")
     try:
-        for where in (None if json in (None, "-") else Path(str(json)), report):
+        for where in (None if json in (None, "-") else Path(str(json)), report, timeline):
             check_writable(where)
         if len(trace) > 1 and not compare:
             raise ConfigError(f"one TRACE is played at a time, not {trace[1]} too; runs are compared by --compare")
         files = [*(compare or []), *trace[1:]]
         runs = variants(load_app_file(app), Path(app).name, assignments(set_ or []), files, profile or [])
-        opened = _open(trace[0])
+        opened = open_trace(trace[0], format=format, skip_bad=skip_bad, seed=seed)
+        named = [] if timeline is None else [_numbered(timeline, at) for at in range(len(runs))]
         with Bar(console, quiet) as bar:
             seen = bar.reading(trace[0], lambda: survey(opened))
             if not seen.rows:
                 raise ConfigError(f"{trace[0]}: there is no request in it")
             for each in runs:
                 check(each, seen)
-            results = [_run(each, opened, seen, seed, bar) for each in runs]
+            results = []
+            for at, each in enumerate(runs):
+                with contextlib.ExitStack() as stack:
+                    lines = stack.enter_context(Timeline(named[at], timeline_requests)) if named else None
+                    results.append(_run(each, opened, seen, seed, bar, lines))
     except ConfigError as error:
         _wrong(str(error))
     if not quiet:
@@ -106,15 +130,24 @@ def simulate(
         _write(json, _document(opened, seen, seed, results))
 
 
-def _run(run: Variant, trace: Trace, seen: Survey, seed: int, bar: Bar) -> Result:
+def _run(run: Variant, trace: Trace, seen: Survey, seed: int, bar: Bar, timeline: Timeline | None) -> Result:
     from foreserve.simulation.study import simulate as play
 
     def played(heard: Callable[[Outcome], None]) -> Result:
+        observers = [heard] if timeline is None else [heard, timeline.ended]
         return play(
-            run.app, run.profiles, trace, seed=seed, observers=[heard], surveyed=seen, name=run.name, notes=run.notes
+            run.app, run.profiles, trace, seed=seed, observers=observers, surveyed=seen, name=run.name, notes=run.notes
         )
 
-    return bar.timed(run.name, seen.rows, played)
+    result = bar.timed(run.name, seen.rows, played)
+    if timeline is not None:
+        timeline.courses(result)
+    return result
+
+
+def _numbered(path: Path, at: int) -> Path:
+    """The file of a run: as it was named for the first, with the run's number for those after."""
+    return path if not at else path.with_name(f"{path.stem}.{at + 1}{path.suffix}")
 
 
 def _document(trace: Trace, seen: Survey, seed: int, results: list[Result]) -> bytes:
@@ -126,30 +159,6 @@ def _document(trace: Trace, seen: Survey, seed: int, results: list[Result]) -> b
         "runs": results,
     }
     return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
-
-
-class _Jsonl:
-    def __init__(self, path: str) -> None:
-        from foreserve.traces.row import Header
-
-        self.path = path
-        self.skipped = 0
-        self.header = Header(name=Path(path).name)
-
-    def __iter__(self) -> Iterator[TraceRow]:
-        from foreserve.traces.row import TraceRow
-
-        with open(self.path, "rb") as file:
-            for line in file:
-                if b"foreserve_trace" not in line:
-                    yield msgspec.json.decode(line, type=TraceRow)
-
-    def __len__(self) -> int:
-        return 0
-
-
-def _open(path: str) -> Trace:
-    return _Jsonl(path)
 
 
 def _write(where: str, document: bytes) -> None:
