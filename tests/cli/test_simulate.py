@@ -164,6 +164,31 @@ def test_where_nothing_can_be_written_nothing_runs(house: Path):
     assert "cannot be written" in refused(house, "--json", str(house / "no" / "where.json"))
 
 
+def test_a_report_and_a_timeline_for_each_run(house: Path):
+    (house / "one.yaml").write_text("chat: {replicas: 1}\n")
+    out = ["--report", str(house / "r.html"), "--timeline", str(house / "t.json"), "--timeline-requests", "50"]
+    assert simulate(house, "--compare", str(house / "one.yaml"), *out).exit_code == 0
+    assert "Simulation of monday" in (house / "r.html").read_text()
+    for name in ("t.json", "t.2.json"):
+        events = msgspec.json.decode((house / name).read_bytes())["traceEvents"]
+        assert sum(event["ph"] == "b" for event in events) == 50
+
+
+def test_a_part_of_the_trace_faster(house: Path):
+    whole, part = figures(house)["trace"], figures(house, "--from", "5", "--limit", "40", "--speed", "2")["trace"]
+    assert whole["rows"] == 200
+    assert part["rows"] == 40
+    assert part["span_s"] == pytest.approx(40 / 8 / 2, rel=0.5)
+    assert "there is no request in it" in refused(house, "--from", "1h")
+
+
+def test_bad_rows_are_told_or_skipped(house: Path):
+    with (house / "trace.jsonl").open("a") as file:
+        file.write('{"arrival": "soon"}\n')
+    assert "trace.jsonl: line 202" in refused(house)
+    assert figures(house, "--skip-bad")["trace"]["skipped"] == 1
+
+
 def test_a_setting_that_the_profile_holds_is_carried_over(house: Path):
     narrow = figures(house, "--set", "chat.max_running=1")["runs"][0]
     wide = figures(house)["runs"][0]
