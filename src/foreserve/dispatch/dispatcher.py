@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from foreserve.core import Chunk, Finish, Outcome, Work
 from foreserve.dispatch import early
@@ -291,6 +291,26 @@ class Dispatcher:
             self._stop(flight, early.unavailable(flight, reason, self._loop.time()))
 
     # --- what is known
+
+    @property
+    def policy(self) -> BatchPolicy:
+        """That which orders now."""
+        return self._policy
+
+    @property
+    def waiting(self) -> Mapping[str, Flight]:
+        """Those in the queue, by id, in the order in which they joined it."""
+        return self._waiting
+
+    @property
+    def running(self) -> Mapping[str, Flight]:
+        """Those that were given to a replica and have not ended, by id."""
+        return self._running
+
+    @property
+    def tenants_waiting(self) -> Mapping[str, int]:
+        """How many wait of each tenant, of those of which any do."""
+        return self._by_tenant
 
     def view(self, work: Work | None = None) -> QueueView:
         """Counts and pace, as admission sees them; `own`, `tenants` and `ahead` are those of `work`, which has come."""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
-from foreserve.app import App, Running
+from foreserve.app import App
 from foreserve.core import Outcome
 from foreserve.engines.profile import EngineProfile
 from foreserve.errors import ConfigError
 from foreserve.fleet.inline import InlineLauncher
-from foreserve.ports import Launcher
 from foreserve.registry import choices
 from foreserve.settings import LLMSettings, UpstreamSettings
 from foreserve.simulation import clock
@@ -23,10 +22,11 @@ from foreserve.simulation.figures import Result
 from foreserve.simulation.measured import Measured
 from foreserve.simulation.need import Need
 from foreserve.simulation.oracle import Oracle
+from foreserve.simulation.stage import FaultPlan, Stage
 from foreserve.simulation.survey import Survey, survey
 from foreserve.simulation.twin import Twin
 from foreserve.simulation.windows import width_for
-from foreserve.traces.row import Trace, TraceRow
+from foreserve.traces.row import Trace
 
 log = logging.getLogger(__name__)
 
@@ -37,27 +37,6 @@ PROGRESS_EVERY: Final = 256
 
 MOST_AFTER_S: Final = 86_400.0
 """Simulated seconds after the last arrival in which everything has to have ended; the ledger tells what had not."""
-
-
-class Stage(msgspec.Struct, frozen=True, eq=False):
-    """What faults are given to play with."""
-
-    running: Running
-    launcher: Launcher
-    drive: Drive
-    twins: Mapping[str, Twin]
-
-
-class FaultPlan(Protocol):
-    """What goes wrong, and when. Made anew for each run."""
-
-    def rows(self, rows: Iterator[TraceRow]) -> Iterator[TraceRow]:
-        """The trace as it comes, in order of arrival."""
-        ...
-
-    def begin(self, stage: Stage) -> None:
-        """The app has started and nothing has come yet."""
-        ...
 
 
 def simulate(
@@ -165,9 +144,11 @@ async def _run(
     running.observers += [measured.ended, *observers]
     if progress is not None:
         running.observers.append(_counted(progress))
+    if faults is not None:
+        faults.launching(launcher)
     await running.start()
     if faults is not None:
-        faults.begin(Stage(running, launcher, drive, twins))
+        faults.begin(Stage(running=running, launcher=launcher, drive=drive, twins=twins))
     measured.start()
     try:
         async with asyncio.timeout(seen.span_s + MOST_AFTER_S):
