@@ -8,9 +8,9 @@ import pytest
 from foreserve.core import Outcome, OutcomeKind
 from foreserve.engines.profile import linear
 from foreserve.simulation.histogram import Histogram
-from foreserve.simulation.measured import MOST_NAMES, OTHERS, Tally
 from foreserve.simulation.need import Need
 from foreserve.simulation.study import simulate
+from foreserve.simulation.tally import MOST_NAMES, OTHERS, Tally
 from foreserve.simulation.windows import Windows, width_for
 from foreserve.traces.row import TraceRow
 from tests.simulation.traces import Rows, chat, poisson, profiles

@@ -12,10 +12,13 @@ from foreserve.cli import trace_words as words
 from foreserve.cli.bench_options import check_writable
 from foreserve.errors import ConfigError
 
+EXIT_FAILED = 1
+"""A check did not hold under some seed of faults."""
+
 EXIT_WRONG = 2
 """An option, the app, a profile or the trace is wrong."""
 
-_RUNS, _OUT = "Runs", "Output"
+_RUNS, _FAULTS, _OUT = "Runs", "Faults", "Output"
 
 
 def simulate(
@@ -52,6 +55,29 @@ def simulate(
             rich_help_panel=_RUNS,
         ),
     ] = None,
+    faults: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORDS",
+            help="What goes wrong: worker_death,load_spike:times=5, or mixed; docs/faults.md has them all.",
+            rich_help_panel=_FAULTS,
+        ),
+    ] = None,
+    fault_seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of the faults, the first of --seeds. [default: --seed]", rich_help_panel=_FAULTS),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="So many seeds of faults in turn, with every check; each that fails is told with its command.",
+            rich_help_panel=_FAULTS,
+        ),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="With --seeds: processes side by side.", rich_help_panel=_FAULTS)
+    ] = 1,
     report: Annotated[
         Path | None, typer.Option(metavar="HTML", help="Write a report that opens offline.", rich_help_panel=_OUT)
     ] = None,
@@ -86,12 +112,15 @@ def simulate(
 ) -> None:
     """Play a trace to an app on a virtual clock: its own dispatcher, policies and ledger, with simulated engines.
 
-    Prints latency, goodput, utilisation and outcomes; docs/simulation.md tells what is modelled. Exit status: 0, or 2
-    when anything given is wrong; nothing has run then. Examples: `foreserve simulate monday.jsonl --app app.py`,
-    `foreserve simulate monday.jsonl --app app.py --set chat.replicas=3 --compare fcfs.yaml six.yaml --report out.html`.
+    Prints latency, goodput, utilisation and outcomes; docs/simulation.md tells what is modelled. Exit status: 0; 2 when
+    anything given is wrong, and nothing has run then; with --seeds 1 when a check failed.
+
+    Examples: `foreserve simulate monday.jsonl --app app.py`, `foreserve simulate monday.jsonl --app app.py
+    --set chat.replicas=3 --compare fcfs.yaml six.yaml --report out.html`.
     """
     from foreserve.appfile import load_app_file
     from foreserve.cli.simulate_runs import Outputs, play
+    from foreserve.cli.simulate_sweep import Asked, sweep
     from foreserve.simulation.comparison import variants
     from foreserve.simulation.variants import assignments
 
@@ -101,13 +130,28 @@ def simulate(
             check_writable(where)
         if len(trace) > 1 and not compare:
             raise ConfigError(f"one TRACE is played at a time, not {trace[1]} too; runs are compared by --compare")
+        reading = (format, skip_bad, sort, per_second, start, end, rate, speed, limit)
+        first = seed if fault_seed is None else fault_seed
+        if seeds is not None:
+            alone = (compare, report, timeline, json)
+            if faults is None or any(each is not None for each in alone):
+                raise ConfigError("--seeds goes with --faults, and with no --compare, --report, --timeline or --json")
+            asked = Asked(
+                app=app,
+                sets=tuple(set_ or ()),
+                profiles=tuple(profile or ()),
+                trace=trace[0],
+                reading=reading,
+                seed=seed,
+                faults=faults,
+            )
+            failed = sweep(console, asked, range(first, first + seeds), jobs=jobs, quiet=quiet)
+            raise typer.Exit(EXIT_FAILED if failed else 0)
         files = [*(compare or []), *trace[1:]]
         runs = variants(load_app_file(app), Path(app).name, assignments(set_ or []), files, profile or [])
-        read = words.read(
-            Path(trace[0]), format, skip_bad, sort, per_second, start, end, rate, speed, limit, seed
-        )  # fmt: skip
+        read = words.read(Path(trace[0]), *reading, seed)
         outputs = Outputs(report, timeline, timeline_requests, json)
-        play(console, read, runs, seed, outputs, quiet=quiet)
+        play(console, read, runs, seed, outputs, quiet=quiet, faults=faults, fault_seed=first)
     except ConfigError as error:
         _wrong(str(error))
 

@@ -14,10 +14,12 @@ from foreserve.cli.simulate_table import Bar, show
 from foreserve.core import Outcome
 from foreserve.errors import ConfigError
 from foreserve.simulation.comparison import Variant, check
+from foreserve.simulation.faults import Faults
 from foreserve.simulation.figures import Result
 from foreserve.simulation.report import page
 from foreserve.simulation.study import simulate
 from foreserve.simulation.survey import Survey, survey
+from foreserve.simulation.sweep import faults_of
 from foreserve.simulation.timeline import Timeline
 from foreserve.traces.row import Trace
 
@@ -32,7 +34,15 @@ class Outputs(msgspec.Struct, frozen=True):
 
 
 def play(
-    console: Console, trace: Trace, runs: Sequence[Variant], seed: int, outputs: Outputs, *, quiet: bool
+    console: Console,
+    trace: Trace,
+    runs: Sequence[Variant],
+    seed: int,
+    outputs: Outputs,
+    *,
+    quiet: bool,
+    faults: str | None = None,
+    fault_seed: int = 0,
 ) -> list[Result]:
     """Raises ConfigError before the first run for whatever is wrong with any of them."""
     with Bar(console, quiet) as bar:
@@ -41,7 +51,11 @@ def play(
             raise ConfigError(f"{trace.header.name or 'the trace'}: there is no request in it, or none is left of it")
         for run in runs:
             check(run, seen)
-        results = [_run(run, at, trace, seen, seed, outputs, bar) for at, run in enumerate(runs)]
+        plans = [None if faults is None else Faults(faults_of(faults, fault_seed), fault_seed) for _ in runs]
+        results = [
+            _run(run, at, trace, seen, seed, outputs, bar, plan)
+            for at, (run, plan) in enumerate(zip(runs, plans, strict=True))
+        ]
     if not quiet:
         show(console, trace, seen, results, bar.seconds)
     if outputs.report is not None:
@@ -51,7 +65,16 @@ def play(
     return results
 
 
-def _run(run: Variant, at: int, trace: Trace, seen: Survey, seed: int, outputs: Outputs, bar: Bar) -> Result:
+def _run(
+    run: Variant,
+    at: int,
+    trace: Trace,
+    seen: Survey,
+    seed: int,
+    outputs: Outputs,
+    bar: Bar,
+    plan: Faults | None,
+) -> Result:
     with contextlib.ExitStack() as stack:
         timeline = None
         if outputs.timeline is not None:
@@ -65,6 +88,7 @@ def _run(run: Variant, at: int, trace: Trace, seen: Survey, seed: int, outputs: 
                 run.profiles,
                 trace,
                 seed=seed,
+                faults=plan,
                 observers=[heard] if timeline is None else [heard, timeline.ended],
                 surveyed=seen,
                 name=run.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -75,7 +76,7 @@ def simulate(
         settings={each: msgspec.to_builtins(app.services[each].settings) for each in twins},
         total=measured.total(),
         services=measured.services(lambda _: None),
-        notes=[*notes, *remarks(app, twins, seen)],
+        notes=[*notes, *remarks(app, twins, seen), *([] if faults is None else [happened(faults)])],
     )
 
 
@@ -123,6 +124,13 @@ def remarks(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
                 f"{seen.span_s / 3600:.1f} h takes at most {MOST_TRAININGS} trainings"
             )
     return found
+
+
+def happened(faults: FaultPlan) -> str:
+    """What went wrong in a run, in words."""
+    counts = Counter(each.fault for each in faults.happened)
+    told = ", ".join(f"{name} {n} times" for name, n in sorted(counts.items()))
+    return f"faults: {told}" if told else "faults: none struck"
 
 
 async def _run(
