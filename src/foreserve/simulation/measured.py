@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from foreserve.app import Running
@@ -34,14 +34,15 @@ class Measured:
         self._deadlines: dict[str, float] = {}
         self._replica_s = dict.fromkeys(running.services, 0.0)
         self._timer: asyncio.TimerHandle | None = None
-        self._began = 0.0
+        self.began = 0.0
+        """When the trace began, on the loop's clock."""
         self._looked = 0.0
         self.last_arrival = 0.0
         self.last_end = 0.0
 
     def start(self) -> None:
         """The trace begins now."""
-        self._began = self._looked = asyncio.get_running_loop().time()
+        self.began = self._looked = asyncio.get_running_loop().time()
         self._look()
 
     def stop(self) -> None:
@@ -54,7 +55,7 @@ class Measured:
 
     def came(self, request: Request, row: TraceRow) -> None:
         """A request is about to be submitted."""
-        at = request.arrival - self._began
+        at = request.arrival - self.began
         window = self._windows[request.service].at(at)
         window.arrived += 1
         window.input_tokens += row.input_tokens
@@ -68,12 +69,12 @@ class Measured:
         """A request has ended."""
         self._of(outcome).ended(outcome, self._deadlines.pop(outcome.id, None))
         windows = self._windows[outcome.service]
-        self.last_end = outcome.ended - self._began
+        self.last_end = outcome.ended - self.began
         window = windows.at(self.last_end)
         window.ended[outcome.kind] += 1
         if outcome.kind is OutcomeKind.DONE:
             window.tokens += int(outcome.usage.get("output_tokens", 0))
-            window = windows.at(outcome.arrival - self._began)
+            window = windows.at(outcome.arrival - self.began)
             window.e2e.add(outcome.ended - outcome.arrival)
             if outcome.first is not None:
                 window.ttft.add(outcome.first - outcome.arrival)
@@ -93,7 +94,7 @@ class Measured:
         now = loop.time()
         for name, service in self._running.services.items():
             windows = self._windows[name]
-            self._replica_s[name] += (now - self._looked) * _sample(service, windows.at(now - self._began))
+            self._replica_s[name] += (now - self._looked) * _sample(service, windows.at(now - self.began))
         self._looked = now
         if not last:
             width_s = min(windows.width_s for windows in self._windows.values())
@@ -101,12 +102,12 @@ class Measured:
 
     # --- what has been found
 
-    def services(self, preemptions: Callable[[str], int | None]) -> dict[str, figures.ServiceFigures]:
-        """Of each service that requests came for, or that has replicas. `preemptions`: of a service by name."""
+    def services(self, preemptions: Mapping[str, int]) -> dict[str, figures.ServiceFigures]:
+        """Of each service that requests came for, or that has replicas. `preemptions`: by service."""
         width_s = max(windows.width_s for windows in self._windows.values())
         for windows in self._windows.values():
             windows.widen(width_s)
-        return {name: self._service(name, preemptions(name)) for name in self._windows}
+        return {name: self._service(name, preemptions[name]) for name in self._windows}
 
     def total(self) -> figures.Tally:
         """Of all services together."""
@@ -119,7 +120,7 @@ class Measured:
                 total.merge(tally)
         return total
 
-    def _service(self, name: str, preemptions: int | None) -> figures.ServiceFigures:
+    def _service(self, name: str, preemptions: int) -> figures.ServiceFigures:
         windows = list(self._windows[name])
         tenants = self._tenants[name]
         ready = sum(window.ready for window in windows)

@@ -68,7 +68,7 @@ class Timeline:
                 values: list[float | None] = getattr(series, counter)
                 for index, value in enumerate(values):
                     if value is not None:
-                        at = _us(index * series.width_s)
+                        at = _us(result.start_s + index * series.width_s)
                         self._put(ph="C", pid=self._service(name), name=counter, ts=at, args={counter: round(value, 4)})
 
     def _wait(self, outcome: Outcome, pid: int) -> None:
