@@ -112,12 +112,14 @@ class SimulatedConnection:
             self._arm()
 
     def mute(self, on: bool) -> None:
-        """Nothing it sends arrives; once it is heard again, all but heartbeats arrive late."""
+        """Nothing it sends arrives; once it is heard again, all but heartbeats arrive late, and then one of those."""
         self._muted = on
-        if not on:
+        if not on and not self._ending:
             held, self._held = self._held, []
             for message in held:
                 self._tell(message)
+            if self._ready:
+                self.beat()
 
     def freeze(self, on: bool) -> None:
         """Its heartbeats repeat the load that they told last."""
