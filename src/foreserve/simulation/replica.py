@@ -106,7 +106,7 @@ class SimulatedConnection:
     def slow(self, factor: float) -> None:
         """Steps take `factor` times as long as the profile says, from the next one on. Above 0."""
         self._factor = factor
-        if self._core is not None:
+        if self._core is not None and not self._ending:
             self._put(self._core.advance(self._loop.time()))
             self._core.slow(factor, self._loop.time())
             self._arm()
