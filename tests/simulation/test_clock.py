@@ -6,7 +6,7 @@ import random
 import pytest
 
 from foreserve import clock
-from foreserve.simulation.clock import Deadlock, VirtualLoop, run
+from foreserve.simulation.clock import MOST_CANCELLED, Deadlock, VirtualLoop, run
 
 
 def test_hours_pass_at_once_and_exactly():
@@ -118,3 +118,49 @@ def test_a_seed_gives_the_same_run():
         return seen
 
     assert once() == once()
+
+
+def test_cancelled_timers_do_not_pile_up():
+    async def main() -> int:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        kept = [loop.call_later(3600, lambda: None) for _ in range(10)]
+        for _ in range(10_000):
+            loop.call_later(3600, lambda: None).cancel()
+        most = len(loop._timers)
+        for timer in kept:
+            timer.cancel()
+            timer.cancel()  # no more than once
+        await asyncio.sleep(7200)
+        return most
+
+    assert run(main()) <= 10 + 2 * MOST_CANCELLED
+
+
+def test_a_timer_cancelled_in_its_own_moment_does_not_fire():
+    async def main() -> list[str]:
+        loop = asyncio.get_running_loop()
+        seen: list[str] = []
+        timers: list[asyncio.TimerHandle] = []
+        loop.call_later(1, lambda: timers[0].cancel())
+        timers.append(loop.call_later(1, seen.append, "cancelled by the one before"))
+        await asyncio.sleep(2)
+        return seen
+
+    assert run(main()) == []
+
+
+def test_what_a_callback_raises_is_told_and_does_not_end_the_loop():
+    async def main() -> list[str]:
+        loop = asyncio.get_running_loop()
+        told: list[str] = []
+        loop.set_exception_handler(lambda _, context: told.append(str(context["exception"])))
+
+        def fails() -> None:
+            raise ValueError("from a timer")
+
+        loop.call_later(1, fails)
+        await asyncio.sleep(2)
+        return told
+
+    assert run(main()) == ["from a timer"]

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import itertools
 from asyncio import base_events
+from collections import deque
 from collections.abc import Coroutine
-from typing import Any, NoReturn, TypeVar
+from contextvars import copy_context
+from typing import Any, Final, NoReturn, TypeVar
 
 T = TypeVar("T")
+
+
+MOST_CANCELLED: Final = 256
+"""Cancelled timers that may stand among the others however few those are."""
 
 
 class Deadlock(RuntimeError):
@@ -20,34 +25,36 @@ class Deadlock(RuntimeError):
 
 
 class _Timer(asyncio.TimerHandle):
-    """Equal times fire in the order they were set; asyncio leaves that order to its heap."""
+    """Made once or twice for each simulated request, so that it does no more than it must."""
 
-    _order: int = 0
+    __slots__ = ()
 
-    def __lt__(self, other: object) -> bool:
-        assert isinstance(other, _Timer)
-        return (self.when(), self._order) < (other.when(), other._order)
-
-
-class _Jump:
-    """Stands where a selector would wait: advances the clock by the wait instead."""
-
-    def __init__(self, loop: VirtualLoop) -> None:
+    def __init__(self, when: float, callback: Any, args: tuple[Any, ...], loop: VirtualLoop, context: Any) -> None:
+        # As the classes above would, without asking each time whether asyncio is to debug.
+        self._when = when
+        self._callback = callback
+        self._args = args
         self._loop = loop
+        self._context = copy_context() if context is None else context
+        self._cancelled = False
+        self._repr = self._source_traceback = None
+        self._scheduled = True
 
-    def select(self, timeout: float | None) -> list[Any]:
-        if timeout is None:
-            raise Deadlock(f"at {self._loop.time():.6f} s nothing is ready and no timer is set")
-        if timeout > 0:
-            self._loop.advance()
-        return []
+    def cancel(self) -> None:
+        if not self._cancelled:
+            self._cancelled = True
+            # What it would have called may hold much, and a cancelled timer can stand for long.
+            self._callback = None
+            self._args = ()
+            if self._scheduled:
+                self._loop.timer_cancelled()
 
 
 class VirtualLoop(base_events.BaseEventLoop):
     """Time starts at 0 and `epoch` is what `clock.wall()` adds to it (seconds since 1970, or a trace's start).
 
     File descriptors, subprocesses, signals and executors raise RuntimeError: work off the loop goes through
-    `clock.offload`.
+    `clock.offload`. Cancelled timers never outnumber the others by much, however far away they are.
     """
 
     virtual = True
@@ -56,9 +63,11 @@ class VirtualLoop(base_events.BaseEventLoop):
         super().__init__()
         self.epoch = epoch
         self._now = 0.0
-        self._selector = _Jump(self)
-        self._clock_resolution = 1e-9
-        self._order = itertools.count()
+        # Equal times fire in the order they were set; asyncio leaves that order to its heap. Tuples are compared by
+        # the interpreter itself: timers would be compared in Python, several times for each one.
+        self._timers: list[tuple[float, int, _Timer]] = []
+        self._cancelled = 0
+        self._order = 0
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
@@ -67,15 +76,53 @@ class VirtualLoop(base_events.BaseEventLoop):
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:  # type: ignore[override]
         """As any loop's; equal times keep their order."""
         timer = _Timer(when, callback, args, self, context)
-        timer._order = next(self._order)
-        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
-        timer._scheduled = True  # type: ignore[attr-defined]
+        self._order += 1
+        heapq.heappush(self._timers, (when, self._order, timer))
         return timer
 
-    def advance(self) -> None:
-        """Jump to the next timer that has not been cancelled, exactly: a sum of waits would drift."""
-        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
-        self._now = max(self._now, scheduled[0].when())
+    def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:  # type: ignore[override]
+        """As any loop's."""
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def timer_cancelled(self) -> None:
+        """One of those that wait has been cancelled: they are swept out once most are."""
+        self._cancelled += 1
+        if self._cancelled > MOST_CANCELLED and 2 * self._cancelled > len(self._timers):
+            self._timers = [entry for entry in self._timers if not entry[2]._cancelled]
+            heapq.heapify(self._timers)
+            self._cancelled = 0
+
+    def timers(self) -> list[asyncio.TimerHandle]:
+        """Those that are set, the next one first."""
+        return [entry[2] for entry in sorted(self._timers, key=lambda entry: entry[:2]) if not entry[2]._cancelled]
+
+    def _run_once(self) -> None:
+        """Everything that is ready, or else what the next timer brings; asyncio calls this over and over."""
+        ready: deque[asyncio.Handle] = self._ready  # type: ignore[attr-defined]
+        if not ready:
+            # To the next timer that has not been cancelled, exactly: a sum of waits would drift.
+            while self._timers and self._timers[0][2]._cancelled:
+                self._pop()
+            if not self._timers:
+                raise Deadlock(f"at {self._now:.6f} s nothing is ready and no timer is set")
+            self._now = max(self._now, self._timers[0][0])
+        while self._timers and self._timers[0][0] <= self._now:
+            ready.append(self._pop())
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
+
+    def _pop(self) -> _Timer:
+        timer = heapq.heappop(self._timers)[2]
+        timer._scheduled = False
+        self._cancelled -= timer._cancelled
+        return timer
+
+    def close(self) -> None:
+        """As any loop's."""
+        super().close()
+        self._timers.clear()
 
     def _process_events(self, event_list: list[Any]) -> None:
         """There are none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Final
+from typing import Final, Protocol
 
 from foreserve.app import Running
 from foreserve.core import Outcome, Request
@@ -21,6 +21,14 @@ BLOCK: Final = 256
 
 BLOCK_S: Final = 10.0
 """Seconds of the trace that one block covers at most: what was learned meanwhile is missed for no longer."""
+
+
+class Clients(Protocol):
+    """What clients do beside asking: some leave, some come again."""
+
+    def asked(self, request: Request, row: TraceRow, stream: Stream) -> None:
+        """A request was submitted just now. It may have ended already."""
+        ...
 
 
 class Drive:
@@ -39,6 +47,10 @@ class Drive:
         before: Callable[[Request, TraceRow], None] | None = None,
     ) -> None:
         self.submitted = 0
+        self.clients: Clients | None = None
+        self.over: list[Callable[[], None]] = []
+        """Called once, when all that was submitted has ended and nobody comes again."""
+        self._coming_again = 0
         self._running = running
         self._twins = twins
         self._oracle = oracle
@@ -50,7 +62,7 @@ class Drive:
         running.observers.append(self._ended)
 
     async def play(self, rows: Iterator[TraceRow]) -> None:
-        """Returns when every request of the trace has ended."""
+        """Returns when every request of the trace has ended, and those that came again."""
         loop = asyncio.get_running_loop()
         start = loop.time()
         held: list[TraceRow] = []
@@ -61,9 +73,20 @@ class Drive:
                 if (due := start + row.arrival) > loop.time():
                     await asyncio.sleep(due - loop.time())
                 self.submit(row, payload, about)
-        while self._open:
+        while self._open or self._coming_again:
             self._idle.clear()
             await self._idle.wait()
+        for tell in self.over:
+            tell()
+
+    def comes_again(self, row: TraceRow, request: Request, request_id: str, after_s: float) -> asyncio.TimerHandle:
+        """Submit a request once more under another id, `after_s` seconds from now, as it was asked and foreseen."""
+        self._coming_again += 1
+        return asyncio.get_running_loop().call_later(after_s, self._again, row, request, request_id)
+
+    def _again(self, row: TraceRow, request: Request, request_id: str) -> None:
+        self._coming_again -= 1
+        self.submit(row, request.payload, request.about, request_id)
 
     def _block(self, rows: Iterator[TraceRow], held: list[TraceRow]) -> list[TraceRow]:
         """The next rows that are foreseen together. `held` has the one that was read and not used."""
@@ -82,20 +105,22 @@ class Drive:
         found: dict[int, tuple[TraceRow, Sized, Foreseen]] = {}
         for name, twin in self._twins.items():
             mine = [(at, row) for at, row in enumerate(block) if (row.service or self._first) == name]
+            if not mine:
+                continue
             payloads = [twin.payload(row, self._block_tokens) for _, row in mine]
             abouts = await twin.about([row for _, row in mine], payloads)
             for (at, row), payload, about in zip(mine, payloads, abouts, strict=True):
                 found[at] = (row, payload, about)
         return [found[at] for at in range(len(block))]
 
-    def submit(self, row: TraceRow, payload: Sized, about: Foreseen) -> Stream:
+    def submit(self, row: TraceRow, payload: Sized, about: Foreseen, request_id: str | None = None) -> Stream:
         """One request, now."""
         now = asyncio.get_running_loop().time()
         service = row.service or self._first
         settings = self._twins[service].settings
         deadline_s = row.deadline_s if row.deadline_s is not None else settings.deadline_s
         request = Request(
-            id=f"r{self.submitted}",
+            id=f"r{self.submitted}" if request_id is None else request_id,
             service=service,
             payload=payload,
             arrival=now,
@@ -104,12 +129,15 @@ class Drive:
             tenant=row.tenant,
             about=about,
         )
-        self.submitted += 1
+        self.submitted += request_id is None
         self._open += 1
         self._oracle.tell(request.id, row.output_tokens)
         if self._before is not None:
             self._before(request, row)
-        return self._running.services[service].submit(request)
+        stream = self._running.services[service].submit(request)
+        if self.clients is not None:
+            self.clients.asked(request, row, stream)
+        return stream
 
     def _ended(self, outcome: Outcome) -> None:
         self._oracle.forget(outcome.id)

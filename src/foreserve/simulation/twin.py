@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -35,6 +36,10 @@ class Twin:
         self.settings = kind.settings
         self.profile = profile
         self.foreseer = Foreseer(kind.settings.foresight, words=False)
+        self.distort: Callable[[Foreseen], Foreseen] | None = None
+        """What becomes of all that is foreseen, where predictions are made to be wrong."""
+        self.heard_first: Callable[[str], None] | None = None
+        """Told the id of each request whose first tokens have come, where somebody wants to know."""
         self._replicas = (
             len(kind.settings.urls) if isinstance(kind.settings, UpstreamSettings) else kind.settings.replicas
         )
@@ -70,7 +75,7 @@ class Twin:
 
     async def about(self, rows: list[TraceRow], payloads: list[Sized]) -> list[Foreseen]:
         """What is foreseen of each, many at once. A trace has no text: its `app` stands for the instruction."""
-        return await self.foreseer.about(
+        foreseen = await self.foreseer.about(
             [
                 Asked(
                     instruction=row.app,
@@ -83,6 +88,7 @@ class Twin:
                 for row, payload in zip(rows, payloads, strict=True)
             ]
         )
+        return foreseen if self.distort is None else [self.distort(about) for about in foreseen]
 
     # --- the kind
 
@@ -99,7 +105,7 @@ class Twin:
         self._static = info.batching == "static"
 
     def decoder(self, work: Work) -> Counted:
-        return Counted(work.payload)
+        return Counted(work.payload, self.heard_first)
 
     def events_bound(self, payload: Any) -> int:
         return 4
@@ -108,11 +114,16 @@ class Twin:
 class Counted:
     """The decoder of an answer that is only counted. Nobody reads it."""
 
-    def __init__(self, payload: Sized) -> None:
+    def __init__(self, payload: Sized, first: Callable[[str], None] | None = None) -> None:
+        """`first` is told the request's id when something has come."""
         self._asked = payload
+        self._first = first
         self._tokens = 0
 
     def feed(self, chunk: Chunk) -> Decoded:
+        if self._first is not None and chunk.data is not None:
+            self._first(chunk.id)
+            self._first = None
         if isinstance(chunk.data, Count):
             self._tokens += chunk.data.tokens
         elif isinstance(chunk.data, Tokens):

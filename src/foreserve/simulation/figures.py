@@ -1,0 +1,101 @@
+"""What a simulation has found, as plain data for tables, reports and JSON. Equal runs give equal bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from foreserve.simulation.histogram import Distribution
+
+
+class Tally(msgspec.Struct, frozen=True, kw_only=True):
+    """Some requests, those of a service, a tenant or all, and how they went. Latencies are seconds, of what was done.
+
+    `outcomes` counts by kind, `codes` by the error's code, `reasons` by its words, with numbers left out. `good` were
+    done within their deadline, or had none. Tokens are those of requests that were done; `slot_s` is the time that
+    requests spent on replicas, whatever came of them.
+    """
+
+    requests: int
+    outcomes: dict[str, int]
+    codes: dict[str, int]
+    reasons: dict[str, int]
+    good: int
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    again: int
+    slot_s: float
+    ttft: Distribution | None
+    tpot: Distribution | None
+    e2e: Distribution | None
+    wait: Distribution | None
+
+
+class Series(msgspec.Struct, frozen=True, kw_only=True):
+    """A service's course, a value for each window of `width_s` seconds: rates a second, means, most waiting.
+
+    Latencies are of requests that came in the window; `None` is where none was done. `need` is how many replicas what
+    came would keep busy at full batches (see `need.Need`).
+    """
+
+    width_s: float
+    arrivals: list[float]
+    input_tokens: list[float]
+    output_tokens: list[float]
+    tokens_out: list[float]
+    need: list[float]
+    ended: dict[str, list[float]]
+    waiting: list[float | None]
+    most_waiting: list[int]
+    running: list[float | None]
+    ready: list[float | None]
+    replicas: list[float | None]
+    slots_used: list[float | None]
+    kv_used: list[float | None]
+    ttft_p50: list[float | None]
+    ttft_p99: list[float | None]
+    e2e_p50: list[float | None]
+    e2e_p99: list[float | None]
+
+
+class ServiceFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """One service. Shares are means over its ready replicas and the whole run; `None` is where nothing tells.
+
+    `busy` is the share of time in which a replica had anything to do, `slots_used` and `kv_used` how full it was.
+    `need_replicas` is the offered load in replicas at full batches, over the span of the trace.
+    """
+
+    tally: Tally
+    tenants: dict[str, Tally]
+    series: Series
+    replica_hours: float
+    busy: float | None
+    slots_used: float | None
+    kv_used: float | None
+    need_replicas: float
+    most_waiting: int
+    preemptions: int | None
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """A run. `span_s` is from the first arrival to the last, `ended_s` until the last request ended; both simulated.
+
+    `settings` has those of each service in the app file's words, `notes` what a reader should know of the run.
+    """
+
+    name: str
+    trace: str
+    epoch: float
+    seed: int
+    span_s: float
+    ended_s: float
+    settings: dict[str, Any]
+    total: Tally
+    services: dict[str, ServiceFigures]
+    notes: list[str] = []
+
+    def goodput_per_s(self) -> float:
+        """Good requests a second, over the time until the last has ended."""
+        return self.total.good / self.ended_s if self.ended_s else 0.0

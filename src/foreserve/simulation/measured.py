@@ -1,0 +1,286 @@
+"""Watches a simulation: what came, how it ended, how full the house was. Memory does not grow with requests."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from foreserve.app import Running
+from foreserve.core import Outcome, OutcomeKind, Request
+from foreserve.fleet.replica import State
+from foreserve.services.base import Service
+from foreserve.simulation import figures
+from foreserve.simulation.histogram import Histogram
+from foreserve.simulation.need import Need
+from foreserve.simulation.windows import Window, Windows
+from foreserve.traces.row import TraceRow
+
+LOOKS: Final = 4
+"""How often in a window the queues and replicas are looked at."""
+
+MOST_NAMES: Final = 64
+"""Tenants and reasons that are counted by name; the rest of them are `OTHERS`."""
+
+OTHERS: Final = "(others)"
+
+CURVE: Final = 160
+
+_NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
+
+
+class Tally:
+    """Counts of some requests; see `figures.Tally`."""
+
+    __slots__ = (
+        "again", "cached_tokens", "codes", "e2e", "good", "outcomes", "output_tokens", "prompt_tokens", "reasons",
+        "slot_s", "tpot", "ttft", "wait",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.codes: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.good = 0
+        self.prompt_tokens = 0
+        self.output_tokens = 0
+        self.cached_tokens = 0
+        self.again = 0
+        self.slot_s = 0.0
+        self.ttft, self.tpot, self.e2e, self.wait = Histogram(), Histogram(), Histogram(), Histogram()
+
+    def ended(self, outcome: Outcome, deadline: float | None) -> None:
+        self.outcomes[outcome.kind.value] += 1
+        if outcome.attempt:
+            self.again += 1
+        if outcome.started is not None:
+            self.slot_s += outcome.ended - outcome.started
+            self.wait.add(outcome.started - outcome.arrival)
+        if outcome.kind is not OutcomeKind.DONE:
+            self.codes[outcome.code] += 1
+            reason = _NUMBER.sub("N", outcome.reason)
+            self.reasons[reason if reason in self.reasons or len(self.reasons) < MOST_NAMES else OTHERS] += 1
+            return
+        if deadline is None or outcome.ended <= deadline:
+            self.good += 1
+        tokens = int(outcome.usage.get("output_tokens", 0))
+        self.prompt_tokens += int(outcome.usage.get("prompt_tokens", 0))
+        self.output_tokens += tokens
+        self.cached_tokens += int(outcome.usage.get("cached_tokens", 0))
+        self.e2e.add(outcome.ended - outcome.arrival)
+        if outcome.first is not None:
+            self.ttft.add(outcome.first - outcome.arrival)
+            if tokens > 1:
+                self.tpot.add((outcome.ended - outcome.first) / (tokens - 1))
+
+    def merge(self, other: Tally) -> None:
+        """As if all had been counted here."""
+        for mine, theirs in (
+            (self.outcomes, other.outcomes), (self.codes, other.codes), (self.reasons, other.reasons),
+        ):  # fmt: skip
+            mine.update(theirs)
+        for name in ("good", "prompt_tokens", "output_tokens", "cached_tokens", "again", "slot_s"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("ttft", "tpot", "e2e", "wait"):
+            getattr(self, name).merge(getattr(other, name))
+
+    def figures(self, *, curve: int = 0) -> figures.Tally:
+        """As plain data, counts from the largest down."""
+        return figures.Tally(
+            requests=self.outcomes.total(),
+            outcomes={kind.value: self.outcomes[kind.value] for kind in OutcomeKind},
+            codes=_largest_first(self.codes),
+            reasons=_largest_first(self.reasons),
+            good=self.good,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+            cached_tokens=self.cached_tokens,
+            again=self.again,
+            slot_s=self.slot_s,
+            ttft=self.ttft.distribution(curve=curve),
+            tpot=self.tpot.distribution(curve=curve),
+            e2e=self.e2e.distribution(curve=curve),
+            wait=self.wait.distribution(curve=curve),
+        )
+
+
+class Measured:
+    """Of one run. `came` is `Drive`'s `before`, `ended` an observer of outcomes; `start` begins to look every so often.
+
+    Latencies are told as a client of the gateway would see them, less the network: from the arrival on.
+    """
+
+    def __init__(self, running: Running, needs: Mapping[str, Need], width_s: float) -> None:
+        self._running = running
+        self._needs = needs
+        self._windows = {name: Windows(width_s) for name in running.services}
+        self._tenants: dict[str, dict[str, Tally]] = {name: {} for name in running.services}
+        self._deadlines: dict[str, float] = {}
+        self._replica_s = dict.fromkeys(running.services, 0.0)
+        self._timer: asyncio.TimerHandle | None = None
+        self._began = 0.0
+        self._looked = 0.0
+        self.last_arrival = 0.0
+        self.last_end = 0.0
+
+    def start(self) -> None:
+        """The trace begins now."""
+        self._began = self._looked = asyncio.get_running_loop().time()
+        self._look()
+
+    def stop(self) -> None:
+        """Look once more, and then no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._look(last=True)
+
+    # --- what is told
+
+    def came(self, request: Request, row: TraceRow) -> None:
+        """A request is about to be submitted."""
+        at = request.arrival - self._began
+        window = self._windows[request.service].at(at)
+        window.arrived += 1
+        window.input_tokens += row.input_tokens
+        window.output_tokens += row.output_tokens
+        window.need_s += self._needs[request.service].seconds(row.input_tokens, row.output_tokens)
+        self.last_arrival = at
+        if request.deadline is not None:
+            self._deadlines[request.id] = request.deadline
+
+    def ended(self, outcome: Outcome) -> None:
+        """A request has ended."""
+        self._of(outcome).ended(outcome, self._deadlines.pop(outcome.id, None))
+        windows = self._windows[outcome.service]
+        self.last_end = outcome.ended - self._began
+        window = windows.at(self.last_end)
+        window.ended[outcome.kind] += 1
+        if outcome.kind is OutcomeKind.DONE:
+            window.tokens += int(outcome.usage.get("output_tokens", 0))
+            window = windows.at(outcome.arrival - self._began)
+            window.e2e.add(outcome.ended - outcome.arrival)
+            if outcome.first is not None:
+                window.ttft.add(outcome.first - outcome.arrival)
+
+    def _of(self, outcome: Outcome) -> Tally:
+        tenants = self._tenants[outcome.service]
+        tally = tenants.get(outcome.tenant)
+        if tally is None:
+            name = outcome.tenant if len(tenants) < MOST_NAMES else OTHERS
+            tally = tenants.setdefault(name, Tally())
+        return tally
+
+    # --- what is looked at
+
+    def _look(self, last: bool = False) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for name, service in self._running.services.items():
+            windows = self._windows[name]
+            self._replica_s[name] += (now - self._looked) * _sample(service, windows.at(now - self._began))
+        self._looked = now
+        if not last:
+            width_s = min(windows.width_s for windows in self._windows.values())
+            self._timer = loop.call_later(width_s / LOOKS, self._look)
+
+    # --- what has been found
+
+    def services(self, preemptions: Callable[[str], int | None]) -> dict[str, figures.ServiceFigures]:
+        """Of each service that requests came for, or that has replicas. `preemptions`: of a service by name."""
+        width_s = max(windows.width_s for windows in self._windows.values())
+        for windows in self._windows.values():
+            windows.widen(width_s)
+        return {name: self._service(name, preemptions(name)) for name in self._windows}
+
+    def total(self) -> figures.Tally:
+        """Of all services together."""
+        return self._sum(self._tenants).figures(curve=CURVE)
+
+    def _sum(self, services: Mapping[str, Mapping[str, Tally]]) -> Tally:
+        total = Tally()
+        for tenants in services.values():
+            for tally in tenants.values():
+                total.merge(tally)
+        return total
+
+    def _service(self, name: str, preemptions: int | None) -> figures.ServiceFigures:
+        windows = list(self._windows[name])
+        tenants = self._tenants[name]
+        ready = sum(window.ready for window in windows)
+        capacity = sum(window.capacity for window in windows)
+        kv_samples = sum(window.kv_samples for window in windows)
+        return figures.ServiceFigures(
+            tally=self._sum({name: tenants}).figures(curve=CURVE),
+            tenants={tenant: tenants[tenant].figures() for tenant in sorted(tenants)},
+            series=_series(windows, self._windows[name].width_s, self.last_end),
+            replica_hours=self._replica_s[name] / 3600.0,
+            busy=sum(window.busy for window in windows) / ready if ready else None,
+            slots_used=sum(window.held for window in windows) / capacity if capacity else None,
+            kv_used=sum(window.kv for window in windows) / kv_samples if kv_samples else None,
+            need_replicas=sum(window.need_s for window in windows) / self.last_arrival if self.last_arrival else 0.0,
+            most_waiting=max((window.most_waiting for window in windows), default=0),
+            preemptions=preemptions,
+        )
+
+
+def _sample(service: Service, window: Window) -> int:
+    """One look at a service. How many replicas it has, ready or not."""
+    view = service.dispatcher.view()
+    window.samples += 1
+    window.waiting += view.waiting
+    window.most_waiting = max(window.most_waiting, view.waiting)
+    window.running += view.running
+    there = 0
+    for replica in service.replicas.all:
+        there += replica.state is not State.GONE
+        if replica.state is not State.READY:
+            continue
+        window.ready += 1
+        window.busy += bool(replica.held)
+        window.held += len(replica.held)
+        window.capacity += replica.capacity()["slots"]
+        if replica.load is not None and replica.load.kv_fraction is not None:
+            window.kv += replica.load.kv_fraction
+            window.kv_samples += 1
+    window.replicas += there
+    return there
+
+
+def _series(windows: list[Window], width_s: float, end_s: float) -> figures.Series:
+    """The last window counts as long as it lasted."""
+    spans = [width_s] * len(windows)
+    if spans and 0 < end_s - (len(windows) - 1) * width_s < width_s:
+        spans[-1] = end_s - (len(windows) - 1) * width_s
+
+    def rates(amounts: Iterator[float]) -> list[float]:
+        return [amount / span for amount, span in zip(amounts, spans, strict=True)]
+
+    def means(pairs: Iterator[tuple[float, float]]) -> list[float | None]:
+        return [amount / over if over else None for amount, over in pairs]
+
+    return figures.Series(
+        width_s=width_s,
+        arrivals=rates(float(each.arrived) for each in windows),
+        input_tokens=rates(float(each.input_tokens) for each in windows),
+        output_tokens=rates(float(each.output_tokens) for each in windows),
+        tokens_out=rates(float(each.tokens) for each in windows),
+        need=rates(each.need_s for each in windows),
+        ended={kind.value: rates(float(each.ended[kind]) for each in windows) for kind in OutcomeKind},
+        waiting=means((each.waiting, each.samples) for each in windows),
+        most_waiting=[each.most_waiting for each in windows],
+        running=means((each.running, each.samples) for each in windows),
+        ready=means((each.ready, each.samples) for each in windows),
+        replicas=means((each.replicas, each.samples) for each in windows),
+        slots_used=means((each.held, each.capacity) for each in windows),
+        kv_used=means((each.kv, each.kv_samples) for each in windows),
+        ttft_p50=[each.ttft.quantile(0.5) for each in windows],
+        ttft_p99=[each.ttft.quantile(0.99) for each in windows],
+        e2e_p50=[each.e2e.quantile(0.5) for each in windows],
+        e2e_p99=[each.e2e.quantile(0.99) for each in windows],
+    )
+
+
+def _largest_first(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,174 @@
+"""One simulation from its parts: an app, a profile for each service, a trace. The house runs as it does live."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from foreserve.app import App
+from foreserve.core import Outcome
+from foreserve.engines.profile import EngineProfile
+from foreserve.errors import ConfigError
+from foreserve.fleet.inline import InlineLauncher
+from foreserve.registry import choices
+from foreserve.settings import LLMSettings, UpstreamSettings
+from foreserve.simulation import clock
+from foreserve.simulation.drive import Drive
+from foreserve.simulation.figures import Result
+from foreserve.simulation.measured import Measured
+from foreserve.simulation.need import Need
+from foreserve.simulation.oracle import Oracle
+from foreserve.simulation.stage import FaultPlan, Stage
+from foreserve.simulation.survey import Survey, survey
+from foreserve.simulation.twin import Twin
+from foreserve.simulation.windows import width_for
+from foreserve.traces.row import Trace
+
+log = logging.getLogger(__name__)
+
+MOST_TRAININGS: Final = 40
+"""Trainings of a length model in one run at most, about: each takes real seconds, and a week of them an hour."""
+
+PROGRESS_EVERY: Final = 256
+
+MOST_AFTER_S: Final = 86_400.0
+"""Simulated seconds after the last arrival in which everything has to have ended; the ledger tells what had not."""
+
+
+def simulate(
+    app: App,
+    profiles: Mapping[str, EngineProfile],
+    trace: Trace,
+    *,
+    seed: int = 0,
+    faults: FaultPlan | None = None,
+    progress: Callable[[int], None] | None = None,
+    observers: Sequence[Callable[[Outcome], None]] = (),
+    surveyed: Survey | None = None,
+    name: str = "",
+    notes: Sequence[str] = (),
+) -> Result:
+    """Play a trace to an app on a virtual clock and tell how it went. The same arguments give the same Result.
+
+    `profiles` are by service. `seed` is noted down with the result: it is that of `faults`, and of what made the trace.
+    `progress` hears now and then how many requests have ended, `observers` every outcome. `surveyed` saves a reading of
+    the trace where the caller has done it; `notes` are put before the result's own. Raises ConfigError for a service
+    without a profile, a wrong setting and a row of the trace that cannot be played; LedgerError, after any run, if a
+    request was lost or ended twice.
+    """
+    seen = survey(trace) if surveyed is None else surveyed
+    oracle = Oracle()
+    twins = make_twins(app, profiles, oracle, seen)
+    main = _run(app, twins, oracle, trace, seen, faults, progress, observers)
+    measured = clock.run(main, epoch=trace.header.epoch)
+    return Result(
+        name=name,
+        trace=trace.header.name,
+        epoch=trace.header.epoch,
+        seed=seed,
+        span_s=measured.last_arrival,
+        ended_s=max(measured.last_end, measured.last_arrival),
+        settings={each: msgspec.to_builtins(app.services[each].settings) for each in twins},
+        total=measured.total(),
+        services=measured.services(lambda _: None),
+        notes=[*notes, *remarks(app, twins, seen)],
+    )
+
+
+def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, seen: Survey) -> dict[str, Twin]:
+    """The services of `app` that a trace can be played to. Raises ConfigError for what stands in the way of a run."""
+    twins: dict[str, Twin] = {}
+    for name, kind in app.services.items():
+        if not isinstance(kind.settings, (LLMSettings, UpstreamSettings)):
+            continue
+        if name not in profiles:
+            raise ConfigError(
+                f"service {name!r} has no engine profile; measure one with `foreserve calibrate` and name it with "
+                f"--profile {name}=FILE"
+            )
+        twin = Twin(name, kind, profiles[name], oracle)
+        foresight = twin.foreseer.settings
+        if (least_s := seen.span_s / MOST_TRAININGS) > foresight.train_s:
+            twin.foreseer.settings = msgspec.structs.replace(foresight, train_s=least_s)
+        twins[name] = twin
+    if not twins:
+        kinds = ", ".join(f"{name} is a {kind.name}" for name, kind in app.services.items())
+        raise ConfigError(f"the app has no service that can be simulated ({kinds}); valid: llm, upstream")
+    for asked in seen.services:
+        if asked is not None and asked not in twins:
+            raise ConfigError(
+                f"the trace has requests for a service {asked!r}, which the app does not have or which cannot be "
+                f"simulated{choices(asked, twins)}"
+            )
+    return twins
+
+
+def remarks(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
+    """What was left out or changed, in words."""
+    found = [
+        f"{name} is left out: a {kind.name} cannot be simulated yet"
+        for name, kind in app.services.items()
+        if name not in twins
+    ]
+    for name, twin in twins.items():
+        set_s: float = app.services[name].settings.foresight.train_s  # type: ignore[attr-defined]
+        train_s = twin.foreseer.settings.train_s
+        if train_s > set_s:
+            found.append(
+                f"{name}: its length model is trained every {train_s:.0f} s, not every {set_s:g} s, so that a trace of "
+                f"{seen.span_s / 3600:.1f} h takes at most {MOST_TRAININGS} trainings"
+            )
+    return found
+
+
+async def _run(
+    app: App,
+    twins: Mapping[str, Twin],
+    oracle: Oracle,
+    trace: Trace,
+    seen: Survey,
+    faults: FaultPlan | None,
+    progress: Callable[[int], None] | None,
+    observers: Sequence[Callable[[Outcome], None]],
+) -> Measured:
+    launcher = InlineLauncher(heartbeat_s=5.0)
+    served: dict[str, Any] = dict(twins)
+    running = App(server=app.settings.server, state={"history": False}, **served).run(launcher)
+    needs = {name: Need(twin.profile) for name, twin in twins.items()}
+    measured = Measured(running, needs, width_for(seen.span_s, seen.rows))
+    drive = Drive(running, twins, oracle, block_tokens=trace.header.block_tokens, before=measured.came)
+    running.observers += [measured.ended, *observers]
+    if progress is not None:
+        running.observers.append(_counted(progress))
+    if faults is not None:
+        faults.launching(launcher)
+    await running.start()
+    if faults is not None:
+        faults.begin(Stage(running=running, launcher=launcher, drive=drive, twins=twins))
+    measured.start()
+    try:
+        async with asyncio.timeout(seen.span_s + MOST_AFTER_S):
+            await drive.play(iter(trace) if faults is None else faults.rows(iter(trace)))
+    except TimeoutError:
+        log.error("%d requests had not ended %g s after the trace", len(running.ledger.open), MOST_AFTER_S)
+    finally:
+        measured.stop()
+    running.ledger.check(idle=True)  # before the stop, which would end what is left
+    await running.stop(0.0)
+    return measured
+
+
+def _counted(progress: Callable[[int], None]) -> Callable[[Outcome], None]:
+    ended = 0
+
+    def hear(outcome: Outcome) -> None:
+        nonlocal ended
+        ended += 1
+        if ended % PROGRESS_EVERY == 0:
+            progress(ended)
+
+    return hear

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+import foreserve as fs
+from foreserve.app import App
+from foreserve.core import Outcome
+from foreserve.errors import ConfigError
+from foreserve.ports import Launcher
+from foreserve.services.llm import LLM
+from foreserve.simulation.stage import Happened, Stage
+from foreserve.simulation.study import MOST_TRAININGS, simulate
+from foreserve.traces.row import TraceRow
+from tests.simulation.traces import PROFILE, Rows, chat, poisson, profiles
+
+
+@fs.function
+def shout(text: str) -> str:
+    return text.upper()
+
+
+def test_every_request_ends_and_is_counted_once():
+    heard: list[Outcome] = []
+    result = simulate(chat(replicas=2), profiles(), poisson(400, 8.0), observers=[heard.append])
+    assert result.total.requests == len(heard) == 400
+    assert sum(result.total.outcomes.values()) == 400
+    assert result.total.outcomes["done"] == 400
+    assert result.services["chat"].tally == result.total
+    assert result.ended_s > result.span_s > 30
+
+
+def test_a_seed_gives_the_same_bytes():
+    def run(seed: int) -> bytes:
+        trace = poisson(500, 12.0, seed=seed, deadline_s=8.0)
+        return msgspec.json.encode(simulate(chat(replicas=2), profiles(), trace, seed=seed))
+
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+
+
+def test_more_replicas_wait_less_and_are_less_busy():
+    few = simulate(chat(replicas=1), profiles(), poisson(300, 8.0))
+    many = simulate(chat(replicas=4), profiles(), poisson(300, 8.0))
+    assert few.total.e2e
+    assert many.total.e2e
+    assert few.total.e2e.p50 > many.total.e2e.p50
+    one, four = few.services["chat"], many.services["chat"]
+    assert one.busy
+    assert four.busy
+    assert one.busy > four.busy
+    assert one.need_replicas == pytest.approx(four.need_replicas)
+    assert four.replica_hours == pytest.approx(4 * many.ended_s / 3600, rel=0.02)
+
+
+def test_overload_is_shed_with_its_reason():
+    result = simulate(chat(queue={"max_waiting": 4}), profiles(), poisson(300, 30.0))
+    assert result.total.outcomes["shed"] > 50
+    assert result.total.codes == {"shed": result.total.outcomes["shed"]}
+    assert any("the queue is full" in reason for reason in result.total.reasons)
+    assert result.total.good == result.total.outcomes["done"]
+
+
+def test_a_service_without_profile_is_told_how_to_get_one():
+    with pytest.raises(
+        ConfigError, match=r"service 'chat' has no engine profile.*foreserve calibrate.*--profile chat="
+    ):
+        simulate(chat(), {}, poisson(3, 1.0))
+
+
+def test_what_cannot_be_simulated_is_left_out_unless_it_is_asked_for():
+    app = App(chat=LLM("simulated"), shout=shout, state={"history": False})
+    result = simulate(app, profiles(), poisson(10, 2.0))
+    assert any("shout is left out" in note for note in result.notes)
+    with pytest.raises(ConfigError, match=r"requests for a service 'shout'.*valid: chat"):
+        simulate(app, profiles(), poisson(10, 2.0, service="shout"))
+    with pytest.raises(ConfigError, match=r"no service that can be simulated \(shout is a function\)"):
+        simulate(App(shout=shout), profiles(), poisson(10, 2.0))
+
+
+def test_services_are_told_apart():
+    app = App(chat=LLM("simulated"), code=LLM("simulated"), state={"history": False})
+    rows = [
+        TraceRow(arrival=i, input_tokens=20, output_tokens=5, service=["chat", "code"][i % 3 > 0]) for i in range(30)
+    ]
+    result = simulate(app, {"chat": PROFILE, "code": PROFILE}, Rows(rows))
+    assert {name: each.tally.requests for name, each in result.services.items()} == {"chat": 10, "code": 20}
+    assert result.total.requests == 30
+
+
+def test_trainings_of_a_long_trace_are_bounded_and_told():
+    rows = [TraceRow(arrival=i * 7200.0, input_tokens=20, output_tokens=5) for i in range(84)]
+    result = simulate(chat(), profiles(), Rows(rows))
+    assert any(f"at most {MOST_TRAININGS} trainings" in note for note in result.notes)
+    assert result.total.outcomes["done"] == 84
+
+
+def test_faults_see_the_stage_and_the_rows():
+    class Twice:
+        stage: Stage | None = None
+        launcher: Launcher | None = None
+
+        def __init__(self) -> None:
+            self.happened: list[Happened] = []
+
+        def launching(self, launcher: Launcher) -> None:
+            self.launcher = launcher
+
+        def rows(self, rows: Iterator[TraceRow]) -> Iterator[TraceRow]:
+            for row in rows:
+                yield row
+                yield row
+
+        def begin(self, stage: Stage) -> None:
+            assert stage.running.started
+            assert stage.launcher is self.launcher
+            assert stage.drive.submitted == 0
+            self.stage = stage
+
+    plan = Twice()
+    result = simulate(chat(), profiles(), poisson(50, 2.0), faults=plan)
+    assert result.total.requests == 100
+    assert plan.stage is not None
+    assert list(plan.stage.twins) == ["chat"]
+
+
+def test_an_empty_trace_is_a_run_of_nothing():
+    result = simulate(chat(), profiles(), Rows([]))
+    assert result.total.requests == 0
+    assert result.total.e2e is None
