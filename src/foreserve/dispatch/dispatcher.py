@@ -53,6 +53,7 @@ class Dispatcher:
         self._max_wait_s = max_wait_s
         self._settled = settled
         self._runners: dict[str, Runner] = {}
+        self._ranked = isinstance(placement, Ranked)
         self._rooms = Rooms(placement.rank if isinstance(placement, Ranked) else None)
         self._waiting: dict[str, Flight] = {}
         self._running: dict[str, Flight] = {}
@@ -106,7 +107,7 @@ class Dispatcher:
 
     def _room_for(self, works: Sequence[Work], among: Sequence[str], now: float) -> Room:
         """Where these run. Raises LookupError when they fit nowhere: the policy has picked what it must not."""
-        if isinstance(self._placement, Ranked):
+        if self._ranked:
             room = self._rooms.first(works, among)
             if room is None:
                 raise LookupError(f"{', '.join(work.id for work in works)} picked, and no replica has room")
@@ -338,8 +339,8 @@ class Dispatcher:
         )
 
     def wake(self) -> None:
-        """Look again in this turn of the loop; many calls make one look."""
-        if self._turn is None:
+        """Look again in this turn of the loop, if anything waits; many calls make one look."""
+        if self._turn is None and self._waiting:
             self._turn = self._loop.call_soon(self._schedule)
 
     def _wake_at(self, until: float) -> None:

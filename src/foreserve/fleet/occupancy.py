@@ -62,8 +62,9 @@ class Ahead:
         """An empty replica takes one, whatever is foreseen of it: nothing would ever become better by waiting."""
         if len(ramps) <= 1 and not any(self.maps.values()):
             return True
-        if len(ramps) == 1 and ramps[0].resource in self.capacity:
-            return self._fits(ramps[0].resource, ramps)
+        if len(ramps) == 1:
+            resource = ramps[0].resource
+            return resource not in self.capacity or self._fits(resource, ramps)
         resources = dict.fromkeys(ramp.resource for ramp in ramps if ramp.resource in self.capacity)
         return all(self._fits(name, [ramp for ramp in ramps if ramp.resource == name]) for name in resources)
 
@@ -131,8 +132,8 @@ class Occupancy:
         self._advance(now)
         free = self._free
         for resource, ahead in self._ahead.maps.items():
-            if ahead:
-                free = {**free, resource: free[resource] - ahead.held_now}
+            if held := ahead.held_now:
+                free = {**free, resource: free[resource] - held}
         return free, self._ahead
 
     def _advance(self, now: float) -> None:
