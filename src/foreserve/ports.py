@@ -56,9 +56,12 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
         if self.ahead is None:
             return fits(total_cost(works), self.free)
         ramps = [work.ramp for work in works if work.ramp is not None]
-        seen = {ramp.resource for ramp in ramps}
-        rest = {name: free for name, free in self.free.items() if name not in seen}
-        return fits(total_cost(works), rest) and self.ahead.takes(ramps)
+        foreseen = {ramp.resource for ramp in ramps}
+        cost = total_cost(works)
+        for name, free in self.free.items():
+            if cost.get(name, 0.0) > free and name not in foreseen:
+                return False
+        return self.ahead.takes(ramps)
 
 
 def total_cost(works: Sequence[Work]) -> Cost:
@@ -115,6 +118,21 @@ class Placement(Protocol):
     """Where picked work runs. Returns the `replica` of one of `rooms`; all of them have room for it. Pure."""
 
     def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str: ...
+
+
+@runtime_checkable
+class Ranked(Placement, Protocol):
+    """A placement that prefers one replica to another whatever is placed. It is asked in place of `place`.
+
+    So it need not be shown every replica that has room, which matters where there are hundreds.
+    """
+
+    def rank(self, room: Room) -> Any:
+        """What is picked runs on the one of least rank that has room for it; equals in the order they became ready.
+
+        Made of the replica's name, its capacity and how many run there alone, and comparable with any other rank.
+        """
+        ...
 
 
 class QueueView(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,8 @@ from foreserve.cli.calibrate import calibrate
 from foreserve.cli.explain import explain
 from foreserve.cli.learn import forget_, learn
 from foreserve.cli.serve import serve
+from foreserve.cli.simulate import simulate
+from foreserve.cli.trace import app as trace
 
 app = typer.Typer(
     name="foreserve",
@@ -23,7 +25,9 @@ app.command()(bench)
 app.command()(explain)
 app.command()(calibrate)
 app.command()(learn)
+app.command()(simulate)
 app.command("forget")(forget_)
+app.add_typer(trace, name="trace")
 
 
 def _version(wanted: bool) -> None:

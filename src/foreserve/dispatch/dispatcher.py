@@ -8,40 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
 
-import msgspec
-
-from foreserve.core import Chunk, Cost, Finish, Outcome, Work
+from foreserve.core import Chunk, Finish, Outcome, Work
 from foreserve.dispatch import early
 from foreserve.dispatch.flight import Again, Flight, ended
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
+from foreserve.dispatch.rooms import Rooms, Runner
 from foreserve.dispatch.stream import Stream
-from foreserve.ports import Admission, Ahead, BatchPolicy, Pick, Placement, QueueView, Room, Wait
+from foreserve.ports import Admission, Ahead, BatchPolicy, Pick, Placement, QueueView, Ranked, Room, Wait
 
 log = logging.getLogger(__name__)
 
 AGAIN_S = 1.0
 """When policies are asked again after one of them has failed."""
-
-
-class Runner(Protocol):
-    """A replica, as far as its dispatcher is concerned."""
-
-    name: str
-
-    def capacity(self) -> Cost:
-        """What it can hold at once."""
-        ...
-
-    def room(self) -> Room | None:
-        """What it can take now, `None` when nothing."""
-        ...
-
-    def run(self, works: Sequence[Work], plan: Any) -> None: ...
-    def abort(self, ids: Sequence[str]) -> None: ...
 
 
 class Dispatcher:
@@ -72,12 +53,15 @@ class Dispatcher:
         self._max_wait_s = max_wait_s
         self._settled = settled
         self._runners: dict[str, Runner] = {}
+        self._rooms = Rooms(placement.rank if isinstance(placement, Ranked) else None)
         self._waiting: dict[str, Flight] = {}
         self._running: dict[str, Flight] = {}
         self._by_tenant: dict[str, int] = {}
         """How many wait, of those tenants of which any do."""
         self._pace = Pace()
         self._started = 0
+        self._came: list[Flight] = []
+        """Those that have joined the queue since its last turn."""
         self._turn: asyncio.Handle | None = None
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -89,10 +73,10 @@ class Dispatcher:
         now = self._loop.time()
         started = 0
         try:
-            while self._waiting and (rooms := self._rooms()):
-                match self._policy.pick(rooms, now):
+            while self._waiting and self._rooms:
+                match self._policy.pick(self._rooms, now):
                     case Pick() as pick:
-                        self._run(pick, rooms, now)
+                        self._run(pick, now)
                         started += len(pick.ids)
                     case Wait(until=until):
                         self._wake_at(until)
@@ -102,16 +86,15 @@ class Dispatcher:
         except Exception:
             log.exception("the policies of %s failed; they are asked again in %g s", self.service, AGAIN_S)
             self._wake_at(now + AGAIN_S)
+        self._set_latest_starts()
         if started:
             self._pace.started(started, len(self._waiting), now)
 
-    def _run(self, pick: Pick, rooms: Sequence[Room], now: float) -> None:
+    def _run(self, pick: Pick, now: float) -> None:
         """Start what was picked on the replica that the placement names."""
         flights = [self._waiting[request_id] for request_id in pick.ids]
         works = [flight.work for flight in flights]
-        allowed = [room for room in rooms if room.replica in pick.among] if pick.among else rooms
-        fitting = {room.replica: room for room in allowed if room.takes(works)}
-        room = fitting[self._placement.place(works, list(fitting.values()), now)]
+        room = self._room_for(works, pick.among, now)
         runner = self._runners[room.replica]
         for flight in flights:
             self._unqueue(flight.work.id)
@@ -119,6 +102,25 @@ class Dispatcher:
             flight.start(room, pick, self._started, now)
         self._started += len(flights)
         runner.run(works, pick.plan)
+        self._rooms.changed(room.replica)
+
+    def _room_for(self, works: Sequence[Work], among: Sequence[str], now: float) -> Room:
+        """Where these run. Raises LookupError when they fit nowhere: the policy has picked what it must not."""
+        if isinstance(self._placement, Ranked):
+            room = self._rooms.first(works, among)
+            if room is None:
+                raise LookupError(f"{', '.join(work.id for work in works)} picked, and no replica has room")
+            return room
+        rooms = (room for room in self._rooms if not among or room.replica in among)
+        fitting = {room.replica: room for room in rooms if room.takes(works)}
+        return fitting[self._placement.place(works, list(fitting.values()), now)]
+
+    def _set_latest_starts(self) -> None:
+        """Of those that came and were not started in the same turn, as most are."""
+        for flight in self._came:
+            if self._waiting.get(flight.work.id) is flight:
+                flight.wait(self._loop, self._overdue)
+        self._came.clear()
 
     def chunks(self, runner: Runner, chunks: Sequence[Chunk]) -> None:
         """What one step of a replica produced. Late and repeated chunks are dropped: each is known by its numbers."""
@@ -144,6 +146,7 @@ class Dispatcher:
             elif chunk.finish is not None:
                 self._finish(flight, chunk.finish, now)
         if freed:
+            self._rooms.changed(runner.name)
             self.wake()
 
     def _finish(self, flight: Flight, finish: Finish, now: float) -> None:
@@ -200,11 +203,7 @@ class Dispatcher:
         """The outcome of a request that is not taken in."""
         if self.unavailable is not None:
             return early.unavailable(flight, self.unavailable, now)
-        own = self._by_tenant.get(flight.work.tenant, 0)
-        view = msgspec.structs.replace(self.view(), own=own, tenants=len(self._by_tenant) + (not own))
-        if view.waiting and self._ahead is not None:
-            view = msgspec.structs.replace(view, ahead=self._ahead(flight.work, now))
-        return early.refused(flight, view, self._admission, now)
+        return early.refused(flight, self.view(flight.work), self._admission, now)
 
     def leave(self, request_id: str, reason: str) -> None:
         """The caller wants no more of it. Unknown and ended requests are ignored."""
@@ -219,7 +218,8 @@ class Dispatcher:
         latest_start = now + self._max_wait_s
         if flight.work.deadline is not None:
             latest_start = min(latest_start, flight.work.deadline - self._pace.least_service(flight.work.forecast))
-        flight.wait(self._loop, latest_start, self._overdue)
+        flight.latest_start = latest_start
+        self._came.append(flight)
         self._policy.add(flight.work, now)
         self.wake()
 
@@ -271,12 +271,14 @@ class Dispatcher:
     def attach(self, runner: Runner) -> None:
         """A replica is ready."""
         self._runners[runner.name] = runner
+        self._rooms.attach(runner)
         self.unavailable = None
         self.wake()
 
     def detach(self, runner: Runner, reason: str) -> None:
         """A replica is gone or leaves. What it still ran goes on or is run again elsewhere once, or ends as failed."""
         self._runners.pop(runner.name, None)
+        self._rooms.detach(runner.name)
         now = self._loop.time()
         for flight in [f for f in self._running.values() if f.replica == runner.name]:
             if not self._again(flight, now, "replica lost"):
@@ -290,21 +292,49 @@ class Dispatcher:
 
     # --- what is known
 
-    def view(self) -> QueueView:
-        """Counts and pace, as admission sees them."""
-        capacities = [runner.capacity() for runner in self._runners.values()]
+    @property
+    def policy(self) -> BatchPolicy:
+        """That which orders now."""
+        return self._policy
+
+    @property
+    def waiting(self) -> Mapping[str, Flight]:
+        """Those in the queue, by id, in the order in which they joined it."""
+        return self._waiting
+
+    @property
+    def running(self) -> Mapping[str, Flight]:
+        """Those that were given to a replica and have not ended, by id."""
+        return self._running
+
+    @property
+    def tenants_waiting(self) -> Mapping[str, int]:
+        """How many wait of each tenant, of those of which any do."""
+        return self._by_tenant
+
+    def view(self, work: Work | None = None) -> QueueView:
+        """Counts and pace, as admission sees them; `own`, `tenants` and `ahead` are those of `work`, which has come."""
         waiting = len(self._waiting)
-        if self._turn is not None:
+        if self._turn is not None and waiting:
             # What has just come has not had its turn: it waits only as far as it finds no slot then.
-            waiting = max(0, waiting - int(sum(room.free["slots"] for room in self._rooms())))
+            waiting = max(0, waiting - int(self._rooms.free_slots))
+        own, tenants, ahead = None, 1, None
+        if work is not None:
+            own = self._by_tenant.get(work.tenant, 0)
+            tenants = len(self._by_tenant) + (not own)
+            if waiting and self._ahead is not None:
+                ahead = self._ahead(work, self._loop.time())
         return QueueView(
             waiting=waiting,
             running=len(self._running),
-            slots=sum(capacity.get("slots", 1.0) for capacity in capacities),
+            slots=self._rooms.slots,
             seconds_per_request=self._pace.service.value,
             least_seconds=self._pace.least_service(),
             stretch=self._pace.stretch(),
             seconds_between_starts=self._pace.interval.value,
+            ahead=ahead,
+            own=own,
+            tenants=tenants,
         )
 
     def wake(self) -> None:
@@ -316,10 +346,6 @@ class Dispatcher:
         if self._alarm is not None:
             self._alarm.cancel()
         self._alarm = self._loop.call_at(until, self.wake)
-
-    def _rooms(self) -> list[Room]:
-        rooms = (runner.room() for runner in self._runners.values())
-        return [room for room in rooms if room is not None]
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:

@@ -39,6 +39,8 @@ class Flight:
         """Whether the batch policy has ever heard of it."""
         self.waits_since = work.arrival
         """When it joined the queue, the last time."""
+        self.latest_start = 0.0
+        """Until when it may wait there, in loop seconds."""
         self.ahead = 0
         self.before = 0
         self.beside: tuple[str, ...] = ()
@@ -117,9 +119,9 @@ class Flight:
         self._next_index = 0
         return True
 
-    def wait(self, loop: asyncio.AbstractEventLoop, latest: float, overdue: Callable[[Flight], None]) -> None:
-        """Set the timer of its latest start (loop seconds), which a start cancels."""
-        self._queue_timer = loop.call_at(latest, overdue, self)
+    def wait(self, loop: asyncio.AbstractEventLoop, overdue: Callable[[Flight], None]) -> None:
+        """Set the timer of its latest start, which a start cancels."""
+        self._queue_timer = loop.call_at(self.latest_start, overdue, self)
 
     def expire(self, loop: asyncio.AbstractEventLoop, expired: Callable[[Flight], None]) -> None:
         """Set the timer of the deadline, if it has one."""

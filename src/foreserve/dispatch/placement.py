@@ -12,7 +12,11 @@ class LeastRequests:
     """`least_requests`: the replica with the smallest running share of its slots, by name where they are equal."""
 
     def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str:
-        return min(rooms, key=lambda room: (room.running / max(room.capacity.get("slots", 1), 1), room.replica)).replica
+        return min(rooms, key=self.rank).replica
+
+    def rank(self, room: Room) -> tuple[float, str]:
+        """See `ports.Ranked`."""
+        return room.running / max(room.capacity.get("slots", 1), 1), room.replica
 
 
 class RoundRobin:

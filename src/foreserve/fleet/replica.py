@@ -52,7 +52,7 @@ class Replica:
         self.settled = asyncio.Event()
         """Set once it is ready or gone."""
         self._drained = asyncio.Event()
-        self._connection: Connection | None = None
+        self.connection: Connection | None = None
         self._on_ready = on_ready
         self._on_chunks = on_chunks
         self._on_gone = on_gone
@@ -101,12 +101,12 @@ class Replica:
 
     def connect(self, connection: Connection) -> None:
         """The launcher's connection; given once, right after the launch."""
-        self._connection = connection
+        self.connection = connection
 
     @property
     def pid(self) -> int | None:
         """The worker's process, where it has one of its own."""
-        return self._connection.pid if self._connection else None
+        return self.connection.pid if self.connection else None
 
     def heard(self, message: FromWorker) -> None:
         """See `ports.Listener`."""
@@ -157,12 +157,12 @@ class Replica:
                     await asyncio.wait_for(self._drained.wait(), drain_s)
                 except TimeoutError:
                     log.warning("replica %s still held %d requests after %g s", self.name, len(self.held), drain_s)
-        if self._connection is not None:
-            await self._connection.stop(grace_s)
+        if self.connection is not None:
+            await self.connection.stop(grace_s)
 
     def _send(self, message: Run | Abort | Drain) -> None:
-        if self._connection is not None and self.state is not State.GONE:
-            self._connection.send(message)
+        if self.connection is not None and self.state is not State.GONE:
+            self.connection.send(message)
 
     @staticmethod
     def _now() -> float:

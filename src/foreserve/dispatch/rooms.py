@@ -1,0 +1,145 @@
+"""What the replicas of one service can take now: kept up as they change, so that many of them cost no more than a few.
+
+Where the placement ranks replicas one by one they stand in that order, and who has room is found from the front. A room
+is looked at when a policy comes to it, and not before.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Protocol, overload
+
+from foreserve.core import Cost, Work
+from foreserve.ports import Room
+
+
+class Runner(Protocol):
+    """A replica, as far as its dispatcher is concerned."""
+
+    name: str
+
+    def capacity(self) -> Cost:
+        """What it can hold at once; the same for as long as it is attached."""
+        ...
+
+    def room(self) -> Room | None:
+        """What it can take now, `None` when nothing."""
+        ...
+
+    def run(self, works: Sequence[Work], plan: Any) -> None: ...
+    def abort(self, ids: Sequence[str]) -> None: ...
+
+
+class _Place:
+    """One replica's: its key while it has room, and how many of its slots are free."""
+
+    __slots__ = ("free", "key", "order", "runner")
+
+    def __init__(self, runner: Runner, order: int) -> None:
+        self.runner = runner
+        self.order = order
+        self.key: tuple[Any, int, _Place] | None = None
+        self.free = 0.0
+
+
+class Rooms(Sequence[Room]):
+    """Those that have a free slot, by `rank` (least first) and then as they came; without `rank` as they came.
+
+    A rank may change only with what runs there. `changed` must be called when work was started or has ended there; a
+    replica that takes no more work for another reason is found out when it is looked at.
+    """
+
+    def __init__(self, rank: Callable[[Room], Any] | None = None) -> None:
+        self._rank = rank
+        self._places: dict[str, _Place] = {}
+        self._open: list[tuple[Any, int, _Place]] = []
+        self._changed: dict[str, None] = {}
+        self._free = 0.0
+        self._order = 0
+        self.slots = 0.0
+        """Of all replicas together, free or not."""
+
+    # --- what changes them
+
+    def attach(self, runner: Runner) -> None:
+        """It is ready."""
+        self.detach(runner.name)
+        self._order += 1
+        self._places[runner.name] = _Place(runner, self._order)
+        self.changed(runner.name)
+        self._count()
+
+    def detach(self, name: str) -> None:
+        """It is gone or leaves. Unknown names are ignored."""
+        place = self._places.pop(name, None)
+        if place is not None:
+            self._close(place)
+            self._count()
+
+    def changed(self, name: str) -> None:
+        """What it can take is another than before. Unknown names are ignored."""
+        self._changed[name] = None
+
+    def _count(self) -> None:
+        self.slots = sum(place.runner.capacity().get("slots", 1.0) for place in self._places.values())
+
+    def _close(self, place: _Place) -> None:
+        if place.key is not None:
+            del self._open[bisect_left(self._open, place.key)]
+            self._free -= place.free
+            place.key = None
+
+    def _look(self) -> None:
+        """Put those that have changed where they belong."""
+        for name in self._changed:
+            place = self._places.get(name)
+            if place is None:
+                continue
+            self._close(place)
+            room = place.runner.room()
+            if room is not None:
+                place.key = (None if self._rank is None else self._rank(room), place.order, place)
+                place.free = room.free["slots"]
+                self._free += place.free
+                insort(self._open, place.key)
+        self._changed.clear()
+
+    # --- what can be read
+
+    @property
+    def free_slots(self) -> float:
+        """Of all replicas together."""
+        if self._changed:
+            self._look()
+        return self._free
+
+    def first(self, works: Sequence[Work], among: Collection[str] = ()) -> Room | None:
+        """The first that takes these together; `among`: of the replicas with these names alone."""
+        for room in self:
+            if (not among or room.replica in among) and room.takes(works):
+                return room
+        return None
+
+    def __iter__(self) -> Iterator[Room]:
+        if self._changed:
+            self._look()
+        for _, _, place in tuple(self._open):
+            room = place.runner.room()
+            if room is None:
+                self._close(place)
+            else:
+                yield room
+
+    def __bool__(self) -> bool:
+        return next(iter(self), None) is not None
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    @overload
+    def __getitem__(self, at: int) -> Room: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Room]: ...
+    def __getitem__(self, at: int | slice) -> Room | Sequence[Room]:
+        return list(self)[at]

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from foreserve.core import Cost, Work
+from foreserve.dispatch.placement import LeastRequests
+from foreserve.dispatch.rooms import Rooms
+from foreserve.ports import Ranked, Room
+
+
+class Counting:
+    """A replica that counts how often it is looked at."""
+
+    def __init__(self, name: str, slots: int = 4) -> None:
+        self.name = name
+        self.slots = slots
+        self.running = 0
+        self.looked_at = 0
+        self.leaves = False
+
+    def capacity(self) -> Cost:
+        return {"slots": float(self.slots)}
+
+    def room(self) -> Room | None:
+        self.looked_at += 1
+        if self.leaves or self.running == self.slots:
+            return None
+        free = {"slots": float(self.slots - self.running)}
+        return Room(replica=self.name, free=free, capacity={"slots": float(self.slots)}, running=self.running)
+
+    def run(self, works: Sequence[Work], plan: Any) -> None:
+        self.running += len(works)
+
+    def abort(self, ids: Sequence[str]) -> None:
+        raise AssertionError("nothing is stopped here")
+
+
+WORK = Work(id="w", payload=None, cost={"slots": 1.0}, arrival=0.0)
+
+
+def fleet(count: int, *, ranked: bool = True) -> tuple[Rooms, list[Counting]]:
+    rooms, replicas = Rooms(LeastRequests().rank if ranked else None), [Counting(f"r{n:03}") for n in range(count)]
+    for replica in replicas:
+        rooms.attach(replica)
+    return rooms, replicas
+
+
+def start(rooms: Rooms, replica: Counting, works: int = 1) -> None:
+    replica.running += works
+    rooms.changed(replica.name)
+
+
+def test_they_stand_in_the_order_of_the_placement_that_ranks_them():
+    rooms, (a, b, c) = fleet(3)
+    start(rooms, a, 2)
+    start(rooms, b, 1)
+    assert [room.replica for room in rooms] == [c.name, b.name, a.name]
+    start(rooms, c, 4)
+    assert [room.replica for room in rooms] == [b.name, a.name]
+    a.running = 0
+    rooms.changed(a.name)
+    assert [room.replica for room in rooms] == [a.name, b.name]
+    assert rooms[0].replica == a.name
+    assert [room.replica for room in rooms[1:]] == [b.name]
+    assert (rooms.slots, rooms.free_slots) == (12.0, 7.0)
+
+
+def test_without_a_rank_they_stand_as_they_came():
+    rooms, (a, b, _) = fleet(3, ranked=False)
+    start(rooms, a, 4)
+    a.running = 1
+    rooms.changed(a.name)
+    start(rooms, b, 3)
+    assert [room.replica for room in rooms] == ["r000", "r001", "r002"]
+
+
+def test_who_leaves_unseen_is_found_out_and_who_is_gone_counts_no_more():
+    rooms, (a, b) = fleet(2)
+    assert len(rooms) == 2
+    a.leaves = True
+    assert [room.replica for room in rooms] == [b.name]
+    assert rooms.free_slots == 4.0
+    rooms.detach(b.name)
+    rooms.detach("unknown")
+    rooms.changed("unknown")
+    assert not rooms
+    assert (rooms.slots, rooms.free_slots) == (4.0, 0.0)
+
+
+def test_a_replica_that_becomes_ready_under_a_name_that_is_there_takes_its_place():
+    rooms, (a,) = fleet(1)
+    start(rooms, a, 3)
+    assert len(rooms) == 1
+    rooms.attach(Counting(a.name, slots=2))
+    assert (rooms.slots, rooms.free_slots, len(rooms)) == (2.0, 2.0, 1)
+
+
+def test_the_first_that_takes_it_of_those_that_may():
+    rooms, (a, b, c) = fleet(3)
+    for replica, running in ((a, 2), (b, 1), (c, 3)):
+        start(rooms, replica, running)
+    three = [Work(id=str(n), payload=None, cost={"slots": 1.0}, arrival=0.0) for n in range(3)]
+    assert (found := rooms.first([WORK])) is not None
+    assert found.replica == b.name
+    assert (found := rooms.first([WORK], (a.name, c.name))) is not None
+    assert found.replica == a.name
+    assert rooms.first(three, (a.name, c.name)) is None
+
+
+def test_a_look_costs_the_same_however_many_there_are():
+    looks = []
+    for count in (4, 400):
+        rooms, replicas = fleet(count)
+        assert rooms
+        before = sum(replica.looked_at for replica in replicas)
+        for _ in range(50):
+            room = rooms.first([WORK])
+            assert room is not None
+            start(rooms, next(replica for replica in replicas if replica.name == room.replica))
+            replicas[0].running = 0
+            rooms.changed(replicas[0].name)
+            assert rooms.free_slots > 0
+        looks.append(sum(replica.looked_at for replica in replicas) - before)
+    assert looks[1] <= looks[0]
+
+
+def test_the_default_placement_ranks():
+    assert isinstance(LeastRequests(), Ranked)
