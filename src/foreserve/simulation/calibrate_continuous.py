@@ -139,7 +139,7 @@ async def _decode(
 
     The second is what the first step of each number took longer than the others.
     """
-    found: dict[tuple[int, int], list[float]] = defaultdict(list)
+    found: dict[tuple[int, int], list[tuple[int, float]]] = defaultdict(list)
     change: list[float] = []
     wanted = set(limits.sequences())
     contexts = limits.contexts(effort.fine)
@@ -153,21 +153,37 @@ async def _decode(
             asked = probe.send(*((context, steps + level * (at + 1)) for at in range(limits.slots)))
             await probe.ends(asked)
             for running, (first, *rest) in levels(asked).items():
-                if running in wanted and rest:
+                if running in wanted:
                     found[running, context] += rest
                 if running < limits.slots and len(rest) > 1:
-                    change.append(first - median(rest))
-    return found, change
+                    change.append(first[1] - median(seconds for _, seconds in rest))
+    return _at_their_context(found), change
 
 
-def levels(asked: list[Asked]) -> dict[int, list[float]]:
-    """The steps by how many decoded, in order, once all of them had begun."""
-    times = max(asked, key=lambda each: each.most).times
+def _at_their_context(found: dict[tuple[int, int], list[tuple[int, float]]]) -> dict[tuple[int, int], list[float]]:
+    """As if each step had had just the context that it was asked with: answers grow while they are watched."""
+    points = [(running, held, seconds) for (running, _), steps in found.items() for held, seconds in steps]
+    slope = fit.context_slope(points)
+    return {
+        (running, context): [max(0.0, seconds - slope * running * (held - context)) for held, seconds in steps]
+        for (running, context), steps in found.items()
+        if steps
+    }
+
+
+def levels(asked: list[Asked]) -> dict[int, list[tuple[int, float]]]:
+    """The steps by how many decoded, in order, once all of them had begun: context of each, and seconds.
+
+    All were asked with prompts of one length, and have come as far as the longest, but for the start.
+    """
+    longest = max(asked, key=lambda each: each.most)
+    times = longest.times
     last_first = max(each.times[0] for each in asked)
-    found: dict[int, list[float]] = defaultdict(list)
-    for a, b in itertools.pairwise(times):
+    found: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    for made, (a, b) in enumerate(itertools.pairwise(times), 1):
         if a >= last_first - SAME_S:
-            found[sum(each.decoding((a + b) / 2) for each in asked)].append(b - a)
+            running = sum(each.decoding((a + b) / 2) for each in asked)
+            found[running].append((longest.prompt_tokens + made, b - a))
     return found
 
 
