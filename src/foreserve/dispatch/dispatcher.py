@@ -17,7 +17,7 @@ from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
 from foreserve.dispatch.rooms import Rooms, Runner
 from foreserve.dispatch.stream import Stream
-from foreserve.ports import Admission, Ahead, BatchPolicy, Pick, Placement, QueueView, Ranked, Room, Wait
+from foreserve.ports import Admission, Ahead, BatchPolicy, HearsRanks, Pick, Placement, QueueView, Ranked, Room, Wait
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class Dispatcher:
         self._settled = settled
         self._runners: dict[str, Runner] = {}
         self._ranked = isinstance(placement, Ranked)
+        self._heard_rank = placement.chosen if isinstance(placement, HearsRanks) else None
         self._rooms = Rooms(placement.rank if isinstance(placement, Ranked) else None)
         self._waiting: dict[str, Flight] = {}
         self._running: dict[str, Flight] = {}
@@ -111,6 +112,8 @@ class Dispatcher:
             room = self._rooms.first(works, among)
             if room is None:
                 raise LookupError(f"{', '.join(work.id for work in works)} picked, and no replica has room")
+            if self._heard_rank is not None:
+                self._heard_rank(works, room.replica, now)
             return room
         rooms = (room for room in self._rooms if not among or room.replica in among)
         fitting = {room.replica: room for room in rooms if room.takes(works)}
