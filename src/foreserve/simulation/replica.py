@@ -113,6 +113,8 @@ class SimulatedConnection:
 
     def mute(self, on: bool) -> None:
         """Nothing it sends arrives; once it is heard again, all but heartbeats arrive late, and then one of those."""
+        if on and self._ready and not self._ending:
+            self.beat()  # a worker beats every second, also while it is idle: silence begins now
         self._muted = on
         if not on and not self._ending:
             held, self._held = self._held, []
