@@ -37,7 +37,7 @@ def charts(results: Sequence[Result], service: str, live: Live | None) -> list[C
         *_latencies(runs, clock),
         *_replicas(runs, clock),
         _curve(runs, "ttft", "TTFT", "Time to first token", live),
-        _curve(runs, "e2e", "e2e", "End-to-end latency", live),
+        _curve(runs, "e2e", "latency", "End-to-end latency", live),
         *_ends(runs, clock, live),
         *_tenants(runs),
     ]
@@ -148,7 +148,7 @@ def _curve(runs: Runs, key: str, short: str, title: str, live: Live | None) -> C
     told: Distribution | None = getattr(live, key, None)
     if told is not None:
         traces.append(steps(told, "live", LIVE, dash="dash"))
-    note = "" if told is not None else f"No live curve: the trace does not tell {short} of live requests."
+    note = "" if told is not None else f"No live curve: the trace does not tell the {short} of its requests live."
     return Chart(
         title=f"{title}: distribution",
         says=f"Share of done requests with at most this {short}" + ("; dashed: live" if told is not None else ""),

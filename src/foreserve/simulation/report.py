@@ -68,9 +68,11 @@ def _legend(results: Sequence[Result], *, live: bool) -> str:
 
 def _notes(seen: Survey, results: Sequence[Result]) -> list[str]:
     said = list(dict.fromkeys(note for result in results for note in result.notes))
+    told = [f'<p class="note">{_text(note)}</p>' for note in said]
     if seen.live is None:
-        said.append("The trace does not tell how its requests went live, so nothing stands beside the simulation.")
-    return [f'<p class="note">{_text(note)}</p>' for note in said]
+        words = "The trace does not tell how its requests went live, so nothing live stands beside the simulation."
+        told.append(f'<p class="says">{words}</p>')
+    return told
 
 
 def _differences(results: Sequence[Result]) -> str:
