@@ -84,7 +84,8 @@ class ContinuousSteps:
             return None
         if sequence.place:
             self._interrupt(now)
-            reached = sequence.reached(self._step + self.under_way(now))
+            # A step that has been told of before it begins counts the one that still runs.
+            reached = max(sequence.reached(self._step + self.under_way(now)) - (now < self._began), sequence.given)
             self._leave(sequence)
             if now <= self._began:
                 self._forget(sequence)
