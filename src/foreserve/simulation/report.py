@@ -36,7 +36,7 @@ def page(trace: Trace, seen: Survey, results: Sequence[Result]) -> str:
     if several or not names:
         body += ["<h2>All services</h2>", _table(results, summary(results, seen.live), live=seen.live is not None)]
     for name in names:
-        live = None if several else seen.live
+        live = seen.live_for(name, only=not several)
         rows = summary(results, live, name)
         body += [f"<h2>Service {_text(name)}</h2>", _table(results, rows, live=live is not None)]
         clock = Clock(results[0].epoch, max(result.ended_s for result in results))
