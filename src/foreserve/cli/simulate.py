@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -124,6 +125,8 @@ def simulate(
     from foreserve.simulation.comparison import variants
     from foreserve.simulation.variants import assignments
 
+    # Replicas are lost and lengths learned by the thousand; what is wrong with the house itself is an error.
+    logging.basicConfig(level=logging.ERROR)
     console = Console(stderr=json == "-")
     try:
         for where in (None if json == "-" else json, report, timeline):

@@ -146,6 +146,8 @@ async def _run(
     observers: Sequence[Callable[[Outcome], None]],
 ) -> tuple[Measured, dict[str, int]]:
     """What was measured, and how often each service's engines preempted."""
+    raised: list[BaseException] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(_error(context)))
     launcher = SimulatedLauncher()
     started: list[SimulatedConnection] = []
     launcher.launched.append(started.append)
@@ -170,12 +172,18 @@ async def _run(
         log.error("%d requests had not ended %g s after the trace", len(running.ledger.open), MOST_AFTER_S)
     finally:
         measured.stop()
+    if raised:  # a callback's error would only be logged live; here it spoils the figures
+        raise raised[0]
     running.ledger.check(idle=True)  # before the stop, which would end what is left
     await running.stop(0.0)
     preemptions = dict.fromkeys(twins, 0)
     for replica in started:
         preemptions[replica.name.rpartition("/")[0]] += replica.preemptions
     return measured, preemptions
+
+
+def _error(context: dict[str, Any]) -> BaseException:
+    return context.get("exception") or RuntimeError(context["message"])
 
 
 def _counted(progress: Callable[[int], None]) -> Callable[[Outcome], None]:
