@@ -66,7 +66,7 @@ def test_a_recipe_takes_what_an_older_version_has(tmp_path):
     (tmp_path / "o.json").write_text(json.dumps(rows))
     found = list(Log(tmp_path / "o.json", RECIPES["litellm"], must=Columns()))
     assert [(row.outcome, row.first_s) for row in found] == [(None, None)] * 3
-    with pytest.raises(ConfigError, match="no row has a value under 'status'"):
+    with pytest.raises(ConfigError, match="no row has a value under 'completionStartTime'"):
         list(Log(tmp_path / "o.json", RECIPES["litellm"]))
 
 

@@ -79,7 +79,7 @@ def import_(
         }  # fmt: skip
         start = _recipe(recipe)
         given = {name: text for name, text in asked.items() if text is not None}
-        must = Columns(**given, only=tuple(only or ()), without=tuple(without or ()))
+        must = msgspec.structs.replace(Columns(), **given, only=tuple(only or ()), without=tuple(without or ()))
         where = msgspec.structs.replace(
             start,
             **given,
