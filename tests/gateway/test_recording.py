@@ -49,6 +49,14 @@ async def test_what_is_on_its_way_is_bounded_too(recordings, monkeypatch):
     assert recording.came(None, request("c"))
 
 
+async def test_what_cannot_be_recorded_is_served_all_the_same(recordings, monkeypatch, caplog):
+    recording = recordings.begin(tenant=None, block_tokens=32, text=False, seconds=None)
+    monkeypatch.setattr(module, "came", lambda *_, **__: 1 / 0)
+    assert not recording.came(None, request("a"))
+    assert "request a cannot be recorded" in caplog.text
+    assert b'{"foreserve_trace":"lost","rows":1}' in await recording.next()
+
+
 async def test_when_the_server_stops_what_has_ended_can_still_be_read(recordings):
     recording = recordings.begin(tenant=None, block_tokens=32, text=False, seconds=60.0)
     recording.came(None, request("a"))

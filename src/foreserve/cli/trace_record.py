@@ -88,7 +88,8 @@ def record(
 async def _record(url: str, asked: dict[str, str], headers: dict[str, str], part: Path) -> Written:
     """Write what comes to `part`, until it ends or Ctrl-C. Raises ConfigError when it cannot begin."""
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    for ends in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(ends, stop.set)
     timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_S)
     written = Written()
     try:

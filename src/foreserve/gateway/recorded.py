@@ -17,6 +17,7 @@ from foreserve.services.foreseen import Foreseen
 from foreserve.services.llm import LLM
 from foreserve.services.llm_decoder import TextDelta
 from foreserve.services.upstream_asked import CHARS_PER_TOKEN, asked_upstream
+from foreserve.traces.reading import MOST_TOKENS
 from foreserve.traces.row import TraceRow
 
 MOST_TEXT: Final = 2**20
@@ -113,7 +114,7 @@ def _forwarded(known: Came, payload: Forward, about: Foreseen | None, hashes: Ha
     """Of a request to another server, whose tokens are guessed until it tells."""
     try:
         there = _fields.decode(payload.body)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         there = {}
     messages, words = there.get("messages"), there.get("prompt")
     prompt = bytes(there.get("prompt" if messages is None else "messages", b""))
@@ -130,12 +131,12 @@ def _forwarded(known: Came, payload: Forward, about: Foreseen | None, hashes: Ha
 
 def row(known: Came, outcome: Outcome, hashes: Hashes, answer: str | None) -> TraceRow:
     """How it went, with all that was known when it came."""
-    prompt = int(outcome.usage.get("prompt_tokens", 0)) or known.input_tokens
+    prompt = _tokens(outcome, "prompt_tokens") or known.input_tokens
     on_replica = None if outcome.started is None else outcome.ended - outcome.started
     return TraceRow(
         arrival=known.arrival,
         input_tokens=prompt,
-        output_tokens=int(outcome.usage.get("output_tokens", 0)),
+        output_tokens=_tokens(outcome, "output_tokens"),
         most_tokens=known.most_tokens,
         seconds=on_replica if known.function else None,
         service=outcome.service,
@@ -150,6 +151,11 @@ def row(known: Came, outcome: Outcome, hashes: Hashes, answer: str | None) -> Tr
         text=known.text,
         answer=answer,
     )
+
+
+def _tokens(outcome: Outcome, name: str) -> int:
+    """As far as it can be meant: another server may count as it likes."""
+    return int(min(max(outcome.usage.get(name, 0.0), 0.0), MOST_TOKENS))
 
 
 class Answer:

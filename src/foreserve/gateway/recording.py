@@ -7,6 +7,7 @@ and is told how many.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections import deque
 from typing import Any, Final
@@ -20,6 +21,8 @@ from foreserve.dispatch.stream import Stream
 from foreserve.errors import Unavailable
 from foreserve.gateway.recorded import Answer, Came, Hashes, came, row
 from foreserve.traces.row import Header, Lost, TraceRow
+
+log = logging.getLogger(__name__)
 
 MOST_RECORDINGS: Final = 4
 MOST_ROWS: Final = 20_000
@@ -165,7 +168,12 @@ class Recording:
         if len(self._coming) >= MOST_OPEN:
             self._lose()
             return False
-        self._coming[request.id] = came(kind, request, self._hashes, self._start, text=self.text)
+        try:
+            self._coming[request.id] = came(kind, request, self._hashes, self._start, text=self.text)
+        except Exception:  # who records must never stand in the way of who is served
+            log.exception("request %s cannot be recorded", request.id)
+            self._lose()
+            return False
         return True
 
     def forget(self, request_id: str) -> None:
@@ -181,7 +189,7 @@ class Recording:
             self._lose()
         else:
             self._rows.append(row(known, outcome, self._hashes, answer if self.text else None))
-        self._news.set()
+            self._news.set()
 
     def _lose(self) -> None:
         self._lost += 1
