@@ -78,8 +78,8 @@ def came(kind: Any, request: Request, hashes: Hashes, start: float, *, text: boo
     """Of a request to a service of `kind`, in a recording that began at `start` (loop seconds)."""
     payload = request.payload
     known = Came(
-        arrival=max(0.0, request.arrival - start),
-        deadline_s=None if request.deadline is None else request.deadline - request.arrival,
+        arrival=_seconds(start, request.arrival) or 0.0,
+        deadline_s=_seconds(request.arrival, request.deadline),
         utility=request.utility,
         tenant=request.tenant,
     )
@@ -132,7 +132,7 @@ def _forwarded(known: Came, payload: Forward, about: Foreseen | None, hashes: Ha
 def row(known: Came, outcome: Outcome, hashes: Hashes, answer: str | None) -> TraceRow:
     """How it went, with all that was known when it came."""
     prompt = _tokens(outcome, "prompt_tokens") or known.input_tokens
-    on_replica = None if outcome.started is None else outcome.ended - outcome.started
+    on_replica = None if outcome.started is None else _seconds(outcome.started, outcome.ended)
     return TraceRow(
         arrival=known.arrival,
         input_tokens=prompt,
@@ -146,11 +146,16 @@ def row(known: Came, outcome: Outcome, hashes: Hashes, answer: str | None) -> Tr
         prefix=known.prefix[: prompt // hashes.block_tokens],
         app=known.app,
         outcome=outcome.kind.value,
-        first_s=None if outcome.first is None else max(0.0, outcome.first - outcome.arrival),
-        total_s=max(0.0, outcome.ended - outcome.arrival),
+        first_s=_seconds(outcome.arrival, outcome.first),
+        total_s=_seconds(outcome.arrival, outcome.ended),
         text=known.text,
         answer=answer,
     )
+
+
+def _seconds(since: float, until: float | None) -> float | None:
+    """To the microsecond: clocks tell no more, and a row is read by people too."""
+    return None if until is None else round(max(0.0, until - since), 6)
 
 
 def _tokens(outcome: Outcome, name: str) -> int:

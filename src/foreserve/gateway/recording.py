@@ -187,9 +187,13 @@ class Recording:
             return
         if len(self._rows) >= MOST_ROWS:
             self._lose()
-        else:
+            return
+        try:
             self._rows.append(row(known, outcome, self._hashes, answer if self.text else None))
-            self._news.set()
+        except Exception:  # as above
+            log.exception("request %s cannot be recorded", outcome.id)
+            self._lose()
+        self._news.set()
 
     def _lose(self) -> None:
         self._lost += 1
