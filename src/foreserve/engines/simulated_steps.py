@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections import deque
 
 from foreserve.engines.profile import EngineProfile
-from foreserve.engines.simulated_cost import DecodeCost, PrefillCost
+from foreserve.engines.simulated_cost import DecodeCost, Line, PrefillCost
 from foreserve.engines.simulated_prefix import PrefixCache
 from foreserve.engines.simulated_sequence import Emission, Sequence
 
@@ -58,7 +58,10 @@ class ContinuousSteps:
         self._stretch = 0  # its decode steps; 0 when it computes prompts
         self._parts: list[tuple[Sequence, int]] = []  # what it computes of whose prompt
         self._left = 0  # tokens that it could compute beside
+        self._line = self._decode.line(1)  # how long its decode steps take, by context
+        self._from = 0.0  # the context at its first
         self._last_s: float | None = None
+        self._last: tuple[Line, float, float] | None = None  # after a stretch: what to read that from
 
     # --- what happens
 
@@ -139,9 +142,9 @@ class ContinuousSteps:
             return self._stretch
         if self._stretch == 1:
             return 0
-        line = self._decode.line(self._decoding)
-        at_least = line.steps(self._mean(), (now - self._began) / self._slow, self._stretch)
-        return at_least - (line.total(self._mean(), at_least) * self._slow > (now - self._began) * (1.0 + 1e-9))
+        at_least = self._line.steps(self._from, (now - self._began) / self._slow, self._stretch)
+        took = self._line.total(self._from, at_least) * self._slow
+        return at_least - (took > (now - self._began) * (1.0 + 1e-9))
 
     def kv_fraction(self, now: float) -> float:
         """The share of the KV cache that somebody holds."""
@@ -150,7 +153,10 @@ class ContinuousSteps:
     def last_step_s(self, now: float) -> float | None:
         """How long the newest step took that is over; `None` before the first."""
         if over := self.under_way(now):
-            return self._decode.line(self._decoding).at(self._mean() + over - 1) * self._slow
+            return self._line.at(self._from + over - 1) * self._slow
+        if self._last_s is None and self._last is not None:
+            line, context, slow = self._last
+            return line.at(context) * slow
         return self._last_s
 
     # --- a step begins
@@ -244,8 +250,8 @@ class ContinuousSteps:
         if not self._room(steps):
             steps = bisect_right(range(1, steps), False, key=lambda step: not self._room(step))
         self._stretch = steps
-        seconds = self._decode.line(self._decoding).total(self._mean(), steps)
-        self._ends = self._began + seconds * self._slow
+        self._line, self._from = self._decode.line(self._decoding), self._mean()
+        self._ends = self._began + self._line.total(self._from, steps) * self._slow
         if self.waiting and len(self.running) < self._slots and self.waiting[0].ready > self._began:
             self._cut(self.waiting[0].ready)
 
@@ -254,15 +260,13 @@ class ContinuousSteps:
         assert self._ends is not None
         if self._stretch < 2 or at >= self._ends:
             return
-        line = self._decode.line(self._decoding)
-        steps = line.steps(self._mean(), (at - self._began) / self._slow, self._stretch)
-        self._stretch = max(steps, 1)
-        self._ends = self._began + line.total(self._mean(), self._stretch) * self._slow
+        line = self._line
+        self._stretch = max(line.steps(self._from, (at - self._began) / self._slow, self._stretch), 1)
+        self._ends = self._began + line.total(self._from, self._stretch) * self._slow
 
     def _last_runs(self, now: float) -> bool:
         """Whether the last step of the stretch has begun."""
-        over = self._decode.line(self._decoding).total(self._mean(), self._stretch - 1)
-        return self._began + over * self._slow <= now
+        return self._began + self._line.total(self._from, self._stretch - 1) * self._slow <= now
 
     def _interrupt(self, now: float) -> None:
         """Let nothing but the step that runs now be under way, so that who decodes may change, and how fast."""
@@ -270,10 +274,10 @@ class ContinuousSteps:
             return
         self._cut(now)
         if over := self._stretch - 1:
-            line = self._decode.line(self._decoding)
-            self._last_s = line.at(self._mean() + over - 1) * self._slow
-            self._began += line.total(self._mean(), over) * self._slow
+            self._last_s = self._line.at(self._from + over - 1) * self._slow
+            self._began += self._line.total(self._from, over) * self._slow
             self._step += over
+            self._from += over
             self._stretch = 1
 
     def _mean(self) -> float:
@@ -285,10 +289,8 @@ class ContinuousSteps:
     def _end_step(self, out: list[Emission]) -> None:
         assert self._ends is not None
         if self._stretch:
-            self._last_s = self._ends - self._began
-            if self._stretch > 1:
-                line = self._decode.line(self._decoding)
-                self._last_s = line.at(self._mean() + self._stretch - 1) * self._slow
+            self._last_s = None
+            self._last = (self._line, self._from + self._stretch - 1, self._slow)
             self._step += self._stretch
             self._stretch = 0
         elif self._parts:
