@@ -1,4 +1,7 @@
-"""Nothing that decides knows how long an answer will really be: policies see no payload, and no field tells it."""
+"""Nothing that decides knows how long an answer will really be: policies see no payload, and no field tells it.
+
+`tests/simulation/test_boundary.py` shows it of a whole simulation: no true length is reached from what is handed over.
+"""
 
 from __future__ import annotations
 
