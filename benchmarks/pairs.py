@@ -20,11 +20,11 @@ import numpy as np
 
 from benchmarks.contexts import same_context, template_parts
 from benchmarks.data import folder
-from foreserve.traces.files import lines
 from foreserve.models.catalog import locate
 from foreserve.models.prepare import prepare
 from foreserve.models.tokenizer import Tokenizer
 from foreserve.settings import Environment
+from foreserve.traces.files import lines
 
 Message = dict[str, str]
 """A turn of a chat in OpenAI's form: `role` and `content`."""

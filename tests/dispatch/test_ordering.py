@@ -19,6 +19,7 @@ from foreserve.dispatch.batching import FirstCome
 from foreserve.dispatch.ordering import ResponseRatio
 from foreserve.errors import ConfigError
 from foreserve.ports import Pick, Room
+from foreserve.simulation.checks import reachable
 from foreserve.simulation.clock import run
 from tests.dispatch.harness import House
 
@@ -465,3 +466,16 @@ def test_every_option_is_told_with_its_default():
 def test_bad_weights_are_named():
     with pytest.raises(ConfigError, match="acme"):
         ResponseRatio(tenant_weights={"acme": 0.0})
+
+
+def test_nothing_is_kept_of_requests_that_have_ended_once_none_waits():
+    policy = ResponseRatio()
+    works = [work(f"q{n}", deadline=1000.0 + n) for n in range(20)]
+    for each in works:
+        policy.add(each, 0.0)
+    for _ in range(10):
+        picked = policy.pick([room()], 1.0)
+        assert isinstance(picked, Pick)
+    for each in works:
+        policy.remove(each.id)
+    assert not list(reachable(policy, (Work,)))

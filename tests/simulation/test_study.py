@@ -9,8 +9,10 @@ import foreserve as fs
 from foreserve.app import App
 from foreserve.core import Outcome
 from foreserve.errors import ConfigError
+from foreserve.ports import Launcher
 from foreserve.services.llm import LLM
-from foreserve.simulation.study import MOST_TRAININGS, Stage, simulate
+from foreserve.simulation.stage import Happened, Stage
+from foreserve.simulation.study import MOST_TRAININGS, simulate
 from foreserve.traces.row import TraceRow
 from tests.simulation.traces import PROFILE, Rows, chat, poisson, profiles
 
@@ -98,6 +100,13 @@ def test_trainings_of_a_long_trace_are_bounded_and_told():
 def test_faults_see_the_stage_and_the_rows():
     class Twice:
         stage: Stage | None = None
+        launcher: Launcher | None = None
+
+        def __init__(self) -> None:
+            self.happened: list[Happened] = []
+
+        def launching(self, launcher: Launcher) -> None:
+            self.launcher = launcher
 
         def rows(self, rows: Iterator[TraceRow]) -> Iterator[TraceRow]:
             for row in rows:
@@ -106,6 +115,7 @@ def test_faults_see_the_stage_and_the_rows():
 
         def begin(self, stage: Stage) -> None:
             assert stage.running.started
+            assert stage.launcher is self.launcher
             assert stage.drive.submitted == 0
             self.stage = stage
 

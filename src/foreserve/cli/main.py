@@ -6,9 +6,12 @@ import typer
 
 from foreserve import __version__
 from foreserve.cli.bench import bench
+from foreserve.cli.calibrate import calibrate
 from foreserve.cli.explain import explain
 from foreserve.cli.learn import forget_, learn
 from foreserve.cli.serve import serve
+from foreserve.cli.simulate import simulate
+from foreserve.cli.trace import app as trace
 
 app = typer.Typer(
     name="foreserve",
@@ -20,8 +23,11 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(bench)
 app.command()(explain)
+app.command()(calibrate)
 app.command()(learn)
+app.command()(simulate)
 app.command("forget")(forget_)
+app.add_typer(trace, name="trace")
 
 
 def _version(wanted: bool) -> None:

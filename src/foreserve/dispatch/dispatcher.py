@@ -7,8 +7,9 @@ compared, payloads and chunks are passed on.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from foreserve.core import Chunk, Finish, Outcome, Work
 from foreserve.dispatch import early
@@ -17,7 +18,7 @@ from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
 from foreserve.dispatch.rooms import Rooms, Runner
 from foreserve.dispatch.stream import Stream
-from foreserve.ports import Admission, Ahead, BatchPolicy, Pick, Placement, QueueView, Ranked, Room, Wait
+from foreserve.ports import Admission, Ahead, BatchPolicy, HearsRanks, Pick, Placement, QueueView, Ranked, Room, Wait
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Dispatcher:
         self._settled = settled
         self._runners: dict[str, Runner] = {}
         self._ranked = isinstance(placement, Ranked)
+        self._heard_rank = placement.chosen if isinstance(placement, HearsRanks) else None
         self._rooms = Rooms(placement.rank if isinstance(placement, Ranked) else None)
         self._waiting: dict[str, Flight] = {}
         self._running: dict[str, Flight] = {}
@@ -111,6 +113,8 @@ class Dispatcher:
             room = self._rooms.first(works, among)
             if room is None:
                 raise LookupError(f"{', '.join(work.id for work in works)} picked, and no replica has room")
+            if self._heard_rank is not None:
+                self._heard_rank(works, room.replica, now)
             return room
         rooms = (room for room in self._rooms if not among or room.replica in among)
         fitting = {room.replica: room for room in rooms if room.takes(works)}
@@ -293,6 +297,26 @@ class Dispatcher:
 
     # --- what is known
 
+    @property
+    def policy(self) -> BatchPolicy:
+        """That which orders now."""
+        return self._policy
+
+    @property
+    def waiting(self) -> Mapping[str, Flight]:
+        """Those in the queue, by id, in the order in which they joined it."""
+        return self._waiting
+
+    @property
+    def running(self) -> Mapping[str, Flight]:
+        """Those that were given to a replica and have not ended, by id."""
+        return self._running
+
+    @property
+    def tenants_waiting(self) -> Mapping[str, int]:
+        """How many wait of each tenant, of those of which any do."""
+        return self._by_tenant
+
     def view(self, work: Work | None = None) -> QueueView:
         """Counts and pace, as admission sees them; `own`, `tenants` and `ahead` are those of `work`, which has come."""
         waiting = len(self._waiting)
@@ -328,7 +352,7 @@ class Dispatcher:
             self._alarm.cancel()
         self._alarm = self._loop.call_at(until, self.wake)
 
-    @property
+    @functools.cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
 

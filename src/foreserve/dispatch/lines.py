@@ -60,7 +60,9 @@ class Lines:
         self._tenants.leave(waiting.account, waiting.standing)
         self._live -= 1
         self._sure -= waiting.standing == SURE
-        if len(self._changes) > 2 * self._live + 64:
+        if not self._live:
+            self._changes.clear()
+        elif len(self._changes) > 2 * self._live + 64:
             self._changes = [entry for entry in self._changes if entry[2].bucket is not None]
             heapq.heapify(self._changes)
 

@@ -83,5 +83,6 @@ FEATURES = ("logprobs", "top_logprobs", "json_schema", "penalties", "seed", "ign
 """
 
 # Usage keys of a language model's `Finish.usage`: "prompt_tokens", "output_tokens", "cached_tokens".
-# Facts of its `EngineInfo.facts`: "context_tokens" (int), "weights" (str), "max_batched_tokens" (int).
+# Facts of its `EngineInfo.facts`: "context_tokens" (int), "weights" (str), "max_batched_tokens" (int),
+# "block_tokens" (int), "prefix_caching" (bool).
 # Its capacity names "slots" (sequences at once) and "kv_tokens".

@@ -105,6 +105,8 @@ class OpenVINOEngine:
                 "context_tokens": self._context,
                 "weights": facts.weights,
                 "max_batched_tokens": self._max_batched_tokens,
+                "block_tokens": _BLOCK_TOKENS,
+                "prefix_caching": self._prefix_caching,
                 "exact": self._exact,
             },
         )

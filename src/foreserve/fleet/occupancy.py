@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from foreserve.core import Cost, EngineLoad, Ramp, Work, restore, subtract
-from foreserve.foresight.anticipator import Anticipator
+from foreserve.foresight.anticipator import Anticipator, Held
 
 WEIGHT = 0.2
 """Of the newest heartbeat, in the moving rate of steps."""
@@ -50,6 +52,13 @@ class StepClock:
         return int(steps)
 
 
+class FrozenAhead(msgspec.Struct, frozen=True):
+    """An `Ahead` as it was: `maps` has what each one that is not empty holds, and the step that it is at."""
+
+    capacity: dict[str, float]
+    maps: dict[str, tuple[int, list[Held]]]
+
+
 class Ahead:
     """What can still begin on one replica, by the maps of its resources (see `ports.LookAhead`)."""
 
@@ -67,6 +76,18 @@ class Ahead:
             return resource not in self.capacity or self._fits(resource, ramps)
         resources = dict.fromkeys(ramp.resource for ramp in ramps if ramp.resource in self.capacity)
         return all(self._fits(name, [ramp for ramp in ramps if ramp.resource == name]) for name in resources)
+
+    def frozen(self) -> FrozenAhead:
+        """See `LookAhead`."""
+        maps = {resource: (one.now, one.held()) for resource, one in self.maps.items() if one}
+        return FrozenAhead(dict(self.capacity), maps)
+
+    @classmethod
+    def restored(cls, was: FrozenAhead) -> Ahead:
+        """One that takes what the frozen one took."""
+        ahead = cls(was.capacity)
+        ahead.maps = {resource: Anticipator.restored(now, held) for resource, (now, held) in was.maps.items()}
+        return ahead
 
     def _fits(self, resource: str, ramps: Sequence[Ramp]) -> bool:
         return self.map(resource).takes(ramps, self.capacity[resource])

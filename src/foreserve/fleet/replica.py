@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -55,7 +56,7 @@ class Replica:
         self.settled = asyncio.Event()
         """Set once it is ready or gone."""
         self._drained = asyncio.Event()
-        self._connection: Connection | None = None
+        self.connection: Connection | None = None
         self._on_ready = on_ready
         self._on_chunks = on_chunks
         self._on_gone = on_gone
@@ -110,12 +111,12 @@ class Replica:
 
     def connect(self, connection: Connection) -> None:
         """The launcher's connection; given once, right after the launch."""
-        self._connection = connection
+        self.connection = connection
 
     @property
     def pid(self) -> int | None:
         """The worker's process, where it has one of its own."""
-        return self._connection.pid if self._connection else None
+        return self.connection.pid if self.connection else None
 
     def heard(self, message: FromWorker) -> None:
         """See `ports.Listener`."""
@@ -167,13 +168,13 @@ class Replica:
                     await asyncio.wait_for(self._drained.wait(), drain_s)
                 except TimeoutError:
                     log.warning("replica %s still held %d requests after %g s", self.name, len(self.held), drain_s)
-        if self._connection is not None:
-            await self._connection.stop(grace_s)
+        if self.connection is not None:
+            await self.connection.stop(grace_s)
 
     def _send(self, message: Run | Abort | Drain) -> None:
-        if self._connection is not None and self.state is not State.GONE:
-            self._connection.send(message)
+        if self.connection is not None and self.state is not State.GONE:
+            self.connection.send(message)
 
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
+    @functools.cached_property
+    def _now(self) -> Callable[[], float]:
+        return asyncio.get_running_loop().time

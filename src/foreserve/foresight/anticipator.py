@@ -25,7 +25,7 @@ LEAST_EXTENSION = 16
 _NEVER = 2**63
 
 
-class Held(msgspec.Struct):
+class Held(msgspec.Struct, array_like=True):
     """One ramp on the map, in absolute steps: it began at `began` and is foreseen to end at `end`, at most at `last`.
 
     Beyond `last` it cannot grow; `flat` is then what it holds until it is removed.
@@ -87,6 +87,23 @@ class Anticipator:
 
     def __contains__(self, ramp_id: object) -> bool:
         return ramp_id in self._held
+
+    def held(self) -> list[Held]:
+        """What is on the map, each as it is now."""
+        return [msgspec.structs.replace(held) for held in self._held.values()]
+
+    @classmethod
+    def restored(cls, now: int, held: Sequence[Held]) -> Anticipator:
+        """The map that has these at this step. Their ids are not known: it is for looking at."""
+        made = cls()
+        made.now = now
+        for order, one in enumerate(held):
+            made._held[f"#{order}"] = one
+            made._most += _top(one)
+            x, y = made._share(one)
+            made._put(now, x, y)
+            made._put(one.end, -x, -y)
+        return made
 
     # --- what changes it
 

@@ -108,7 +108,7 @@ class History:
 
     def past(self, app: int, tenant: int) -> NDArray[np.float32]:
         """What a model is told of the application and the tenant: of each mean log length, mean log ratio, weight."""
-        found = np.zeros(PAST, np.float32)
+        found = [0.0] * PAST
         for place, name in ((0, ("app", app, -1)), (3, ("tenant", tenant, -1))):
             histogram = self._known.get(name) if name[1] else None
             if histogram is not None:
@@ -116,7 +116,7 @@ class History:
                 found[place] = share * histogram.log_tokens / histogram.weight
                 found[place + 1] = share * histogram.log_ratio / histogram.weight
                 found[place + 2] = share
-        return found
+        return np.array(found, np.float32)
 
     def predict(self, batch: Sequence[Features], levels: Sequence[float] = LEVELS) -> list[Length]:
         """From the narrowest histogram that has seen enough; from the request's own limit where none has."""

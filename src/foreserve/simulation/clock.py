@@ -92,6 +92,10 @@ class VirtualLoop(base_events.BaseEventLoop):
             heapq.heapify(self._timers)
             self._cancelled = 0
 
+    def timers(self) -> list[asyncio.TimerHandle]:
+        """Those that are set, the next one first."""
+        return [entry[2] for entry in sorted(self._timers, key=lambda entry: entry[:2]) if not entry[2]._cancelled]
+
     def _run_once(self) -> None:
         """Everything that is ready, or else what the next timer brings; asyncio calls this over and over."""
         ready: deque[asyncio.Handle] = self._ready  # type: ignore[attr-defined]

@@ -105,6 +105,8 @@ class Drive:
         found: dict[int, tuple[TraceRow, Sized, Foreseen]] = {}
         for name, twin in self._twins.items():
             mine = [(at, row) for at, row in enumerate(block) if (row.service or self._first) == name]
+            if not mine:
+                continue
             payloads = [twin.payload(row, self._block_tokens) for _, row in mine]
             abouts = await twin.about([row for _, row in mine], payloads)
             for (at, row), payload, about in zip(mine, payloads, abouts, strict=True):

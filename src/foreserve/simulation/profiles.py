@@ -65,7 +65,31 @@ def save_profile(profile: EngineProfile, path: Path) -> None:
 def dump(profile: EngineProfile) -> str:
     """As YAML: tables by rows, figures with three significant digits, what is `None` left out."""
     data = {key: value for key, value in rounded(msgspec.to_builtins(profile)).items() if value not in (None, [], {})}
-    return HEADER + yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    return HEADER + yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Numbers of one list on one line, everything else on lines of its own."""
+
+    def represent_list(self, data: Any) -> yaml.SequenceNode:
+        flow = all(isinstance(each, int | float) for each in data)
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flow)
+
+
+_Dumper.add_representer(list, _Dumper.represent_list)
+
+
+def summary(profile: EngineProfile) -> str:
+    """A profile in three lines for people."""
+    prefill, decode = profile.prefill, profile.decode
+    return (
+        f"{profile.name or 'engine'}: {profile.batching}, {profile.slots} slots, {profile.kv_tokens} tokens of KV, "
+        f"ready after {profile.start_s:.3g} s\n"
+        f"prefill: {prefill.tokens[-1] / max(prefill.seconds[-1][0], 1e-9):.3g} tokens/s "
+        f"({1000 * prefill.seconds[-1][0]:.3g} ms for {prefill.tokens[-1]})\n"
+        f"decode: {1000 * decode.seconds[0][0]:.3g} ms a token alone, "
+        f"{decode.sequences[-1] / max(decode.seconds[-1][0], 1e-9):.3g} tokens/s with {decode.sequences[-1]} together"
+    )
 
 
 def rounded(value: Any) -> Any:
@@ -86,7 +110,7 @@ def check(profile: EngineProfile, where: str = "") -> None:
             raise ConfigError(f"{where}{key} is {getattr(profile, key)}; it must be at least 1")
     if profile.max_batched_tokens is not None and profile.max_batched_tokens < 1:
         raise ConfigError(f"{where}max_batched_tokens is {profile.max_batched_tokens}; it must be at least 1")
-    for key in ("mixing", "start_s", "overhead_s", "host_bytes", "device_bytes"):
+    for key in ("mixing", "change_s", "start_s", "overhead_s", "host_bytes", "device_bytes"):
         if not 0 <= getattr(profile, key) < math.inf:
             raise ConfigError(f"{where}{key} is {getattr(profile, key)}; it must be 0 or more")
     prefill, decode = profile.prefill, profile.decode

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
-from foreserve.app import App, Running
+from foreserve.app import App
 from foreserve.core import Outcome
 from foreserve.engines.profile import EngineProfile
 from foreserve.errors import ConfigError
-from foreserve.fleet.inline import InlineLauncher
-from foreserve.ports import Launcher
 from foreserve.registry import choices
 from foreserve.settings import LLMSettings, UpstreamSettings
 from foreserve.simulation import clock
 from foreserve.simulation.drive import Drive
 from foreserve.simulation.figures import Result
+from foreserve.simulation.launcher import SimulatedLauncher
 from foreserve.simulation.measured import Measured
 from foreserve.simulation.need import Need
 from foreserve.simulation.oracle import Oracle
+from foreserve.simulation.replica import SimulatedConnection
+from foreserve.simulation.stage import FaultPlan, Stage
 from foreserve.simulation.survey import Survey, survey
 from foreserve.simulation.twin import Twin
 from foreserve.simulation.windows import width_for
-from foreserve.traces.row import Trace, TraceRow
+from foreserve.traces.row import Trace
 
 log = logging.getLogger(__name__)
 
@@ -37,27 +39,6 @@ PROGRESS_EVERY: Final = 256
 
 MOST_AFTER_S: Final = 86_400.0
 """Simulated seconds after the last arrival in which everything has to have ended; the ledger tells what had not."""
-
-
-class Stage(msgspec.Struct, frozen=True, eq=False):
-    """What faults are given to play with."""
-
-    running: Running
-    launcher: Launcher
-    drive: Drive
-    twins: Mapping[str, Twin]
-
-
-class FaultPlan(Protocol):
-    """What goes wrong, and when. Made anew for each run."""
-
-    def rows(self, rows: Iterator[TraceRow]) -> Iterator[TraceRow]:
-        """The trace as it comes, in order of arrival."""
-        ...
-
-    def begin(self, stage: Stage) -> None:
-        """The app has started and nothing has come yet."""
-        ...
 
 
 def simulate(
@@ -71,30 +52,33 @@ def simulate(
     observers: Sequence[Callable[[Outcome], None]] = (),
     surveyed: Survey | None = None,
     name: str = "",
+    notes: Sequence[str] = (),
 ) -> Result:
     """Play a trace to an app on a virtual clock and tell how it went. The same arguments give the same Result.
 
     `profiles` are by service. `seed` is noted down with the result: it is that of `faults`, and of what made the trace.
     `progress` hears now and then how many requests have ended, `observers` every outcome. `surveyed` saves a reading of
-    the trace where the caller has done it. Raises ConfigError for a service without a profile, a wrong setting and a
-    row of the trace that cannot be played; LedgerError, after any run, if a request was lost or ended twice.
+    the trace where the caller has done it; `notes` are put before the result's own. Raises ConfigError for a service
+    without a profile, a wrong setting and a row of the trace that cannot be played; LedgerError, after any run, if a
+    request was lost or ended twice.
     """
     seen = survey(trace) if surveyed is None else surveyed
     oracle = Oracle()
     twins = make_twins(app, profiles, oracle, seen)
     main = _run(app, twins, oracle, trace, seen, faults, progress, observers)
-    measured = clock.run(main, epoch=trace.header.epoch)
+    measured, preemptions = clock.run(main, epoch=trace.header.epoch)
     return Result(
         name=name,
         trace=trace.header.name,
         epoch=trace.header.epoch,
         seed=seed,
+        start_s=measured.began,
         span_s=measured.last_arrival,
         ended_s=max(measured.last_end, measured.last_arrival),
         settings={each: msgspec.to_builtins(app.services[each].settings) for each in twins},
         total=measured.total(),
-        services=measured.services(lambda _: None),
-        notes=notes(app, twins, seen),
+        services=measured.services(preemptions),
+        notes=[*notes, *remarks(app, twins, seen), *([] if faults is None else [happened(faults)])],
     )
 
 
@@ -126,7 +110,7 @@ def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, 
     return twins
 
 
-def notes(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
+def remarks(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
     """What was left out or changed, in words."""
     found = [
         f"{name} is left out: a {kind.name} cannot be simulated yet"
@@ -144,6 +128,13 @@ def notes(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
     return found
 
 
+def happened(faults: FaultPlan) -> str:
+    """What went wrong in a run, in words."""
+    counts = Counter(each.fault for each in faults.happened)
+    told = ", ".join(f"{name} {n} times" for name, n in sorted(counts.items()))
+    return f"faults: {told}" if told else "faults: none struck"
+
+
 async def _run(
     app: App,
     twins: Mapping[str, Twin],
@@ -153,8 +144,11 @@ async def _run(
     faults: FaultPlan | None,
     progress: Callable[[int], None] | None,
     observers: Sequence[Callable[[Outcome], None]],
-) -> Measured:
-    launcher = InlineLauncher(heartbeat_s=5.0)
+) -> tuple[Measured, dict[str, int]]:
+    """What was measured, and how often each service's engines preempted."""
+    launcher = SimulatedLauncher()
+    started: list[SimulatedConnection] = []
+    launcher.launched.append(started.append)
     served: dict[str, Any] = dict(twins)
     running = App(server=app.settings.server, state={"history": False}, **served).run(launcher)
     needs = {name: Need(twin.profile) for name, twin in twins.items()}
@@ -163,9 +157,11 @@ async def _run(
     running.observers += [measured.ended, *observers]
     if progress is not None:
         running.observers.append(_counted(progress))
+    if faults is not None:
+        faults.launching(launcher)
     await running.start()
     if faults is not None:
-        faults.begin(Stage(running, launcher, drive, twins))
+        faults.begin(Stage(running=running, launcher=launcher, drive=drive, twins=twins))
     measured.start()
     try:
         async with asyncio.timeout(seen.span_s + MOST_AFTER_S):
@@ -176,7 +172,10 @@ async def _run(
         measured.stop()
     running.ledger.check(idle=True)  # before the stop, which would end what is left
     await running.stop(0.0)
-    return measured
+    preemptions = dict.fromkeys(twins, 0)
+    for replica in started:
+        preemptions[replica.name.rpartition("/")[0]] += replica.preemptions
+    return measured, preemptions
 
 
 def _counted(progress: Callable[[int], None]) -> Callable[[Outcome], None]:

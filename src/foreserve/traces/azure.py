@@ -25,12 +25,12 @@ def recognise(text: str) -> bool:
     return tuple(cell.strip() for cell in text.split(",")[: len(COLUMNS)]) == COLUMNS
 
 
-def open_azure(path: Path, *, skip_bad: bool = False) -> LineTrace:
+def open_azure(path: Path, *, skip_bad: bool = False, sort: bool = False) -> LineTrace:
     """Times are dates (UTC where they name no zone) or seconds; the earliest is arrival 0 and the header's epoch."""
     head = next(lines(path), None)
     if head is None or not recognise(head[1]):
         raise ConfigError(f"{path}: line 1: columns are {head[1] if head else ''!r}; expected {','.join(COLUMNS)}")
-    start = _start(path, head[0] + 1, skip_bad)
+    start = _start(path, head[0] + 1, skip_bad, None if sort else HOLD)
 
     def parse(text: str) -> TraceRow:
         at, context, generated = cells(text)
@@ -39,13 +39,13 @@ def open_azure(path: Path, *, skip_bad: bool = False) -> LineTrace:
         return TraceRow(arrival=arrival, input_tokens=int(context), output_tokens=int(generated))
 
     header = Header(name=name_of(path), epoch=start if start >= _YEAR_2000 else 0.0)
-    return LineTrace(path, parse, header=header, first_line=head[0] + 1, skip_bad=skip_bad)
+    return LineTrace(path, parse, header=header, first_line=head[0] + 1, skip_bad=skip_bad, sort=sort)
 
 
-def _start(path: Path, first_line: int, skip_bad: bool) -> float:
-    """The earliest time among the rows that may still change places."""
+def _start(path: Path, first_line: int, skip_bad: bool, most: int | None) -> float:
+    """The earliest time among the first `most` rows, which may still change places."""
     start = math.inf
-    for number, text in islice(lines(path, first_line), HOLD):
+    for number, text in islice(lines(path, first_line), most):
         try:
             start = min(start, seconds(cells(text)[0]))
         except BAD as error:

@@ -44,7 +44,7 @@ def parse(text: str) -> TraceRow:
     )
 
 
-def open_mooncake(path: Path, *, skip_bad: bool = False) -> LineTrace:
+def open_mooncake(path: Path, *, skip_bad: bool = False, sort: bool = False) -> LineTrace:
     """Times stay as they are: milliseconds since the trace's start."""
     header = Header(name=name_of(path), block_tokens=BLOCK_TOKENS)
-    return LineTrace(path, parse, header=header, skip_bad=skip_bad)
+    return LineTrace(path, parse, header=header, skip_bad=skip_bad, sort=sort)

@@ -30,22 +30,25 @@ def open_trace(
     skip_bad: bool = False,
     rate: float | None = None,
     seed: int = 0,
+    sort: bool = False,
 ) -> Trace:
     """A trace that streams from its file each time it is iterated, in order of arrival, in bounded memory.
 
     Files may be packed with xz or gzip. With `skip_bad` malformed rows are left out and counted (`Trace.skipped`).
-    `rate` (requests a second) and `seed` are for formats whose arrivals are drawn. Raises ConfigError here, or while it
-    is read, with file, line and what is wrong.
+    `rate` (requests a second) and `seed` are for formats whose arrivals are drawn. Rows may be out of order within
+    10,000 of them; with `sort` in any order, which takes a pass and temporary files before the first row.
+
+    Raises ConfigError here, or while it is read, with file, line and what is wrong.
     """
     path = Path(path)
     if format == "auto":
         format = recognise(path)
     if format == "foreserve":
-        return own.open_own(path, skip_bad=skip_bad)
+        return own.open_own(path, skip_bad=skip_bad, sort=sort)
     if format == "azure":
-        return azure.open_azure(path, skip_bad=skip_bad)
+        return azure.open_azure(path, skip_bad=skip_bad, sort=sort)
     if format == "mooncake":
-        return mooncake.open_mooncake(path, skip_bad=skip_bad)
+        return mooncake.open_mooncake(path, skip_bad=skip_bad, sort=sort)
     if format == "vidur":
         return vidur.open_vidur(path, rate=rate, seed=seed, skip_bad=skip_bad)
     if format == "servegen":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -41,7 +42,7 @@ def recognise(text: str) -> bool:
     return "foreserve_trace" in fields or "arrival" in fields
 
 
-def open_own(path: Path, *, skip_bad: bool = False) -> LineTrace:
+def open_own(path: Path, *, skip_bad: bool = False, sort: bool = False) -> LineTrace:
     """A trace of ours. Without a header its name is the file's and its epoch is not known."""
     for number, text in lines(path):
         if '"foreserve_trace"' not in text:
@@ -50,8 +51,8 @@ def open_own(path: Path, *, skip_bad: bool = False) -> LineTrace:
             header = _header.decode(text)
         except msgspec.MsgspecError as error:
             raise ConfigError(f"{path}: line {number}: the header: {error}") from None
-        return LineTrace(path, parse, header=header, first_line=number + 1, skip_bad=skip_bad)
-    return LineTrace(path, parse, header=Header(name=name_of(path)), skip_bad=skip_bad)
+        return LineTrace(path, parse, header=header, first_line=number + 1, skip_bad=skip_bad, sort=sort)
+    return LineTrace(path, parse, header=Header(name=name_of(path)), skip_bad=skip_bad, sort=sort)
 
 
 def parse(text: str) -> TraceRow:
@@ -78,7 +79,9 @@ def write_trace(path: Path, trace: Trace) -> int:
 
     The file appears when all of it is written. Raises ConfigError when it cannot be, or when `trace` cannot be read.
     """
-    return write_rows(path, trace.header, trace)
+    rows = iter(trace)
+    first = next(rows, None)  # a log knows when it began once it has been read
+    return write_rows(path, trace.header, chain([] if first is None else [first], rows))
 
 
 def write_rows(path: Path, header: Header, rows: Iterable[TraceRow]) -> int:

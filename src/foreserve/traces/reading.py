@@ -14,6 +14,7 @@ import msgspec
 from foreserve.errors import ConfigError
 from foreserve.traces.files import count_lines, lines
 from foreserve.traces.row import Header, TraceRow
+from foreserve.traces.sorting import in_any_order
 
 HOLD: Final = 10_000
 """Rows that are held back so that those which come a little late still find their place."""
@@ -75,9 +76,9 @@ def in_order(rows: Iterable[Numbered], late: Callable[[int, str], None], hold: i
 
 
 class LineTrace:
-    """A trace that is a file with a row in each line from `first_line` on. Implements `Trace`.
+    """A trace that is a file with a row in each line from `first_line` on, by arrival or, with `sort`, in any order.
 
-    `parse` makes a row of a line and raises one of `BAD`, with words, where it cannot.
+    `parse` makes a row of a line and raises one of `BAD`, with words, where it cannot. Implements `Trace`.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class LineTrace:
         header: Header | None = None,
         first_line: int = 1,
         skip_bad: bool = False,
+        sort: bool = False,
     ) -> None:
         self.path = path
         self.header = Header(name=name_of(path)) if header is None else header
@@ -95,10 +97,13 @@ class LineTrace:
         self._parse = parse
         self._first_line = first_line
         self._skip_bad = skip_bad
+        self._sort = sort
         self._lines: int | None = None
 
     def __iter__(self) -> Iterator[TraceRow]:
         self.skipped = 0
+        if self._sort:
+            return in_any_order(row for _, row in self.numbered())
         return in_order(self.numbered(), self._bad)
 
     def numbered(self) -> Iterator[Numbered]:

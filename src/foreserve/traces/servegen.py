@@ -57,13 +57,12 @@ class ServeGenTrace:
 
     def between(self, start: float, end: float) -> ServeGenTrace:
         """From second `start` on, which becomes arrival 0, and before `end`. What is not wanted is not drawn."""
-        first = self._start + start
         return ServeGenTrace(
             self._path,
             self._clients,
             self._seed,
             keep=self._keep,
-            start=first,
+            start=self._start + start,
             end=min(self._end, self._start + end),
         )
 

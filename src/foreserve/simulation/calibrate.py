@@ -1,0 +1,215 @@
+"""Measures one engine of a service and makes its profile: starts, steps and memory of the engine itself.
+
+The engine is started by its launcher with the service's own settings and asked by messages, so what is measured is what
+serves; nothing of ours is between but the connection.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from foreserve.clock import wall
+from foreserve.core import EngineInfo, EngineSpec
+from foreserve.engines.profile import DecodeTable, EngineProfile, PrefillTable
+from foreserve.loadgen.arrivals import generator
+from foreserve.ports import Launcher
+from foreserve.simulation import calibrate_continuous as continuous
+from foreserve.simulation import calibrate_static as static
+from foreserve.simulation import fit
+from foreserve.simulation.calibrate_plan import Effort, Limits, Tell
+from foreserve.simulation.probe import Probe
+
+SEED: Final = 20_11_26
+STARTING: Final = 0.1
+"""The share of the bar for the starts."""
+
+MOVED: Final = 0.05
+"""Smoothing that changes a figure by more than this share is told."""
+
+NO_CHANGE: Final = 0.03
+"""A change of a step's size that costs less than this share of the shortest step is noise."""
+
+DEFAULT_BLOCK: Final = 16
+"""Tokens of a KV block, where the engine does not tell."""
+
+
+async def calibrate(
+    launcher: Launcher,
+    spec: EngineSpec,
+    vocabulary: int,
+    effort: Effort,
+    *,
+    name: str = "",
+    tell: Tell = lambda done, what: None,
+) -> EngineProfile:
+    """Start the engine, measure it, end it. Raises EngineStartError when it does not start or fails on the way.
+
+    `vocabulary` is how many token ids its model has.
+    """
+    starts: list[float] = []
+    for at in range(effort.starts):
+        tell(STARTING * at / effort.starts, f"start {at + 1} of {effort.starts}")
+        async with Probe(launcher, spec, generator(SEED + at), vocabulary) as probe:
+            starts.append(probe.start_s)
+            if at < effort.starts - 1:
+                continue
+            await _warm_up(probe)
+            limits = Limits.of(probe.info)
+
+            def told(done: float, what: str) -> None:
+                tell(STARTING + (1.0 - STARTING) * done, what)
+
+            if probe.info.batching == "static":
+                profile = _of_batches(probe.info, limits, await static.measure(probe, limits, effort, told))
+            else:
+                profile = _of_steps(probe.info, limits, await continuous.measure(probe, limits, effort, told))
+            memory = probe.memory_bytes()
+    tell(1.0, "done")
+    return _complete(profile, name=name, starts=starts, memory=memory)
+
+
+async def _warm_up(probe: Probe) -> None:
+    """What is set up late is not to be measured."""
+    for _ in range(3):
+        await probe.ask((32, 4))
+
+
+def _of_steps(info: EngineInfo, limits: Limits, steps: continuous.Steps) -> EngineProfile:
+    notes: list[str] = []
+    sequences = limits.sequences()
+    contexts = sorted({context for _, context in steps.decode})
+    decode = _table(fit.medians(steps.decode), sequences, contexts, "decode", notes)
+    overhead_s = float(median(steps.overhead))
+    change_s = max(0.0, float(median(steps.change))) if steps.change else 0.0
+    if change_s < NO_CHANGE * decode[0][0]:
+        change_s = 0.0
+    cells = continuous.prefill_cells(steps, limits, overhead_s + change_s)
+    tokens = sorted({length for length, _ in cells})
+    before = sorted({context for _, context in cells})
+    prefill = _table(cells, tokens, before, "prefill", notes)
+    mixing = 1.0
+    points: list[tuple[float, float, float]] = []
+    if steps.mixed:
+        alone = {length: prefill[row][0] for row, length in enumerate(tokens)}
+        points = [(both - change_s, _between(alone, length), beside) for length, both, beside in steps.mixed]
+        mixing = fit.share_added(points)
+    spread = {
+        "overhead_s": _ends(steps.overhead),
+        f"prefill of {tokens[-1]}": _ends([max(0.0, s - overhead_s - change_s) for s in steps.alone[tokens[-1]]]),
+        f"decode of {sequences[0]}": _ends(steps.decode[sequences[0], contexts[0]]),
+        f"decode of {sequences[-1]}": _ends(steps.decode[sequences[-1], contexts[0]]),
+    }
+    if change_s:
+        spread["change_s"] = _ends(steps.change)
+    if points:
+        spread["mixing"] = _ends([(both - prefilled) / beside for both, prefilled, beside in points])
+    caching = bool(info.facts.get("prefix_caching", steps.cached))
+    if caching != steps.cached:
+        notes.append(f"the engine says prefix_caching is {caching}; a repeated prompt was measured as {steps.cached}")
+    if limits.budget is None and limits.slots > 1:
+        notes.append("the engine names no token budget of a step: prompts are taken to be computed whole")
+    return EngineProfile(
+        batching="continuous",
+        slots=limits.slots,
+        kv_tokens=limits.kv_tokens,
+        context_tokens=limits.context,
+        prefill=PrefillTable(tokens=tokens, before=before, seconds=prefill),
+        decode=DecodeTable(sequences=sequences, context=contexts, seconds=decode),
+        max_batched_tokens=limits.budget,
+        mixing=mixing,
+        change_s=change_s,
+        block_tokens=_block(info, notes),
+        prefix_caching=steps.cached,
+        overhead_s=overhead_s,
+        spread=spread,
+        notes=notes,
+    )
+
+
+def _of_batches(info: EngineInfo, limits: Limits, batches: static.Batches) -> EngineProfile:
+    notes: list[str] = []
+    rows = limits.sequences()
+    contexts = sorted({context for _, context in batches.decode})
+    decode = _table(fit.medians(batches.decode), rows, contexts, "decode", notes)
+    by_tokens = {(tokens, 0): float(median(each)) for tokens, each in batches.by_tokens().items()}
+    tokens = [length for length, _ in by_tokens]
+    prefill = _table(by_tokens, tokens, [0], "prefill", notes)
+    return EngineProfile(
+        batching="static",
+        slots=limits.slots,
+        kv_tokens=limits.kv_tokens,
+        context_tokens=limits.context,
+        prefill=PrefillTable(tokens=tokens, before=[0], seconds=prefill),
+        decode=DecodeTable(sequences=rows, context=contexts, seconds=decode),
+        block_tokens=1,
+        spread={f"decode of {rows[-1]}": _ends(batches.decode[rows[-1], contexts[0]])},
+        notes=[*notes, "a batch's prefill is by its rows times its longest prompt; the way there and back is in it"],
+    )
+
+
+def _complete(profile: EngineProfile, *, name: str, starts: Sequence[float], memory: int) -> EngineProfile:
+    from msgspec.structs import replace
+
+    spread = dict(profile.spread)
+    if len(starts) > 1:
+        spread["start_s"] = _ends(starts)
+    return replace(
+        profile,
+        name=name,
+        machine=machine(),
+        measured=datetime.fromtimestamp(wall(), UTC).date().isoformat(),
+        start_s=float(median(starts)),
+        host_bytes=memory,
+        spread=spread,
+    )
+
+
+def _table(
+    cells: Mapping[tuple[int, int], float], rows: Sequence[int], columns: Sequence[int], what: str, notes: list[str]
+) -> list[list[float]]:
+    """Filled and in order, with a note on what was not measured as it stands."""
+    table, missing = fit.filled(cells, rows, columns)
+    ordered = fit.monotone(table)
+    if missing:
+        notes.append(f"{what}: {len(missing)} of {len(rows) * len(columns)} cells follow from the others")
+    if (share := fit.moved(table, ordered)) > MOVED:
+        notes.append(f"{what}: noise was smoothed, by up to {share:.0%} of a cell; measure again on a quieter machine")
+    return ordered
+
+
+def _between(known: Mapping[int, float], tokens: int) -> float:
+    """On the straight line between the two nearest."""
+    import numpy as np
+
+    lengths = sorted(known)
+    return float(np.interp(tokens, lengths, [known[length] for length in lengths]))
+
+
+def _ends(values: Sequence[float]) -> list[float]:
+    return [float(min(values)), float(max(values))]
+
+
+def _block(info: EngineInfo, notes: list[str]) -> int:
+    if "block_tokens" in info.facts:
+        return int(info.facts["block_tokens"])
+    notes.append(f"the engine does not tell its KV block: {DEFAULT_BLOCK} tokens are assumed")
+    return DEFAULT_BLOCK
+
+
+def machine() -> str:
+    """Processor and cores that this process may use, in words. No name of the host."""
+    import os
+
+    model = ""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{model or platform.processor() or platform.machine()}, {cores} cores"

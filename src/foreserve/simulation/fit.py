@@ -1,0 +1,107 @@
+"""From noisy measurements to tables: medians, order where noise has broken it, and what is missing filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Final
+
+import numpy as np
+
+Cells = Mapping[tuple[int, int], Sequence[float]]
+"""What was measured at (row, column), each at least once."""
+
+_ROUNDS: Final = 50
+
+
+def medians(cells: Cells) -> dict[tuple[int, int], float]:
+    """The middle of each."""
+    return {at: float(median(values)) for at, values in cells.items() if values}
+
+
+def product_slope(cells: Mapping[tuple[int, int], float], base: Mapping[int, float]) -> float:
+    """How much each row times column adds, by least squares: `cell = base[row] + slope * row * column`. At least 0."""
+    products = np.array([row * column for (row, column) in cells if row in base], dtype=float)
+    extra = np.array([seconds - base[row] for (row, _), seconds in cells.items() if row in base])
+    weight = float(products @ products)
+    return max(0.0, float(products @ extra) / weight) if weight else 0.0
+
+
+def context_slope(points: Sequence[tuple[int, int, float]]) -> float:
+    """What a token of context adds to a decode step, of (sequences, context of each, seconds). At least 0.
+
+    By least squares, with a level of its own for each number of sequences.
+    """
+    by_sequences: dict[int, list[tuple[float, float]]] = {}
+    for sequences, context, seconds in points:
+        by_sequences.setdefault(sequences, []).append((float(sequences * context), seconds))
+    above = below = 0.0
+    for pairs in by_sequences.values():
+        held, seconds = np.array(pairs).T
+        above += float((held - held.mean()) @ (seconds - seconds.mean()))
+        below += float((held - held.mean()) @ (held - held.mean()))
+    return max(0.0, above / below) if below else 0.0
+
+
+def filled(
+    cells: Mapping[tuple[int, int], float], rows: Sequence[int], columns: Sequence[int]
+) -> tuple[list[list[float]], list[tuple[int, int]]]:
+    """The whole table of `rows` and `columns`, and which of its cells were not measured.
+
+    The first column has to be there. What is missing follows from it: row times column adds evenly, as attention does
+    with what it reads.
+    """
+    first = columns[0]
+    base = {row: cells[row, first] for row in rows}
+    known = {(row, column - first): seconds for (row, column), seconds in cells.items() if column != first}
+    slope = product_slope(known, base)
+    missing = [(row, column) for row in rows for column in columns if (row, column) not in cells]
+    table = [
+        [cells.get((row, column), base[row] + slope * row * (column - first)) for column in columns] for row in rows
+    ]
+    return table, missing
+
+
+def monotone(table: Sequence[Sequence[float]]) -> list[list[float]]:
+    """The nearest table (about, by squares) that falls neither along its rows nor along its columns.
+
+    Neighbours that noise has put in the wrong order share their mean (isotonic regression, by pooling), along the rows
+    and the columns in turn, until nothing changes.
+    """
+    values = np.array(table, dtype=float)
+    for _ in range(_ROUNDS):
+        before = values.copy()
+        values = np.apply_along_axis(_isotonic, 1, values)
+        values = np.apply_along_axis(_isotonic, 0, values)
+        if np.allclose(values, before, rtol=1e-9, atol=0.0):
+            break
+    ordered = np.maximum.accumulate(np.maximum.accumulate(values, axis=0), axis=1)
+    return [[float(seconds) for seconds in row] for row in ordered]
+
+
+def moved(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> float:
+    """The largest change of a cell, as a share of what it was."""
+    a, b = np.array(before), np.array(after)
+    return float(np.max(np.abs(b - a) / np.maximum(a, 1e-9)))
+
+
+def _isotonic(values: np.ndarray) -> np.ndarray:
+    """Pool adjacent violators."""
+    sums: list[float] = []
+    counts: list[int] = []
+    for value in values:
+        sums.append(float(value))
+        counts.append(1)
+        while len(sums) > 1 and sums[-2] / counts[-2] > sums[-1] / counts[-1]:
+            total, count = sums.pop(), counts.pop()
+            sums[-1] += total
+            counts[-1] += count
+    return np.repeat([total / count for total, count in zip(sums, counts, strict=True)], counts)
+
+
+def share_added(points: Sequence[tuple[float, float, float]]) -> float:
+    """`mixing`, of (seconds of the mixed step, of its prefill alone, of its decode alone): the middle of what all say.
+
+    Between 0 (the decode comes free) and 1 (it takes all of its time).
+    """
+    return min(1.0, max(0.0, float(median((both - prefill) / decode for both, prefill, decode in points))))

@@ -1,0 +1,137 @@
+"""Runs as one HTML page that needs no network: plotly's script is in it, once, with the data."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from importlib import resources
+from string import Template
+
+import msgspec
+
+from foreserve.simulation.chart import LIVE, Chart, Clock, colour
+from foreserve.simulation.charts import charts
+from foreserve.simulation.comparison import differing
+from foreserve.simulation.figures import Result
+from foreserve.simulation.summary import Row, change, span, summary
+from foreserve.simulation.survey import Survey
+from foreserve.traces.row import Trace
+
+
+def page(trace: Trace, seen: Survey, results: Sequence[Result]) -> str:
+    """The page. Equal runs give equal pages."""
+    from plotly.offline import get_plotlyjs
+
+    title = f"Simulation of {trace.header.name or 'a trace'}"
+    drawn: list[dict[str, object]] = []
+    body = [
+        f"<h1>{_text(title)}</h1>",
+        f'<p class="quiet">{_text(_about(seen, results))}</p>',
+        _legend(results, live=seen.live is not None),
+        *_notes(seen, results),
+        _differences(results),
+    ]
+    names = [name for name in results[0].services if all(name in result.services for result in results)]
+    several = len(names) > 1
+    if several or not names:
+        body += ["<h2>All services</h2>", _table(results, summary(results, seen.live), live=seen.live is not None)]
+    for name in names:
+        live = None if several else seen.live
+        rows = summary(results, live, name)
+        body += [f"<h2>Service {_text(name)}</h2>", _table(results, rows, live=live is not None)]
+        clock = Clock(results[0].epoch, max(result.ended_s for result in results))
+        cards = [_card(chart, clock, drawn) for chart in charts(results, name, live)]
+        body.append(f'<h2>{_text(name)}: its course</h2><div class="grid">{"".join(cards)}</div>')
+    template = Template(resources.files("foreserve.simulation").joinpath("report.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=_text(title), plotly=get_plotlyjs(), body="\n".join(body), charts=_script(msgspec.json.encode(drawn))
+    )
+
+
+def _about(seen: Survey, results: Sequence[Result]) -> str:
+    skipped = f" ({seen.skipped:,} bad rows skipped)" if seen.skipped else ""
+    return (
+        f"{seen.rows:,} requests{skipped} in {span(seen.span_s)}, seed {results[0].seed}. Made by foreserve simulate: "
+        "the app's own dispatcher, policies and ledger on a virtual clock, with simulated engines."
+    )
+
+
+def _legend(results: Sequence[Result], *, live: bool) -> str:
+    runs = [
+        f'<span><i style="border-color:{colour(at)}"></i>{_text(result.name)}</span>'
+        for at, result in enumerate(results)
+    ]
+    if live:
+        runs.append(f'<span><i class="live" style="border-color:{LIVE}"></i>live, as recorded</span>')
+    return f'<div class="legend">{"".join(runs)}</div>'
+
+
+def _notes(seen: Survey, results: Sequence[Result]) -> list[str]:
+    said = list(dict.fromkeys(note for result in results for note in result.notes))
+    if seen.live is None:
+        said.append("The trace does not tell how its requests went live, so nothing stands beside the simulation.")
+    return [f'<p class="note">{_text(note)}</p>' for note in said]
+
+
+def _differences(results: Sequence[Result]) -> str:
+    found = differing(results)
+    if len(results) == 1:
+        return ""
+    if not found:
+        return '<p class="note">The runs do not differ in any setting.</p>'
+    head = "".join(f"<th>{_text(result.name)}</th>" for result in results)
+    rows = "".join(
+        f"<tr><td><code>{_text(key)}</code></td>"
+        + "".join(f"<td><code>{_text(msgspec.json.encode(value).decode())}</code></td>" for value in values)
+        + "</tr>"
+        for key, values in found.items()
+    )
+    return f'<h2>Settings that differ</h2><div class="card scroll"><table><tr><th></th>{head}</tr>{rows}</table></div>'
+
+
+def _table(results: Sequence[Result], rows: Sequence[Row], *, live: bool) -> str:
+    head = "".join(f"<th>{_text(result.name)}</th>" for result in results) + ("<th>live</th>" if live else "")
+    lines: list[str] = []
+    group = ""
+    for row in rows:
+        if row.group != group:
+            group = row.group
+            lines.append(
+                f'<tr class="group"><td colspan="{len(results) + 1 + live}">{_text(group.capitalize())}</td></tr>'
+            )
+        cells = "".join(f"<td>{_cell(row, at)}</td>" for at in range(len(row.values)))
+        lines.append(
+            f"<tr><td>{_text(row.label.strip())}</td>{cells}{f'<td>{_text(row.live)}</td>' if live else ''}</tr>"
+        )
+    return f'<div class="card scroll"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def _cell(row: Row, at: int) -> str:
+    value = row.changes[at]
+    if at == 0:
+        return _text(row.values[0])
+    kind = ""
+    if value is not None and row.better is not None and abs(value) >= 0.01:
+        kind = ' class="good"' if (value < 0) == (row.better == "lower") else ' class="bad"'
+    return f"{_text(row.values[at])}<small{kind}>{_text(change(value))}</small>"
+
+
+def _card(chart: Chart, clock: Clock, drawn: list[dict[str, object]]) -> str:
+    name = f"chart{len(drawn)}"
+    bars = any(trace["type"] == "bar" for trace in chart.traces)
+    across = clock.title if chart.timed else chart.across
+    drawn.append({**msgspec.to_builtins(chart), "id": name, "bars": bars, "across": across})
+    note = f'<p class="note">{_text(chart.note)}</p>' if chart.note else ""
+    return (
+        f'<div class="card"><h3>{_text(chart.title)}</h3><p class="says">{_text(chart.says)}</p>'
+        f'<div class="plot" id="{name}"></div>{note}</div>'
+    )
+
+
+def _text(words: str) -> str:
+    return html.escape(words)
+
+
+def _script(data: bytes) -> str:
+    """JSON that may stand within a script: nothing in it ends one."""
+    return data.decode().replace("<", "\\u003c")

@@ -1,0 +1,114 @@
+"""One simulation under faults, with every check: what a sweep repeats seed by seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from foreserve.app import App
+from foreserve.core import Outcome
+from foreserve.engines.profile import EngineProfile
+from foreserve.ports import Launcher
+from foreserve.settings import StateSettings
+from foreserve.simulation.checks import Checks, Finding
+from foreserve.simulation.clock import run
+from foreserve.simulation.drive import Drive
+from foreserve.simulation.oracle import Oracle
+from foreserve.simulation.stage import FaultPlan, Happened, Stage
+from foreserve.simulation.study import make_twins
+from foreserve.simulation.survey import Survey
+from foreserve.simulation.twin import Twin
+from foreserve.traces.row import Header, TraceRow
+
+SETTLE_S: Final = 600.0
+"""Bounds what a replica takes to come back: its silence, its backoff and a late start."""
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """What one simulation showed: `findings` is empty when all held.
+
+    `digest` is of every outcome, in order: equal digests are equal runs.
+    """
+
+    findings: list[Finding]
+    outcomes: dict[str, int]
+    happened: list[Happened]
+    seconds: float
+    digest: str
+
+
+def try_out(
+    app: App,
+    profiles: Mapping[str, EngineProfile],
+    rows: Iterator[TraceRow],
+    plan: FaultPlan | None,
+    *,
+    launcher: Launcher,
+    header: Header | None = None,
+    seen: Survey | None = None,
+    decisions: Path | None = None,
+    settle_s: float = SETTLE_S,
+) -> Trial:
+    """Play `rows` to the app's twins under a plan of faults, on a virtual loop of its own.
+
+    Keeps nothing on disk but, where asked for, a recording of its `decisions`.
+
+    `profiles` is by the services' names; `header` and `seen` are the trace's, where the rows are of one. All replicas
+    are to be back `settle_s` after the last outcome. Raises what the app's start may: ConfigError, EngineStartError.
+    """
+    oracle = Oracle()
+    if seen is not None:
+        twins = make_twins(app, profiles, oracle, seen)
+    else:
+        twins = {name: Twin(name, kind, profiles[name], oracle) for name, kind in app.services.items()}
+    header = Header() if header is None else header
+    return run(_play(twins, oracle, rows, plan, launcher, header, decisions, settle_s), epoch=header.epoch)
+
+
+async def _play(
+    twins: Mapping[str, Twin],
+    oracle: Oracle,
+    rows: Iterator[TraceRow],
+    plan: FaultPlan | None,
+    launcher: Launcher,
+    header: Header,
+    decisions: Path | None,
+    settle_s: float,
+) -> Trial:
+    served: dict[str, Any] = dict(twins)
+    state = StateSettings(history=False, decisions=None if decisions is None else str(decisions))
+    twinned = App(state=state, **served)
+    if plan is not None:
+        plan.launching(launcher)
+        rows = plan.rows(rows)
+    running = twinned.run(launcher)
+    await running.start()
+    drive = Drive(running, twins, oracle, block_tokens=header.block_tokens, before=lambda one, _: checks.submitted(one))
+    stage = Stage(running=running, launcher=launcher, drive=drive, twins=twins)
+    checks = Checks(stage, oracle)
+    digest = hashlib.sha256()
+    encode = msgspec.json.Encoder(order="sorted").encode
+
+    def heard(outcome: Outcome) -> None:
+        digest.update(encode(outcome))
+
+    running.observers.append(heard)
+    checks.begin()
+    if plan is not None:
+        plan.begin(stage)
+    await drive.play(rows)
+    await checks.settle(settle_s)
+    seconds = checks.last_ended
+    await running.stop(0.0)
+    checks.left()
+    return Trial(
+        findings=checks.findings,
+        outcomes={kind.value: count for kind, count in sorted(checks.outcomes.items())},
+        happened=[] if plan is None else plan.happened,
+        seconds=seconds,
+        digest=digest.hexdigest(),
+    )

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from tests.simulation.traces import PROFILE, poisson
+from typer.testing import CliRunner, Result
+
+from foreserve.cli.main import app
+from foreserve.cli.simulate_sweep import Asked, command
+from foreserve.simulation.profiles import save_profile
+from foreserve.traces.row import Header, TraceRow
+
+APP = """\
+services:
+  chat:
+    kind: llm
+    model: simulated
+    replicas: 2
+state:
+  folder: state
+"""
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A folder with an app, a profile where calibrate would have put it, and a trace."""
+    (tmp_path / "app.yaml").write_text(APP)
+    save_profile(PROFILE, tmp_path / "state" / "profiles" / "chat.yaml")
+    write(tmp_path / "trace.jsonl", poisson(200, 8.0, deadline_s=20.0).rows)
+    return tmp_path
+
+
+def write(path: Path, rows: list[TraceRow]) -> None:
+    path.write_bytes(b"\n".join(msgspec.json.encode(each) for each in [Header(name="monday"), *rows]) + b"\n")
+
+
+def simulate(house: Path, *args: str, trace: str = "trace.jsonl") -> Result:
+    return CliRunner().invoke(app, ["simulate", str(house / trace), "--app", str(house / "app.yaml"), *args])
+
+
+def figures(house: Path, *args: str) -> dict[str, Any]:
+    result = simulate(house, "--json", "-", "--quiet", *args)
+    assert result.exit_code == 0, result.output
+    told: dict[str, Any] = msgspec.json.decode(result.stdout)
+    return told
+
+
+def refused(house: Path, *args: str, trace: str = "trace.jsonl") -> str:
+    result = simulate(house, *args, trace=trace)
+    assert result.exit_code == 2, result.output
+    assert "simulated" not in result.stdout
+    return " ".join(result.stderr.split())
+
+
+def test_a_table_and_a_last_line(house: Path):
+    result = simulate(house)
+    assert result.exit_code == 0, result.output
+    for words in ("200 requests", "TTFT p50", "end-to-end p99", "goodput", "replica-hours", "slots in use", "done"):
+        assert words in result.stdout
+    assert "simulated 200 requests" in result.stdout
+
+
+def test_the_figures_are_the_same_bytes_each_time(house: Path):
+    args = ("--json", "-", "--quiet", "--set", "chat.replicas=1", "--seed", "7")
+    assert simulate(house, *args).stdout_bytes == simulate(house, *args).stdout_bytes
+    told = figures(house)
+    assert told["seed"] == 0
+    assert told["trace"]["rows"] == 200
+    assert told["runs"][0]["total"]["requests"] == 200
+
+
+def test_settings_are_changed_by_dotted_keys(house: Path):
+    told = figures(
+        house, "--set", "services.chat.replicas=3", "--set", "chat.policy=fcfs", "--set", "chat.queue.max_waiting=9"
+    )
+    chat = told["runs"][0]["settings"]["chat"]
+    assert (chat["replicas"], chat["policy"], chat["queue"]["max_waiting"]) == (3, "fcfs", 9)
+    assert chat["queue"]["max_wait_s"] == 30.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (
+            "services.chat.replica=4",
+            "--set services.chat.replica: unknown key 'replica'; did you mean 'replicas'? valid: ",
+        ),
+        ("chat.queue.max_waitin=4", "--set chat.queue.max_waitin: unknown key 'max_waitin'"),
+        ("chat.replicas=many", "--set chat.replicas is 'many': expected int"),
+        ("chat.policy=best", "no batch policy is called 'best'; valid: auto, fcfs, fixed, hrrn, magnus"),
+        ("talk.replicas=4", "--set talk.replicas: there is no 'talk' in the app; valid: services, chat, server, state"),
+        ("services.talk.replicas=4", "--set services.talk.replicas: there is no 'talk' in the app; valid: chat"),
+        ("chat.replicas", "--set chat.replicas: write KEY=VALUE"),
+        ("chat=4", "--set chat is 4: expected keys and values"),
+        ("chat.replicas=[1", "--set chat.replicas: '[1' is no value"),
+        ("server.prt=4", "--set server.prt: unknown key 'prt'"),
+    ],
+)
+def test_a_setting_that_is_wrong_is_told_with_what_is_valid(house: Path, wrong: str, words: str):
+    assert words in refused(house, "--set", wrong)
+
+
+def test_runs_are_compared_by_what_files_change(house: Path):
+    (house / "one.yaml").write_text("chat: {replicas: 1}\n")
+    (house / "whole.yaml").write_text(APP.replace("replicas: 2", "replicas: 4\n    policy: fcfs"))
+    files = ["--compare", str(house / "one.yaml"), str(house / "whole.yaml")]
+    told = figures(house, *files)
+    assert [run["name"] for run in told["runs"]] == ["app.yaml", "one.yaml", "whole.yaml"]
+    assert [run["settings"]["chat"]["replicas"] for run in told["runs"]] == [2, 1, 4]
+    alone = figures(house, "--set", "chat.replicas=1")["runs"][0]
+    assert told["runs"][1]["total"] == alone["total"]
+    shown = simulate(house, *files).stdout
+    assert "settings that differ" in shown
+    assert "chat.policy" in shown
+    assert "in 3 runs" in shown
+
+
+def test_a_file_to_compare_is_checked_before_anything_runs(house: Path):
+    (house / "bad.yaml").write_text("# better\nchat:\n  replicas: 2\n  polcy: fcfs\n")
+    assert "bad.yaml, line 4: chat.polcy: unknown key 'polcy'; did you mean 'policy'?" in refused(
+        house, "--compare", str(house / "bad.yaml")
+    )
+    (house / "empty.yaml").write_text("")
+    assert "it says nothing" in refused(house, "--compare", str(house / "empty.yaml"))
+
+
+def test_one_trace_is_played(house: Path):
+    assert "one TRACE is played at a time" in refused(house, str(house / "other.jsonl"))
+
+
+def test_a_service_without_profile_is_told_where_one_was_looked_for(house: Path):
+    (house / "state" / "profiles" / "chat.yaml").unlink()
+    words = refused(house)
+    assert "service 'chat' has no engine profile" in words
+    assert "foreserve calibrate" in words
+    assert "chat.yaml" in words
+
+
+def test_profiles_are_named_by_service(house: Path):
+    save_profile(msgspec.structs.replace(PROFILE, slots=1), house / "slow.yaml")
+    quick = figures(house)["runs"][0]["total"]["e2e"]["p50"]
+    for given in (f"chat={house / 'slow.yaml'}", str(house / "slow.yaml")):
+        assert figures(house, "--profile", given)["runs"][0]["total"]["e2e"]["p50"] > quick
+    assert "no service 'talk' can be simulated; valid: chat" in refused(house, "--profile", "talk=x.yaml")
+
+
+def test_a_trace_for_a_service_that_is_not_there(house: Path):
+    write(house / "other.jsonl", [TraceRow(arrival=0.0, input_tokens=5, output_tokens=5, service="talk")])
+    assert "requests for a service 'talk'" in refused(house, trace="other.jsonl")
+
+
+def test_what_a_recording_tells_stands_beside(house: Path):
+    rows = [msgspec.structs.replace(row, outcome="done", first_s=0.25, total_s=1.5) for row in poisson(100, 8.0).rows]
+    write(house / "live.jsonl", rows)
+    result = simulate(house, trace="live.jsonl")
+    assert "live" in result.stdout
+    assert "1.50 s" in result.stdout
+    assert "live" not in simulate(house).stdout
+
+
+def test_where_nothing_can_be_written_nothing_runs(house: Path):
+    assert "cannot be written" in refused(house, "--json", str(house / "no" / "where.json"))
+
+
+def test_a_report_and_a_timeline_for_each_run(house: Path):
+    (house / "one.yaml").write_text("chat: {replicas: 1}\n")
+    out = ["--report", str(house / "r.html"), "--timeline", str(house / "t.json"), "--timeline-requests", "50"]
+    assert simulate(house, "--compare", str(house / "one.yaml"), *out).exit_code == 0
+    assert "Simulation of monday" in (house / "r.html").read_text()
+    for name in ("t.json", "t.2.json"):
+        events = msgspec.json.decode((house / name).read_bytes())["traceEvents"]
+        assert sum(event["ph"] == "b" for event in events) == 50
+
+
+def test_a_part_of_the_trace_faster(house: Path):
+    whole, part = figures(house)["trace"], figures(house, "--from", "5", "--limit", "40", "--speed", "2")["trace"]
+    assert whole["rows"] == 200
+    assert part["rows"] == 40
+    assert part["span_s"] == pytest.approx(40 / 8 / 2, rel=0.5)
+    assert "there is no request in it" in refused(house, "--from", "1h")
+
+
+def test_bad_rows_are_told_or_skipped(house: Path):
+    with (house / "trace.jsonl").open("a") as file:
+        file.write('{"arrival": "soon"}\n')
+    assert "trace.jsonl: line 202" in refused(house)
+    assert figures(house, "--skip-bad")["trace"]["skipped"] == 1
+
+
+def test_a_setting_that_the_profile_holds_is_carried_over(house: Path):
+    narrow = figures(house, "--set", "chat.max_running=1")["runs"][0]
+    wide = figures(house)["runs"][0]
+    assert narrow["total"]["wait"]["p50"] > wide["total"]["wait"]["p50"]
+    notes = figures(house, "--set", "chat.max_running=64")["runs"][0]["notes"]
+    assert any("64 requests at once were not measured" in note for note in notes)
+
+
+def test_faults_are_told_and_sweep_by_seed(house: Path):
+    faults = ["--faults", "worker_death:every_s=5", "--fault-seed", "3"]
+    told = figures(house, *faults)["runs"][0]
+    assert any(note.startswith("faults: worker_death") for note in told["notes"])
+    assert told["total"]["requests"] == 200
+    swept = simulate(house, *faults, "--seeds", "2")
+    assert swept.exit_code == 0, swept.output
+    assert "2 seeds, 400 requests: all checks hold" in " ".join(swept.stdout.split())
+
+
+def test_a_fault_that_does_not_exist_is_told_before_anything_runs(house: Path):
+    for more in ([], ["--seeds", "2"]):
+        assert "no fault is called 'worker_deth'; did you mean 'worker_death'?" in refused(
+            house, "--faults", "worker_deth", *more
+        )
+    assert "--seeds goes with --faults" in refused(house, "--seeds", "2")
+
+
+def test_the_command_of_a_seed_says_all_that_was_asked():
+    asked = Asked(
+        app="a b.py",
+        sets=("chat.replicas=1",),
+        profiles=("chat=p.yaml",),
+        trace="t.jsonl",
+        reading=("azure", True, False, None, "5min", None, 1.0, 2.0, 100),
+        seed=4,
+        faults="mixed",
+    )
+    assert command(asked, 17) == (
+        "foreserve simulate t.jsonl --app 'a b.py' --set chat.replicas=1 --profile chat=p.yaml --format azure "
+        "--skip-bad --from 5min --speed 2.0 --limit 100 --seed 4 --faults mixed --fault-seed 17 --seeds 1"
+    )

@@ -1,0 +1,106 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from foreserve.cli.main import app
+from foreserve.traces.open import open_trace
+
+
+def cli(*args):
+    return CliRunner().invoke(app, ["trace", *map(str, args)], env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+@pytest.fixture
+def azure(tmp_path):
+    path = tmp_path / "a.csv"
+    rows = "".join(f"2023-11-16 18:{n // 60:02d}:{n % 60:02d},{100 + n},{n}\n" for n in range(300))
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    return path
+
+
+def test_show_prints_a_table(azure):
+    result = cli("show", azure)
+    assert result.exit_code == 0, result.output
+    for words in ("300", "2023-11-16 18:00:00 UTC", "5.0 min", "1 requests/s", "input tokens"):
+        assert words in result.output
+
+
+def test_show_as_json_and_plot(azure, tmp_path):
+    result = cli("show", azure, "--json", "-", "--plot", tmp_path / "p.html", "--speed", 2)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["requests"] == 300
+    assert found["rate"] == pytest.approx(2.0)
+    assert "plotly" in (tmp_path / "p.html").read_text()
+
+
+def test_convert_a_part_into_ours(azure, tmp_path):
+    out = tmp_path / "o.jsonl"
+    result = cli("convert", azure, "-o", out, "--from", "1min", "--to", "120s", "--limit", 50)
+    assert result.exit_code == 0, result.output
+    assert "50 requests" in result.output
+    trace = open_trace(out)
+    rows = list(trace)
+    assert (len(rows), rows[0].arrival, rows[0].input_tokens) == (50, 0.0, 160)
+    assert trace.header.epoch == open_trace(azure).header.epoch + 60
+
+
+def test_a_trace_out_of_order_is_sorted_where_that_is_asked(tmp_path):
+    path, out = tmp_path / "t.jsonl", tmp_path / "o.jsonl"
+    path.write_text("".join(f'{{"arrival": {at}}}\n' for at in range(10_050, 0, -1)))
+    result = cli("convert", path, "-o", out)
+    assert result.exit_code == 2
+    assert "--sort" in result.output
+    assert not out.exists()
+    assert cli("convert", path, "-o", out, "--sort").exit_code == 0
+    assert [row.arrival for row in open_trace(out)] == [float(at) for at in range(1, 10_051)]
+
+
+def test_malformed_rows_are_errors_or_counted(azure, tmp_path):
+    azure.write_text(azure.read_text() + "never,1,2\n")
+    result = cli("show", azure)
+    assert result.exit_code == 2
+    assert "a.csv: line 302: " in result.output
+    result = cli("show", azure, "--skip-bad")
+    assert "1 malformed rows left out" in result.output
+    result = cli("convert", azure, "--skip-bad", "-o", tmp_path / "o.jsonl")
+    assert "300 requests, 1 malformed rows left out" in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--format", "azur"], "did you mean 'azure'"),
+        (["--from", "2w"], "--from: '2w' is no time; valid: 90, 90s"),
+        (["--speed", 0], "speed is 0.0"),
+        (["--rate", -1], "rate is -1.0"),
+        (["--plot", "/no/such/folder/x.html"], "cannot be written"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words(azure, args, says):
+    result = cli("show", azure, *args)
+    assert result.exit_code == 2, result.output
+    assert says in result.output
+
+
+def test_import_by_column_names(tmp_path):
+    log, out = tmp_path / "log.csv", tmp_path / "o.jsonl"
+    log.write_text(
+        "id,when,ms,in,out,who,hit\n"
+        "1,2025-11-16T18:00:02Z,1500,10,20,ann,no\n2,2025-11-16T18:00:01Z,500,5,6,bob,no\n3,2025-11-16T18:00:03Z,1,1,1,bob,yes\n"
+    )
+    words = ["--arrival", "when", "--duration", "ms", "--ms", "--input-tokens", "in", "--output-tokens", "out"]
+    result = cli("import", log, "-o", out, *words, "--tenant", "who", "--without", "hit=yes", "--hide-tenants")
+    assert result.exit_code == 0, result.output
+    assert "2 requests, 1 left out as was asked" in result.output
+    rows = list(open_trace(out))
+    assert [(row.arrival, row.tenant, row.input_tokens, row.total_s) for row in rows] == [
+        (0.0, "t1", 5, 0.5),
+        (1.0, "t2", 10, 1.5),
+    ]
+    result = cli("import", log, "-o", out, "--arrival", "wen")
+    assert result.exit_code == 2
+    assert "line 2: no arrival: nothing under 'wen'; did you mean 'when'" in result.output
+    result = cli("import", log, "-o", out, "--from-gateway", "lightllm")
+    assert "did you mean 'litellm'" in result.output
