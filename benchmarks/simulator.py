@@ -192,7 +192,8 @@ def main() -> None:
     """Measure and report."""
     args = arguments(__doc__, more=_options)
     if args.point is not None:
-        print(json.dumps(point(*args.point, lambda ended: print(ended, flush=True))))
+        n, replicas, seed = args.point
+        print(json.dumps(point(n, replicas, seed, lambda ended: print(ended, flush=True))))
         return
     requests, repeats = ((2_000, 10_000), 1) if args.quick else (REQUESTS, 3)
     settings = {"requests": requests, "replicas": REPLICAS, "load": LOAD, "repeats": repeats, "seed": args.seed}

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from benchmarks.simulator import Generated, point, saturation
 
 
@@ -8,7 +10,7 @@ def test_the_trace_is_the_same_each_time_and_keeps_its_rate():
     assert rows != list(Generated(5000, 20.0, seed=4))
     assert len(rows) == len(trace) == 5000
     assert 0.95 < rows[-1].arrival * 20.0 / 5000 < 1.05
-    assert all(a.arrival <= b.arrival for a, b in zip(rows, rows[1:], strict=False))
+    assert all(a.arrival <= b.arrival for a, b in pairwise(rows))
 
 
 def test_a_point_serves_all_and_tells_what_it_took():
