@@ -68,8 +68,8 @@ class _Histogram:
 
 def _cdfs(histograms: Sequence[_Histogram]) -> Floats:
     """Of each a row, at `EDGES`. What was cut in a cell was at risk up to there; what outlived all ends in the last."""
-    ended = np.stack([histogram.ended for histogram in histograms])
-    leaving = ended + np.stack([histogram.cut for histogram in histograms])
+    ended = np.array([histogram.ended for histogram in histograms])
+    leaving = ended + np.array([histogram.cut for histogram in histograms])
     at_risk = np.cumsum(leaving[:, ::-1], axis=1)[:, ::-1]
     hazard = np.divide(ended, at_risk, out=np.zeros_like(ended), where=at_risk > 0)
     found = np.zeros((len(histograms), CELLS + 1))
