@@ -239,12 +239,21 @@ class ServerSettings(Settings, frozen=True, kw_only=True):
 
 
 class StateSettings(Settings, frozen=True, kw_only=True):
-    """What survives a restart, how long. Without a `folder` it is `FORESERVE_STATE`; `history` off keeps nothing."""
+    """What survives a restart, how long. Without a `folder` it is `FORESERVE_STATE`; `history` off keeps nothing.
+
+    `decisions` is a file in which every decision of policies, placements and admissions is recorded with its inputs,
+    for `foreserve replay`; the recording of the last start is kept beside it. It ends at `decisions_mb` (10^6 bytes).
+    """
 
     folder: str | None = None
     history: bool = True
     history_days: float = 14.0
     history_rows: int = 1_000_000
+    decisions: str | None = None
+    decisions_mb: float = 1000.0
+
+    def __post_init__(self) -> None:
+        _above("decisions_mb", self.decisions_mb, 0)
 
 
 class AppSettings(Settings, frozen=True, kw_only=True):

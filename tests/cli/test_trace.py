@@ -82,3 +82,25 @@ def test_what_is_wrong_is_said_in_words(azure, args, says):
     result = cli("show", azure, *args)
     assert result.exit_code == 2, result.output
     assert says in result.output
+
+
+def test_import_by_column_names(tmp_path):
+    log, out = tmp_path / "log.csv", tmp_path / "o.jsonl"
+    log.write_text(
+        "id,when,ms,in,out,who,hit\n"
+        "1,2025-11-16T18:00:02Z,1500,10,20,ann,no\n2,2025-11-16T18:00:01Z,500,5,6,bob,no\n3,2025-11-16T18:00:03Z,1,1,1,bob,yes\n"
+    )
+    words = ["--arrival", "when", "--duration", "ms", "--ms", "--input-tokens", "in", "--output-tokens", "out"]
+    result = cli("import", log, "-o", out, *words, "--tenant", "who", "--without", "hit=yes", "--hide-tenants")
+    assert result.exit_code == 0, result.output
+    assert "2 requests, 1 left out as was asked" in result.output
+    rows = list(open_trace(out))
+    assert [(row.arrival, row.tenant, row.input_tokens, row.total_s) for row in rows] == [
+        (0.0, "t1", 5, 0.5),
+        (1.0, "t2", 10, 1.5),
+    ]
+    result = cli("import", log, "-o", out, "--arrival", "wen")
+    assert result.exit_code == 2
+    assert "line 2: no arrival: nothing under 'wen'; did you mean 'when'" in result.output
+    result = cli("import", log, "-o", out, "--from-gateway", "lightllm")
+    assert "did you mean 'litellm'" in result.output

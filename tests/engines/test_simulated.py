@@ -109,7 +109,7 @@ def test_preempted_ones_come_back_in_their_order_and_can_be_cancelled():
         tasks = [asyncio.create_task(one(id)) for id in "abcd"]
         while small.preemptions < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-        assert [sequence.work.id for sequence in small._waiting] == ["c", "d"]
+        assert [sequence.id for sequence in small.core._steps.waiting] == ["c", "d"]
         assert 0.6 < (await small.load()).kv_fraction <= 1.0
         await small.cancel("c")
         await asyncio.gather(*tasks)

@@ -17,7 +17,7 @@ from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.placement import LeastRequests
 from foreserve.dispatch.stream import Stream
 from foreserve.engines.generation import Generate, Tokens
-from foreserve.engines.simulated import SimulatedEngine
+from foreserve.engines.simulated_steps import ContinuousSteps
 from foreserve.fleet.inline import InlineLauncher
 from foreserve.fleet.replicas import Replicas
 from foreserve.ports import Decoded, Resumed
@@ -26,7 +26,7 @@ from foreserve.simulation.clock import run
 REQUESTS = 150
 MOST = 400
 KV_TOKENS = 1500
-PREEMPT = SimulatedEngine._preempt
+PREEMPT = ContinuousSteps._preempt
 
 
 class Ids:
@@ -79,7 +79,7 @@ def night(seed: int, terms: Terms, monkeypatch: pytest.MonkeyPatch, deaths: int 
     """Serve random requests. Every answer must be whole; figures of how that went."""
     draw = random.Random(seed)
     preempted = []
-    monkeypatch.setattr(SimulatedEngine, "_preempt", lambda engine: (preempted.append(1), PREEMPT(engine))[1])
+    monkeypatch.setattr(ContinuousSteps, "_preempt", lambda steps: (preempted.append(1), PREEMPT(steps))[1])
 
     async def main() -> Figures:
         ledger = Ledger()

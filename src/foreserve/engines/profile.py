@@ -5,7 +5,10 @@ Times are in seconds, lengths in tokens, memory in bytes. `foreserve calibrate` 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 
@@ -74,8 +77,12 @@ def linear(
     batching: Literal["continuous", "static"] = "continuous",
 ) -> EngineProfile:
     """A profile of two straight lines, for load tests and where nothing was measured."""
+    if slots < 1 or kv_tokens < 1:
+        raise ValueError("`slots` and `kv_tokens` must be at least 1")
+    if min(prefill_s_per_token, decode_s, decode_s_per_seq, start_s) < 0:
+        raise ValueError("no time may be negative")
     longest = max(context_tokens, kv_tokens, 1)
-    return EngineProfile(
+    profile = EngineProfile(
         name="linear",
         batching=batching,
         slots=slots,
@@ -90,3 +97,49 @@ def linear(
         block_tokens=1,
         start_s=start_s,
     )
+    return checked(profile)
+
+
+def load_profile(given: EngineProfile | Mapping[str, Any] | str | Path) -> EngineProfile:
+    """A profile as it is, from plain values, or from a YAML or JSON file. Raises ValueError in words."""
+    if isinstance(given, EngineProfile):
+        return checked(given)
+    try:
+        if isinstance(given, Mapping):
+            return checked(msgspec.convert(dict(given), EngineProfile))
+        path = Path(given).expanduser()
+        text = path.read_bytes()
+        # YAML needs a package that a worker may not have.
+        decode = msgspec.json.decode if path.suffix == ".json" else msgspec.yaml.decode
+        return checked(decode(text, type=EngineProfile))
+    except (msgspec.DecodeError, ValueError, OSError) as error:
+        where = "this" if isinstance(given, Mapping) else given
+        raise ValueError(f"{where} is no profile of an engine: {error}") from error
+
+
+def checked(profile: EngineProfile) -> EngineProfile:
+    """The same profile. Raises ValueError that names what is wrong with it."""
+    _check_table("prefill", "tokens", profile.prefill.tokens, "before", profile.prefill.before, profile.prefill.seconds)
+    decode = profile.decode
+    _check_table("decode", "sequences", decode.sequences, "context", decode.context, decode.seconds)
+    if profile.batching not in ("continuous", "static"):
+        raise ValueError(f"`batching` is {profile.batching!r}; valid: continuous, static")
+    if min(profile.slots, profile.kv_tokens, profile.context_tokens, profile.block_tokens) < 1:
+        raise ValueError("`slots`, `kv_tokens`, `context_tokens` and `block_tokens` must be at least 1")
+    if profile.kv_tokens < profile.block_tokens:
+        raise ValueError(f"`kv_tokens` ({profile.kv_tokens}) must hold a block of {profile.block_tokens}")
+    if profile.max_batched_tokens is not None and profile.max_batched_tokens < 1:
+        raise ValueError("`max_batched_tokens` must be at least 1, or null")
+    if min(profile.mixing, profile.start_s, profile.overhead_s) < 0:
+        raise ValueError("`mixing` and no time may be negative")
+    return profile
+
+
+def _check_table(name: str, rows: str, xs: list[int], columns: str, ys: list[int], seconds: list[list[float]]) -> None:
+    for axis, at in ((rows, xs), (columns, ys)):
+        if not at or at[0] < 0 or any(right <= left for left, right in pairwise(at)):
+            raise ValueError(f"`{name}.{axis}` must rise from 0 or more: {at}")
+    if len(seconds) != len(xs) or any(len(row) != len(ys) for row in seconds):
+        raise ValueError(f"`{name}.seconds` must have {len(xs)} rows of {len(ys)}: one for each of `{name}.{rows}`")
+    if not all(0.0 <= each < float("inf") for row in seconds for each in row):
+        raise ValueError(f"`{name}.seconds` must not be negative")

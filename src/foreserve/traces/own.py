@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -78,7 +79,9 @@ def write_trace(path: Path, trace: Trace) -> int:
 
     The file appears when all of it is written. Raises ConfigError when it cannot be, or when `trace` cannot be read.
     """
-    return write_rows(path, trace.header, trace)
+    rows = iter(trace)
+    first = next(rows, None)  # a log knows when it began once it has been read
+    return write_rows(path, trace.header, chain([] if first is None else [first], rows))
 
 
 def write_rows(path: Path, header: Header, rows: Iterable[TraceRow]) -> int:

@@ -1,0 +1,399 @@
+"""Continuous batching as a pure model of an engine's steps: no clock, no tasks; `now` is told, in seconds.
+
+Each step gives every sequence that decodes one token and fills the rest of `max_batched_tokens` with parts of prompts,
+in order of arrival (dynamic split-fuse); without that bound one whole prompt is a step of its own, and decoding stands
+still meanwhile. Steps that only decode are not taken one by one: a stretch of them ends where a chunk is due, where the
+KV cache has no room for one step more, or, once somebody comes or goes, with the step that is then running.
+
+A prompt begins when there is a slot, room for all of it, and room for everybody's next token. When the KV cache is
+full, the newest sequence is preempted: it waits before all others and is computed anew, with what it has made.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections import deque
+
+from foreserve.engines.profile import EngineProfile
+from foreserve.engines.simulated_cost import DecodeCost, PrefillCost
+from foreserve.engines.simulated_prefix import PrefixCache
+from foreserve.engines.simulated_sequence import Emission, Sequence
+
+
+class ContinuousSteps:
+    """Tell it what happens, in order of time: `advance` to a moment first, then `add` and `cancel` at that moment.
+
+    Who is added at the very moment at which a step begins still joins it.
+    """
+
+    def __init__(self, profile: EngineProfile) -> None:
+        self.preemptions = 0
+        """How often the KV cache was full, so that somebody's had to be computed again."""
+        self.hits = 0
+        """Prompt tokens that were found in the prefix cache."""
+        self.waiting: deque[Sequence] = deque()
+        self.running: dict[str, Sequence] = {}
+        """Who has a slot, in the order in which they got it, the last time."""
+        self._slots = profile.slots
+        self._block = profile.block_tokens
+        self._blocks = profile.kv_tokens // profile.block_tokens
+        self._budget = profile.max_batched_tokens
+        self._mixing = profile.mixing
+        self._prefill = PrefillCost(profile.prefill)
+        self._decode = DecodeCost(profile.decode)
+        self._cache = PrefixCache() if profile.prefix_caching else None
+        self._slow = 1.0
+        self._order = 0
+        self._due: list[tuple[int, int, Sequence]] = []  # (decode step, order, who) of the next chunk of each
+        self._step = 0  # decode steps since the start
+        # Of those that decode: how many, and their sums at step 0, so that no step has to touch them.
+        self._decoding = 0
+        self._context = 0
+        self._private = 0  # KV tokens that they do not share
+        self._reserved = 0  # KV blocks of those that are prefilled
+        # The step, or stretch of steps, that runs.
+        self._began = 0.0
+        self._ends: float | None = None
+        self._stretch = 0  # its decode steps; 0 when it computes prompts
+        self._parts: list[tuple[Sequence, int]] = []  # what it computes of whose prompt
+        self._left = 0  # tokens that it could compute beside
+        self._last_s: float | None = None
+
+    # --- what happens
+
+    def add(self, sequence: Sequence, now: float) -> None:
+        """It joins a step that begins at its `ready` or after."""
+        self.waiting.append(sequence)
+        if self._ends is None:
+            self._began = now
+            self._begin()
+        elif now <= self._began:
+            self._begin()
+        elif self._stretch and len(self.waiting) == 1 and len(self.running) < self._slots:
+            self._cut(max(now, sequence.ready))
+            if self._due[0][0] > self._step + self._stretch:
+                # Nothing is put out there: the next step can be told now, and one event less is waited for.
+                self._end_step([])
+                self._began = self._ends
+                self._begin()
+
+    def cancel(self, sequence: Sequence, now: float) -> Emission | None:
+        """End it now. Returns what it has made that was not put out, and its end; `None` when it has ended."""
+        if sequence.ended:
+            return None
+        if sequence.place:
+            self._interrupt(now)
+            # A step that has been told of before it begins counts the one that still runs.
+            reached = max(sequence.reached(self._step + self.under_way(now)) - (now < self._began), sequence.given)
+            self._leave(sequence)
+            if now <= self._began:
+                self._forget(sequence)
+                self._begin()
+        else:
+            reached = sequence.made
+            self.waiting.remove(sequence)
+        sequence.ended = True
+        tokens, sequence.given = reached - sequence.given, reached
+        return sequence, tokens, "cancelled"
+
+    def next_at(self) -> float | None:
+        """When `advance` has something to do, `None` when there is nothing left."""
+        return self._ends
+
+    def advance(self, now: float) -> list[Emission]:
+        """What has come by `now` since the last call, in order."""
+        out: list[Emission] = []
+        while self._ends is not None and self._ends <= now:
+            self._end_step(out)
+            self._began = self._ends
+            self._begin()
+        return out
+
+    def progress(self, now: float) -> list[Emission]:
+        """What all have made by `now` and not put out yet."""
+        step, out = self._step + self.under_way(now), list[Emission]()
+        for sequence in self.running.values():
+            tokens = min(sequence.reached(step), sequence.output - 1) - sequence.given
+            if sequence.zero is not None and tokens > 0:
+                sequence.given += tokens
+                out.append((sequence, tokens, None))
+        return out
+
+    def slow(self, factor: float, now: float) -> None:
+        """Steps that begin from now on take `factor` times as long."""
+        self._interrupt(now)
+        self._slow = factor
+        if self._ends is not None and now <= self._began:
+            self._begin()
+
+    # --- what is known of it
+
+    def under_way(self, now: float) -> int:
+        """Whole steps of the present stretch that are over."""
+        if not self._stretch or self._ends is None or now <= self._began:
+            return 0
+        if now >= self._ends:
+            return self._stretch
+        if self._stretch == 1:
+            return 0
+        line = self._decode.line(self._decoding)
+        at_least = line.steps(self._mean(), (now - self._began) / self._slow, self._stretch)
+        return at_least - (line.total(self._mean(), at_least) * self._slow > (now - self._began) * (1.0 + 1e-9))
+
+    def kv_fraction(self, now: float) -> float:
+        """The share of the KV cache that somebody holds."""
+        return self._used(self._step + self.under_way(now)) / self._blocks
+
+    def last_step_s(self, now: float) -> float | None:
+        """How long the newest step took that is over; `None` before the first."""
+        if over := self.under_way(now):
+            return self._decode.line(self._decoding).at(self._mean() + over - 1) * self._slow
+        return self._last_s
+
+    # --- a step begins
+
+    def _begin(self) -> None:
+        """Choose what the step or stretch that begins now does; once more when somebody comes at this very moment."""
+        if self._stretch or not self._parts:
+            self._stretch = 0
+            while self._decoding and not self._room(1):
+                self._preempt()
+            self._continue_prompts()
+        if self.waiting:
+            self._take_prompts()
+        if self._parts:
+            self._ends = self._began + self._mixed_s() * self._slow
+        elif self._decoding:
+            self._decode_on()
+        else:
+            self._ends = self.waiting[0].ready if self.waiting else None
+
+    def _forget(self, sequence: Sequence) -> None:
+        """The step that begins computes nothing of it after all."""
+        for at, (other, tokens) in enumerate(self._parts):
+            if other is sequence:
+                self._left += tokens
+                del self._parts[at]
+                return
+
+    def _continue_prompts(self) -> None:
+        """Of those that have begun, in their order."""
+        if self._budget is None:
+            self._left = 1
+            return
+        self._left = self._budget - self._decoding
+        if self._reserved:
+            for sequence in self.running.values():
+                if sequence.todo and self._left > 0:
+                    tokens = min(sequence.todo, self._left)
+                    self._parts.append((sequence, tokens))
+                    self._left -= tokens
+
+    def _take_prompts(self) -> None:
+        """Begin those that wait and fit, in their order, as far as the step has room."""
+        waiting = self.waiting
+        while waiting and self._left > 0 and len(self.running) < self._slots and waiting[0].ready <= self._began:
+            sequence = waiting[0]
+            if not self._join(sequence):
+                break
+            waiting.popleft()
+            tokens = sequence.todo if self._budget is None else min(sequence.todo, self._left)
+            self._left -= tokens
+            self._parts.append((sequence, tokens))
+
+    def _join(self, sequence: Sequence) -> bool:
+        """Give it a slot and set its KV blocks aside, unless they are not there."""
+        tokens, block, cache = sequence.prompt + sequence.made, self._block, self._cache
+        hits = idle = 0
+        if cache is not None and sequence.units:
+            self._evict()
+            hits, idle = cache.hits(sequence.units)
+        known = hits * sequence.unit
+        blocks = -(-(tokens + 1 - known) // block)
+        if self.running and not self._room(1, blocks + idle):
+            return False
+        if cache is not None:
+            for unit in sequence.units[:hits]:
+                cache.hold(unit, sequence.unit // block)
+        sequence.held, sequence.reserved = hits, blocks
+        self._reserved += blocks
+        known = min(known, (tokens - 1) // block * block)
+        sequence.todo = tokens - known
+        if sequence.cached is None:
+            sequence.cached = min(known, sequence.prompt)
+            self.hits += sequence.cached
+        self._order += 1
+        sequence.place = self._order
+        self.running[sequence.id] = sequence
+        return True
+
+    def _mixed_s(self) -> float:
+        """Of the step that begins now and computes `_parts`."""
+        parts = self._parts
+        if len(parts) == 1:
+            sequence, tokens = parts[0]
+            seconds = self._prefill.at(tokens, sequence.prompt + sequence.made - sequence.todo)
+        else:
+            tokens = before = 0
+            for sequence, part in parts:
+                tokens += part
+                before += part * (sequence.prompt + sequence.made - sequence.todo)
+            seconds = self._prefill.at(tokens, before / tokens)
+        if self._decoding and self._budget is not None:
+            seconds += self._mixing * self._decode.line(self._decoding).at(self._mean())
+        return seconds
+
+    def _decode_on(self) -> None:
+        """Nothing but decoding, up to the next chunk of anybody, a full KV cache, or who is ready in between."""
+        due = self._due
+        while due[0][1] != due[0][2].due:
+            heapq.heappop(due)  # of one that was cancelled or preempted
+        steps = due[0][0] - self._step
+        if not self._room(steps):
+            steps = bisect_right(range(1, steps), False, key=lambda step: not self._room(step))
+        self._stretch = steps
+        seconds = self._decode.line(self._decoding).total(self._mean(), steps)
+        self._ends = self._began + seconds * self._slow
+        if self.waiting and len(self.running) < self._slots and self.waiting[0].ready > self._began:
+            self._cut(self.waiting[0].ready)
+
+    def _cut(self, at: float) -> None:
+        """End the stretch with the step that runs at `at`."""
+        assert self._ends is not None
+        if self._stretch < 2 or at >= self._ends:
+            return
+        line = self._decode.line(self._decoding)
+        steps = line.steps(self._mean(), (at - self._began) / self._slow, self._stretch)
+        self._stretch = max(steps, 1)
+        self._ends = self._began + line.total(self._mean(), self._stretch) * self._slow
+
+    def _interrupt(self, now: float) -> None:
+        """Let nothing but the step that runs now be under way, so that who decodes may change, and how fast."""
+        if self._stretch < 2 or now <= self._began:
+            return
+        self._cut(now)
+        if over := self._stretch - 1:
+            line = self._decode.line(self._decoding)
+            self._last_s = line.at(self._mean() + over - 1) * self._slow
+            self._began += line.total(self._mean(), over) * self._slow
+            self._step += over
+            self._stretch = 1
+
+    def _mean(self) -> float:
+        """The context that each of those that decode holds on average."""
+        return self._context / self._decoding + self._step
+
+    # --- a step ends
+
+    def _end_step(self, out: list[Emission]) -> None:
+        assert self._ends is not None
+        if self._stretch:
+            self._last_s = self._ends - self._began
+            if self._stretch > 1:
+                line = self._decode.line(self._decoding)
+                self._last_s = line.at(self._mean() + self._stretch - 1) * self._slow
+            self._step += self._stretch
+            self._stretch = 0
+        elif self._parts:
+            self._last_s = self._ends - self._began
+            if self._budget is not None:
+                self._step += 1
+            parts, self._parts = self._parts, []
+            for sequence, tokens in parts:
+                if sequence.place:
+                    self._computed(sequence, tokens, out)
+        due, step = self._due, self._step
+        while due and due[0][0] <= step:
+            _, order, sequence = heapq.heappop(due)
+            if sequence.due == order:
+                self._emit(sequence, out)
+
+    def _computed(self, sequence: Sequence, tokens: int, out: list[Emission]) -> None:
+        """So many tokens more of its prompt; after the last it has made its next token and decodes."""
+        sequence.todo -= tokens
+        if self._cache is not None and sequence.held < len(sequence.units):
+            self._publish(sequence, self._cache)
+        if sequence.todo:
+            return
+        self._reserved -= sequence.reserved
+        sequence.reserved = 0
+        sequence.zero = self._step - sequence.made - 1
+        self._decoding += 1
+        self._context += sequence.prompt - sequence.zero
+        self._private += sequence.prompt - sequence.zero - sequence.held * sequence.unit
+        self._emit(sequence, out)
+
+    def _publish(self, sequence: Sequence, cache: PrefixCache) -> None:
+        """Put the whole units of its prompt that have been computed into the prefix cache."""
+        computed, blocks = sequence.prompt + sequence.made - sequence.todo, sequence.unit // self._block
+        while sequence.held < len(sequence.units) and (sequence.held + 1) * sequence.unit <= computed:
+            cache.hold(sequence.units[sequence.held], blocks)
+            sequence.held += 1
+            sequence.reserved -= blocks
+            self._reserved -= blocks
+
+    def _emit(self, sequence: Sequence, out: list[Emission]) -> None:
+        """Put out what has come, if a chunk is due, and note when the next one is."""
+        assert sequence.zero is not None
+        reached = self._step - sequence.zero
+        if reached >= sequence.output:
+            tokens, sequence.given = sequence.output - sequence.given, sequence.output
+            self._leave(sequence)
+            sequence.ended = True
+            out.append((sequence, tokens, sequence.end))
+            return
+        if reached >= sequence.next:
+            out.append((sequence, reached - sequence.given, None))
+            sequence.given = reached
+            sequence.next = sequence.after(reached)
+        self._order += 1
+        sequence.due = self._order
+        heapq.heappush(self._due, (sequence.zero + sequence.next, self._order, sequence))
+
+    # --- KV blocks
+
+    def _leave(self, sequence: Sequence) -> None:
+        """It runs no more, or not for now, and gives back what it held."""
+        if self._cache is not None:
+            self._evict()
+            self._cache.release(sequence.units[: sequence.held])
+        if sequence.zero is not None:
+            sequence.made = self._step - sequence.zero
+            self._decoding -= 1
+            self._context -= sequence.prompt - sequence.zero
+            self._private -= sequence.prompt - sequence.zero - sequence.held * sequence.unit
+        self._reserved -= sequence.reserved
+        sequence.zero = None
+        sequence.held = sequence.reserved = sequence.todo = sequence.due = sequence.place = 0
+        del self.running[sequence.id]
+
+    def _preempt(self) -> None:
+        """The newest gives way. Whoever is alone always has room: prompt and answer fit the KV cache."""
+        newest = next(reversed(self.running.values()))
+        self._leave(newest)
+        self.waiting.appendleft(newest)
+        self.preemptions += 1
+
+    def _room(self, steps: int, blocks: int = 0) -> bool:
+        """Whether so many more steps of those that decode fit the KV cache, beside `blocks` more."""
+        most = self._private + self._decoding * (self._step + steps + self._block - 1)  # each one's last block is begun
+        used = self._reserved + blocks + most // self._block + (self._cache.shared if self._cache else 0)
+        return used <= self._blocks or self._used(self._step + steps) + blocks <= self._blocks
+
+    def _used(self, step: int) -> int:
+        """KV blocks that somebody holds at a decode step, if all go on as they are."""
+        block, shared = self._block, self._cache.shared if self._cache is not None else 0
+        if block == 1:
+            return self._reserved + shared + self._private + self._decoding * step
+        private = 0
+        for sequence in self.running.values():
+            if sequence.zero is not None:
+                private -= (sequence.zero + sequence.held * sequence.unit - sequence.prompt - step) // block
+        return self._reserved + shared + private
+
+    def _evict(self) -> None:
+        """Let go what nobody holds and the others have grown over."""
+        cache = self._cache
+        if cache is not None and cache.idle and (over := self._used(self._step) + cache.idle - self._blocks) > 0:
+            cache.shrink(over)
