@@ -45,7 +45,7 @@ class ContinuousSteps:
         self._cache = PrefixCache() if profile.prefix_caching else None
         self._slow = 1.0
         self._order = 0
-        self._due: list[tuple[int, int, Sequence]] = []  # (decode step, order, who) of the next chunk of each
+        self._due: list[tuple[int, int, Sequence]] = []  # (decode step, place, who) of the next chunk of each
         self._step = 0  # decode steps since the start
         # Of those that decode: how many, and their sums at step 0, so that no step has to touch them.
         self._decoding = 0
@@ -72,7 +72,7 @@ class ContinuousSteps:
             self._begin()
         elif self._stretch and len(self.waiting) == 1 and len(self.running) < self._slots:
             self._cut(max(now, sequence.ready))
-            if self._due[0][0] > self._step + self._stretch:
+            if self._due[0][0] > self._step + self._stretch and (sequence.ready <= now or self._last_runs(now)):
                 # Nothing is put out there: the next step can be told now, and one event less is waited for.
                 self._end_step([])
                 self._began = self._ends
@@ -87,12 +87,14 @@ class ContinuousSteps:
             # A step that has been told of before it begins counts the one that still runs.
             reached = max(sequence.reached(self._step + self.under_way(now)) - (now < self._began), sequence.given)
             self._leave(sequence)
-            if now <= self._began:
-                self._forget(sequence)
-                self._begin()
         else:
             reached = sequence.made
             self.waiting.remove(sequence)
+            if self.waiting and len(self.running) < self._slots:
+                self._interrupt(now)  # who waited behind it may fit
+        if self._ends is not None and now <= self._began:
+            self._parts.clear()
+            self._begin()
         sequence.ended = True
         tokens, sequence.given = reached - sequence.given, reached
         return sequence, tokens, "cancelled"
@@ -169,24 +171,13 @@ class ContinuousSteps:
         else:
             self._ends = self.waiting[0].ready if self.waiting else None
 
-    def _forget(self, sequence: Sequence) -> None:
-        """The step that begins computes nothing of it after all."""
-        for at, (other, tokens) in enumerate(self._parts):
-            if other is sequence:
-                self._left += tokens
-                del self._parts[at]
-                return
-
     def _continue_prompts(self) -> None:
         """Of those that have begun, in their order."""
-        if self._budget is None:
-            self._left = 1
-            return
-        self._left = self._budget - self._decoding
+        self._left = 1 if self._budget is None else self._budget - self._decoding
         if self._reserved:
             for sequence in self.running.values():
                 if sequence.todo and self._left > 0:
-                    tokens = min(sequence.todo, self._left)
+                    tokens = sequence.todo if self._budget is None else min(sequence.todo, self._left)
                     self._parts.append((sequence, tokens))
                     self._left -= tokens
 
@@ -247,7 +238,7 @@ class ContinuousSteps:
     def _decode_on(self) -> None:
         """Nothing but decoding, up to the next chunk of anybody, a full KV cache, or who is ready in between."""
         due = self._due
-        while due[0][1] != due[0][2].due:
+        while due[0][1] != due[0][2].place:
             heapq.heappop(due)  # of one that was cancelled or preempted
         steps = due[0][0] - self._step
         if not self._room(steps):
@@ -267,6 +258,11 @@ class ContinuousSteps:
         steps = line.steps(self._mean(), (at - self._began) / self._slow, self._stretch)
         self._stretch = max(steps, 1)
         self._ends = self._began + line.total(self._mean(), self._stretch) * self._slow
+
+    def _last_runs(self, now: float) -> bool:
+        """Whether the last step of the stretch has begun."""
+        over = self._decode.line(self._decoding).total(self._mean(), self._stretch - 1)
+        return self._began + over * self._slow <= now
 
     def _interrupt(self, now: float) -> None:
         """Let nothing but the step that runs now be under way, so that who decodes may change, and how fast."""
@@ -299,15 +295,16 @@ class ContinuousSteps:
             self._last_s = self._ends - self._began
             if self._budget is not None:
                 self._step += 1
+        due, step = self._due, self._step
+        while due and due[0][0] <= step:
+            _, place, sequence = heapq.heappop(due)
+            if sequence.place == place:
+                self._emit(sequence, out)
+        if self._parts:
             parts, self._parts = self._parts, []
             for sequence, tokens in parts:
                 if sequence.place:
                     self._computed(sequence, tokens, out)
-        due, step = self._due, self._step
-        while due and due[0][0] <= step:
-            _, order, sequence = heapq.heappop(due)
-            if sequence.due == order:
-                self._emit(sequence, out)
 
     def _computed(self, sequence: Sequence, tokens: int, out: list[Emission]) -> None:
         """So many tokens more of its prompt; after the last it has made its next token and decodes."""
@@ -347,9 +344,7 @@ class ContinuousSteps:
             out.append((sequence, reached - sequence.given, None))
             sequence.given = reached
             sequence.next = sequence.after(reached)
-        self._order += 1
-        sequence.due = self._order
-        heapq.heappush(self._due, (sequence.zero + sequence.next, self._order, sequence))
+        heapq.heappush(self._due, (sequence.zero + sequence.next, sequence.place, sequence))
 
     # --- KV blocks
 
@@ -365,7 +360,7 @@ class ContinuousSteps:
             self._private -= sequence.prompt - sequence.zero - sequence.held * sequence.unit
         self._reserved -= sequence.reserved
         sequence.zero = None
-        sequence.held = sequence.reserved = sequence.todo = sequence.due = sequence.place = 0
+        sequence.held = sequence.reserved = sequence.todo = sequence.place = 0
         del self.running[sequence.id]
 
     def _preempt(self) -> None:
