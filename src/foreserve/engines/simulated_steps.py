@@ -308,18 +308,17 @@ class ContinuousSteps:
             self._last_s = self._ends - self._began
             if self._budget is not None:
                 self._step += 1
+            parts, self._parts = self._parts, []
+            for sequence, tokens in parts:
+                if sequence.place:
+                    self._computed(sequence, tokens)
         due, step = self._due, self._step
         while due and due[0][0] <= step:
             _, place, sequence = heapq.heappop(due)
             if sequence.place == place:
                 self._emit(sequence, out)
-        if self._parts:
-            parts, self._parts = self._parts, []
-            for sequence, tokens in parts:
-                if sequence.place:
-                    self._computed(sequence, tokens, out)
 
-    def _computed(self, sequence: Sequence, tokens: int, out: list[Emission]) -> None:
+    def _computed(self, sequence: Sequence, tokens: int) -> None:
         """So many tokens more of its prompt; after the last it has made its next token and decodes."""
         sequence.todo -= tokens
         if self._cache is not None and sequence.held < len(sequence.units):
@@ -332,7 +331,7 @@ class ContinuousSteps:
         self._decoding += 1
         self._context += sequence.prompt - sequence.zero
         self._private += sequence.prompt - sequence.zero - sequence.held * sequence.unit
-        self._emit(sequence, out)
+        heapq.heappush(self._due, (sequence.zero + sequence.next, sequence.place, sequence))
 
     def _publish(self, sequence: Sequence, cache: PrefixCache) -> None:
         """Put the whole units of its prompt that have been computed into the prefix cache."""
@@ -344,7 +343,7 @@ class ContinuousSteps:
             self._reserved -= blocks
 
     def _emit(self, sequence: Sequence, out: list[Emission]) -> None:
-        """Put out what has come, if a chunk is due, and note when the next one is."""
+        """Put out the chunk that is due, and note when the next one is."""
         assert sequence.zero is not None
         reached = self._step - sequence.zero
         if reached >= sequence.output:
@@ -353,10 +352,9 @@ class ContinuousSteps:
             sequence.ended = True
             out.append((sequence, tokens, sequence.end))
             return
-        if reached >= sequence.next:
-            out.append((sequence, reached - sequence.given, None))
-            sequence.given = reached
-            sequence.next = sequence.after(reached)
+        out.append((sequence, reached - sequence.given, None))
+        sequence.given = reached
+        sequence.next = sequence.after(reached)
         heapq.heappush(self._due, (sequence.zero + sequence.next, sequence.place, sequence))
 
     # --- KV blocks
