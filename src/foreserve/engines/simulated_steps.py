@@ -272,8 +272,10 @@ class ContinuousSteps:
 
     def _last_runs(self, now: float) -> bool:
         """Whether the last step of the stretch has begun."""
+        if self._stretch < 2:  # perhaps of nobody who is still there
+            return self._began <= now
         over = self._decode.line(self._decoding).total(self._mean(), self._stretch - 1)
-        return self._began + over * self._slow <= now
+        return self._plain + over * self._slow <= now
 
     def _interrupt(self, now: float) -> None:
         """Let nothing but the step that runs now be under way, so that who decodes may change, and how fast."""
