@@ -115,7 +115,7 @@ def closed(
 ) -> list[tuple[Ask, Result]]:
     """Each request once, `clients` at a time, without deadlines. Raises RuntimeError when one is not done."""
     prompts = [ask.as_prompt() for ask in asks]
-    results = _run(url, prompts, ClosedLoop(clients), max_tokens, cores).results
+    results = send(url, prompts, ClosedLoop(clients), max_tokens, cores).results
     wrong = [result for result in results if result.ending is not Ending.DONE]
     if wrong:
         raise RuntimeError(f"{len(wrong)} of {len(results)} requests did not end well: {wrong[0].error}")
@@ -134,7 +134,7 @@ def measure(
         Due(messages=ask.messages, tenant=ask.tenant, slo_ms=1000 * deadline)
         for ask, deadline in zip(asks, deadlines, strict=True)
     ]
-    outcome = _run(url, prompts, poisson(load.rate, generator(load.seed)), max_tokens, cores)
+    outcome = send(url, prompts, poisson(load.rate, generator(load.seed)), max_tokens, cores)
     return trial_of(asks, deadlines, outcome)
 
 
@@ -185,13 +185,14 @@ def share_before(end: float, result: Result) -> float:
     return sum(at <= end for at in times) / len(times) if times else 0.0
 
 
-def _run(
+def send(
     url: str,
     prompts: Sequence[Prompt],
     arrivals: Iterable[Arrival] | ClosedLoop,
     max_tokens: int,
     cores: Collection[int],
 ) -> Run:
+    """Ask the service `chat` greedily for all of these as they fall due, from clients on `cores` that yield."""
     options = ClientOptions(
         url=url, model="chat", endpoint="chat", max_tokens=max_tokens, extra={"temperature": 0}, timeout_s=300.0
     )

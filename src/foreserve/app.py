@@ -9,17 +9,20 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from foreserve import registry
-from foreserve.chosen import make_admission, make_placement, make_policy
+from foreserve import __version__, registry
+from foreserve.chosen import admission_name, make_admission, make_placement, make_policy
 from foreserve.clock import offload, wall
 from foreserve.core import EngineInfo, Outcome
+from foreserve.dispatch.decisions import Made
 from foreserve.dispatch.dispatcher import Dispatcher
+from foreserve.dispatch.journal import Journal
 from foreserve.dispatch.ledger import Ledger
+from foreserve.dispatch.recorded import Tape, begin, recorded
 from foreserve.errors import ConfigError
 from foreserve.fleet.inline import InlineLauncher
 from foreserve.fleet.local import LocalLauncher
 from foreserve.fleet.replicas import Replicas
-from foreserve.ports import Kind, Launcher
+from foreserve.ports import Admission, BatchPolicy, Kind, Launcher, Placement
 from foreserve.rows import state_folder
 from foreserve.samples import Keep, SampleStore
 from foreserve.services.base import Service
@@ -108,6 +111,8 @@ class Running:
         """Of the services whose answers are foreseen, by name."""
         self.started = False
         """Whether every service has been started, with at least one replica ready."""
+        self._decisions = _decisions(self.settings.state)
+        self._tapes: dict[str, Tape] = {}
         self._launchers: dict[str, Launcher] = {}
         self._expiring: asyncio.Task[None] | None = None
         self.services = {name: self._wire(name, kind) for name, kind in app.services.items()}
@@ -115,12 +120,12 @@ class Running:
     def _wire(self, name: str, kind: Served) -> Service:
         """Everything that one service consists of, and who tells whom."""
         settings = kind.settings
-        policy = make_policy(name, policy_name(kind), settings.policy_options)
+        policy, placement, admission = self._deciders(name, kind, settings.policy_options)
         dispatcher = Dispatcher(
             name,
             policy,
-            make_placement(name, settings.placement),
-            make_admission(name, settings.queue, policy),
+            placement,
+            admission,
             self.ledger,
             max_wait_s=settings.queue.max_wait_s,
             settled=self._settling(kind),
@@ -129,6 +134,27 @@ class Running:
         dispatcher.unavailable = f"no replica of {name!r} has been ready yet"
         replicas = Replicas(name, kind.engines, self._launcher(settings.launcher), dispatcher, self._told(name))
         return Service(name, kind, settings, dispatcher, replicas, self.ledger, self._settled)
+
+    def _deciders(
+        self, name: str, kind: Served, options: Mapping[str, Any]
+    ) -> tuple[BatchPolicy, Placement, Admission]:
+        """Who orders, places and admits, as the settings choose it; recorded where that is asked for."""
+        settings = kind.settings
+        policy = make_policy(name, policy_name(kind), options)
+        placement, admission = make_placement(name, settings.placement), make_admission(name, settings.queue, policy)
+        if self._decisions is None:
+            return policy, placement, admission
+        made = Made(
+            service=name,
+            policy=policy_name(kind),
+            options=dict(options),
+            placement=settings.placement,
+            admission=admission_name(settings.queue, policy),
+            max_waiting=settings.queue.max_waiting,
+            max_wait_s=settings.queue.max_wait_s,
+        )
+        tape = self._tapes.setdefault(name, Tape(name, self._decisions))
+        return recorded(tape, made, policy, placement, admission)
 
     def _launcher(self, name: str) -> Launcher:
         if self._only is not None:
@@ -154,14 +180,14 @@ class Running:
         """Of a replica that is ready: it is served whatever the options, which were for the policy that was guessed."""
         policy_called = policy_name(kind)
         try:
-            policy = make_policy(name, policy_called, kind.settings.policy_options)
+            policy, _, admission = self._deciders(name, kind, kind.settings.policy_options)
         except ConfigError as error:
             log.error(
                 "service %r: policy_options do not fit policy %r, which is used without them: %s; valid: name the "
                 "`policy` that they are for", name, policy_called, error,
             )  # fmt: skip
-            policy = make_policy(name, policy_called, {})
-        self.services[name].dispatcher.adopt(policy, make_admission(name, kind.settings.queue, policy))
+            policy, _, admission = self._deciders(name, kind, {})
+        self.services[name].dispatcher.adopt(policy, admission)
 
     def _settling(self, kind: Served) -> Callable[[Outcome], None]:
         """A request of this kind has ended, and is no group of others: its kind learns from it first."""
@@ -242,10 +268,27 @@ class Running:
             self.samples.close()
         if self.history is not None:
             self.history.close()
+        if self._decisions is not None:
+            self._decisions.close()
 
     def _refuse_all(self) -> None:
         for service in self.services.values():
             service.dispatcher.give_up("the server is stopping")
+
+
+def _decisions(state: StateSettings) -> Journal | None:
+    """Where decisions are recorded. Raises ConfigError when it cannot be written."""
+    if state.decisions is None:
+        return None
+    virtual = getattr(asyncio.get_running_loop(), "virtual", False)
+    journal = Journal(
+        Path(state.decisions).expanduser(),
+        "the recording of decisions",
+        threaded=not virtual,
+        most_bytes=int(state.decisions_mb * 1e6),
+    )
+    begin(journal, __version__)
+    return journal
 
 
 async def _expire_left(folder: Path, served: Collection[str]) -> None:

@@ -32,10 +32,15 @@ def make_placement(service: str, name: str) -> Placement:
     return made
 
 
-def make_admission(service: str, queue: QueueSettings, policy: BatchPolicy) -> Admission:
-    """`auto` goes by the policy's own order where it tells that. Raises ConfigError for a name that is none."""
+def admission_name(queue: QueueSettings, policy: BatchPolicy) -> str:
+    """The admission that judges: what was chosen, or for `auto` by the policy's own order where it tells that."""
     auto = "foreseen" if isinstance(policy, Ahead) else "bounded"
-    name = auto if queue.admission == "auto" else queue.admission
+    return auto if queue.admission == "auto" else queue.admission
+
+
+def make_admission(service: str, queue: QueueSettings, policy: BatchPolicy) -> Admission:
+    """See `admission_name`. Raises ConfigError for a name that is none."""
+    name = admission_name(queue, policy)
     made: Admission = registry.load("admission", name, f"service {service!r}: queue.admission", also=("auto",))(
         max_waiting=queue.max_waiting, max_wait_s=queue.max_wait_s
     )

@@ -37,6 +37,10 @@ class LookAhead(Protocol):
         """Whether these could begin now without the resource running out at any later step."""
         ...
 
+    def frozen(self) -> Any:
+        """As it is now, for a recording of decisions: a struct or plain values that its fleet can make it of again."""
+        ...
+
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
     """What one replica can take now. Only replicas with a free slot are shown to a policy.
@@ -133,6 +137,13 @@ class Ranked(Placement, Protocol):
         Made of the replica's name, its capacity and how many run there alone, and comparable with any other rank.
         """
         ...
+
+
+@runtime_checkable
+class HearsRanks(Ranked, Protocol):
+    """A ranked placement that wants to know where the ranks have led."""
+
+    def chosen(self, works: Sequence[Work], replica: str, now: float) -> None: ...
 
 
 class QueueView(msgspec.Struct, frozen=True, kw_only=True):

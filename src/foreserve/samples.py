@@ -241,14 +241,14 @@ class MemorySamples:
     def __init__(self, keep: Mapping[str, Keep]) -> None:
         self._keep = dict(keep)
         self._rows = {service: deque[Sample](maxlen=kept.rows) for service, kept in keep.items()}
+        self._recorded = dict.fromkeys(keep, 0)
         self._trained: dict[str, Trained] = {}
         self._notes: dict[str, bytes] = {}
-        self._count = 0
 
     def record(self, sample: Sample) -> None:
         """Keep this one, while there is room."""
-        self._count += 1
-        self._rows[sample.service].append(msgspec.structs.replace(sample, n=self._count))
+        self._recorded[sample.service] += 1
+        self._rows[sample.service].append(sample)
 
     def note(self, service: str, data: bytes) -> None:
         """Keep these bytes as what else a service has learned."""
@@ -260,11 +260,14 @@ class MemorySamples:
 
     def read(self, service: str) -> list[Sample]:
         """The rows of a service, oldest first."""
-        return list(self._rows[service])
+        rows = self._rows[service]
+        return [
+            msgspec.structs.replace(row, n=n) for n, row in enumerate(rows, self._recorded[service] - len(rows) + 1)
+        ]
 
     def count(self, service: str, after: int = 0) -> int:
         """How many rows of a service came after row `after`."""
-        return sum(row.n > after for row in self.read(service))
+        return max(0, min(len(self._rows[service]), self._recorded[service] - after))
 
     def expire(self, wall: float) -> None:
         """Drop what is too old at `wall` (seconds since the epoch)."""

@@ -9,6 +9,7 @@ from tests.simulation.traces import PROFILE, poisson
 from typer.testing import CliRunner, Result
 
 from foreserve.cli.main import app
+from foreserve.cli.simulate_sweep import Asked, command
 from foreserve.simulation.profiles import save_profile
 from foreserve.traces.row import Header, TraceRow
 
@@ -164,9 +165,68 @@ def test_where_nothing_can_be_written_nothing_runs(house: Path):
     assert "cannot be written" in refused(house, "--json", str(house / "no" / "where.json"))
 
 
+def test_a_report_and_a_timeline_for_each_run(house: Path):
+    (house / "one.yaml").write_text("chat: {replicas: 1}\n")
+    out = ["--report", str(house / "r.html"), "--timeline", str(house / "t.json"), "--timeline-requests", "50"]
+    assert simulate(house, "--compare", str(house / "one.yaml"), *out).exit_code == 0
+    assert "Simulation of monday" in (house / "r.html").read_text()
+    for name in ("t.json", "t.2.json"):
+        events = msgspec.json.decode((house / name).read_bytes())["traceEvents"]
+        assert sum(event["ph"] == "b" for event in events) == 50
+
+
+def test_a_part_of_the_trace_faster(house: Path):
+    whole, part = figures(house)["trace"], figures(house, "--from", "5", "--limit", "40", "--speed", "2")["trace"]
+    assert whole["rows"] == 200
+    assert part["rows"] == 40
+    assert part["span_s"] == pytest.approx(40 / 8 / 2, rel=0.5)
+    assert "there is no request in it" in refused(house, "--from", "1h")
+
+
+def test_bad_rows_are_told_or_skipped(house: Path):
+    with (house / "trace.jsonl").open("a") as file:
+        file.write('{"arrival": "soon"}\n')
+    assert "trace.jsonl: line 202" in refused(house)
+    assert figures(house, "--skip-bad")["trace"]["skipped"] == 1
+
+
 def test_a_setting_that_the_profile_holds_is_carried_over(house: Path):
     narrow = figures(house, "--set", "chat.max_running=1")["runs"][0]
     wide = figures(house)["runs"][0]
     assert narrow["total"]["wait"]["p50"] > wide["total"]["wait"]["p50"]
     notes = figures(house, "--set", "chat.max_running=64")["runs"][0]["notes"]
     assert any("64 requests at once were not measured" in note for note in notes)
+
+
+def test_faults_are_told_and_sweep_by_seed(house: Path):
+    faults = ["--faults", "worker_death:every_s=5", "--fault-seed", "3"]
+    told = figures(house, *faults)["runs"][0]
+    assert any(note.startswith("faults: worker_death") for note in told["notes"])
+    assert told["total"]["requests"] == 200
+    swept = simulate(house, *faults, "--seeds", "2")
+    assert swept.exit_code == 0, swept.output
+    assert "2 seeds, 400 requests: all checks hold" in " ".join(swept.stdout.split())
+
+
+def test_a_fault_that_does_not_exist_is_told_before_anything_runs(house: Path):
+    for more in ([], ["--seeds", "2"]):
+        assert "no fault is called 'worker_deth'; did you mean 'worker_death'?" in refused(
+            house, "--faults", "worker_deth", *more
+        )
+    assert "--seeds goes with --faults" in refused(house, "--seeds", "2")
+
+
+def test_the_command_of_a_seed_says_all_that_was_asked():
+    asked = Asked(
+        app="a b.py",
+        sets=("chat.replicas=1",),
+        profiles=("chat=p.yaml",),
+        trace="t.jsonl",
+        reading=("azure", True, False, None, "5min", None, 1.0, 2.0, 100),
+        seed=4,
+        faults="mixed",
+    )
+    assert command(asked, 17) == (
+        "foreserve simulate t.jsonl --app 'a b.py' --set chat.replicas=1 --profile chat=p.yaml --format azure "
+        "--skip-bad --from 5min --speed 2.0 --limit 100 --seed 4 --faults mixed --fault-seed 17 --seeds 1"
+    )

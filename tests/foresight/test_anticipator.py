@@ -3,6 +3,8 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from foreserve.core import Ramp
 from foreserve.foresight.anticipator import LEAST_EXTENSION, Anticipator
@@ -148,3 +150,20 @@ def test_an_id_is_on_the_map_once():
     ahead.remove("nobody")
     assert len(ahead) == 1
     assert "a" in ahead
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 60), st.integers(1, 80)), max_size=8), st.data())
+def test_a_map_that_is_restored_takes_what_the_other_took(ramps: list[tuple[int, int, int]], data: st.DataObject):
+    one = Anticipator()
+    for number, (base, steps, most) in enumerate(ramps):
+        one.add(f"q{number}", Ramp(resource="kv", base=base, steps=steps, most=base + most))
+        one.advance(data.draw(st.integers(0, 30)))
+        if data.draw(st.booleans()):
+            one.remove(f"q{data.draw(st.integers(0, number))}")
+    other = Anticipator.restored(one.now, one.held())
+    assert len(other) == len(one)
+    assert other.window(100) == one.window(100)
+    asked = [Ramp(resource="kv", base=3, steps=n, most=200) for n in (1, 20, 90)]
+    for capacity in range(0, 300, 7):
+        for some in (asked[:1], asked[1:2], asked):
+            assert other.takes(some, capacity) == one.takes(some, capacity)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from foreserve.app import App
@@ -30,13 +31,21 @@ def rows(count: int = 200, seed: int = 0, per_s: float = 6.0, tenants: int = 3) 
         )
 
 
-def trial(words: str, seed: int = 0, *, count: int = 200, per_s: float = 6.0, **settings: Any) -> Trial:
+def trial(
+    words: str,
+    seed: int = 0,
+    *,
+    count: int = 200,
+    per_s: float = 6.0,
+    decisions: Path | None = None,
+    **settings: Any,
+) -> Trial:
     """A small app on two replicas under these faults."""
     settings = {"replicas": 2, "queue": {"max_waiting": 30, "max_wait_s": 15.0}, **settings}
     app = App(chat=LLM("simulated", **settings))
     profile = linear(slots=6, kv_tokens=3000, decode_s_per_seq=0.002)
     plan = Faults(read_faults(words), seed) if words else None
-    return try_out(app, {"chat": profile}, rows(count, seed, per_s), plan, launcher=launcher())
+    return try_out(app, {"chat": profile}, rows(count, seed, per_s), plan, launcher=launcher(), decisions=decisions)
 
 
 def launcher() -> InlineLauncher:

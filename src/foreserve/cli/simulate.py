@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
-import msgspec
 import typer
 from rich.console import Console
 
+from foreserve.cli import trace_words as words
+from foreserve.cli.bench_options import check_writable
 from foreserve.errors import ConfigError
 
-if TYPE_CHECKING:
-    from foreserve.cli.simulate_table import Bar
-    from foreserve.core import Outcome
-    from foreserve.simulation.comparison import Variant
-    from foreserve.simulation.figures import Result
-    from foreserve.simulation.survey import Survey
-    from foreserve.traces.row import Trace, TraceRow
+EXIT_FAILED = 1
+"""A check did not hold under some seed of faults."""
 
 EXIT_WRONG = 2
 """An option, the app, a profile or the trace is wrong."""
 
-_TRACE, _RUNS, _OUT = "Trace", "Runs", "Output"
+_RUNS, _FAULTS, _OUT = "Runs", "Faults", "Output"
 
 
 def simulate(
-    trace: Annotated[list[str], typer.Argument(metavar="TRACE", help="A trace; docs/traces.md has the formats.")],
+    trace: Annotated[
+        list[str],
+        typer.Argument(metavar="TRACE", help="The trace, in any format of docs/traces.md, perhaps .xz or .gz."),
+    ],
     app: Annotated[
         str, typer.Option(metavar="APP", help="The app file: app.py, app.py:name or app.yaml.", rich_help_panel=_RUNS)
     ],
@@ -37,7 +34,8 @@ def simulate(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Another value of a setting, in the app file's words: services.chat.replicas=4, chat.policy=fcfs.",
+            help="Another value of a setting, in the app file's words: services.chat.replicas=4, chat.policy=fcfs. "
+            "May be repeated.",
             rich_help_panel=_RUNS,
         ),
     ] = None,
@@ -45,7 +43,7 @@ def simulate(
         list[str] | None,
         typer.Option(
             metavar="FILE...",
-            help="Further runs: YAML with other settings, or whole app files. They share the trace and the seed.",
+            help="Further runs beside the app's: YAML with other settings, or whole app files.",
             rich_help_panel=_RUNS,
         ),
     ] = None,
@@ -53,114 +51,113 @@ def simulate(
         list[str] | None,
         typer.Option(
             metavar="SERVICE=FILE",
-            help="The engine's profile. [default: what foreserve calibrate has measured]",
+            help="A service's engine profile. May be repeated. [default: what foreserve calibrate has measured]",
             rich_help_panel=_RUNS,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.", rich_help_panel=_RUNS)] = 0,
+    faults: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORDS",
+            help="What goes wrong: worker_death,load_spike:times=5, or mixed; docs/faults.md has them all.",
+            rich_help_panel=_FAULTS,
+        ),
+    ] = None,
+    fault_seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of the faults, the first of --seeds. [default: --seed]", rich_help_panel=_FAULTS),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="So many seeds of faults in turn, with every check; each that fails is told with its command.",
+            rich_help_panel=_FAULTS,
+        ),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="With --seeds: processes side by side.", rich_help_panel=_FAULTS)
+    ] = 1,
     report: Annotated[
-        Path | None, typer.Option(help="Write an HTML report that needs no network.", rich_help_panel=_OUT)
+        Path | None, typer.Option(metavar="HTML", help="Write a report that opens offline.", rich_help_panel=_OUT)
     ] = None,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON",
+            help="Write a Chrome trace for ui.perfetto.dev; of several runs each gets a file.",
+            rich_help_panel=_OUT,
+        ),
+    ] = None,
+    timeline_requests: Annotated[
+        int, typer.Option(min=1, help="Requests in the timeline: the first that end.", rich_help_panel=_OUT)
+    ] = 20_000,
     json: Annotated[
-        str | None, typer.Option(help="Write the figures as JSON to a file, or to - (stdout).", rich_help_panel=_OUT)
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Write the figures as JSON to a file, or to - (stdout).", rich_help_panel=_OUT
+        ),
     ] = None,
-    quiet: Annotated[bool, typer.Option(help="No progress bar and no table.", rich_help_panel=_OUT)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.", rich_help_panel=_OUT)] = False,
+    format: words.Format = "auto",
+    skip_bad: words.SkipBad = False,
+    sort: words.Sort = False,
+    per_second: words.PerSecond = None,
+    start: words.From = "0",
+    end: words.To = None,
+    rate: words.Rate = 1.0,
+    speed: words.Speed = 1.0,
+    limit: words.Limit = None,
+    seed: words.Seed = 0,
 ) -> None:
-    """Play a trace to an app on a virtual clock: the same dispatcher, policies and ledger, with simulated engines.
+    """Play a trace to an app on a virtual clock: its own dispatcher, policies and ledger, with simulated engines.
 
-    Prints latency, goodput, utilisation and outcomes; docs/simulation.md tells what is modelled. Exit status: 0, or 2
-    when anything given is wrong; nothing runs then. Examples: `foreserve simulate monday.jsonl --app app.py`,
-    `foreserve simulate monday.jsonl --app app.py --set chat.replicas=3 --compare fcfs.yaml six.yaml`.
+    Prints latency, goodput, utilisation and outcomes; docs/simulation.md tells what is modelled. Exit status: 0; 2 when
+    anything given is wrong, and nothing has run then; with --seeds 1 when a check failed.
+
+    Examples: `foreserve simulate monday.jsonl --app app.py`, `foreserve simulate monday.jsonl --app app.py
+    --set chat.replicas=3 --compare fcfs.yaml six.yaml --report out.html`.
     """
     from foreserve.appfile import load_app_file
-    from foreserve.cli.bench_options import check_writable
-    from foreserve.cli.simulate_table import Bar, show
-    from foreserve.simulation.comparison import check, variants
-    from foreserve.simulation.report import page
-    from foreserve.simulation.survey import survey
+    from foreserve.cli.simulate_runs import Outputs, play
+    from foreserve.cli.simulate_sweep import Asked, sweep
+    from foreserve.simulation.comparison import variants
     from foreserve.simulation.variants import assignments
 
     console = Console(stderr=json == "-")
     try:
-        for where in (None if json in (None, "-") else Path(str(json)), report):
+        for where in (None if json == "-" else json, report, timeline):
             check_writable(where)
         if len(trace) > 1 and not compare:
             raise ConfigError(f"one TRACE is played at a time, not {trace[1]} too; runs are compared by --compare")
+        reading = (format, skip_bad, sort, per_second, start, end, rate, speed, limit)
+        first = seed if fault_seed is None else fault_seed
+        if seeds is not None:
+            alone = (compare, report, timeline, json)
+            if faults is None or any(each is not None for each in alone):
+                raise ConfigError("--seeds goes with --faults, and with no --compare, --report, --timeline or --json")
+            asked = Asked(
+                app=app,
+                sets=tuple(set_ or ()),
+                profiles=tuple(profile or ()),
+                trace=trace[0],
+                reading=reading,
+                seed=seed,
+                faults=faults,
+            )
+            failed = sweep(console, asked, range(first, first + seeds), jobs=jobs, quiet=quiet)
+            raise typer.Exit(EXIT_FAILED if failed else 0)
         files = [*(compare or []), *trace[1:]]
         runs = variants(load_app_file(app), Path(app).name, assignments(set_ or []), files, profile or [])
-        opened = _open(trace[0])
-        with Bar(console, quiet) as bar:
-            seen = bar.reading(trace[0], lambda: survey(opened))
-            if not seen.rows:
-                raise ConfigError(f"{trace[0]}: there is no request in it")
-            for each in runs:
-                check(each, seen)
-            results = [_run(each, opened, seen, seed, bar) for each in runs]
+        read = words.read(Path(trace[0]), *reading, seed)
+        outputs = Outputs(report, timeline, timeline_requests, json)
+        play(console, read, runs, seed, outputs, quiet=quiet, faults=faults, fault_seed=first)
     except ConfigError as error:
         _wrong(str(error))
-    if not quiet:
-        show(console, opened, seen, results, bar.seconds)
-    if report is not None:
-        report.write_text(page(opened, seen, results), encoding="utf-8")
-    if json is not None:
-        _write(json, _document(opened, seen, seed, results))
 
 
-def _run(run: Variant, trace: Trace, seen: Survey, seed: int, bar: Bar) -> Result:
-    from foreserve.simulation.study import simulate as play
-
-    def played(heard: Callable[[Outcome], None]) -> Result:
-        return play(
-            run.app, run.profiles, trace, seed=seed, observers=[heard], surveyed=seen, name=run.name, notes=run.notes
-        )
-
-    return bar.timed(run.name, seen.rows, played)
-
-
-def _document(trace: Trace, seen: Survey, seed: int, results: list[Result]) -> bytes:
-    """The same for the same command: it has no real times in it."""
-    document = {
-        "tool": "foreserve simulate",
-        "trace": {"name": trace.header.name, "epoch": trace.header.epoch, **msgspec.to_builtins(seen)},
-        "seed": seed,
-        "runs": results,
-    }
-    return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
-
-
-class _Jsonl:
-    def __init__(self, path: str) -> None:
-        from foreserve.traces.row import Header
-
-        self.path = path
-        self.skipped = 0
-        self.header = Header(name=Path(path).name)
-
-    def __iter__(self) -> Iterator[TraceRow]:
-        from foreserve.traces.row import TraceRow
-
-        with open(self.path, "rb") as file:
-            for line in file:
-                if b"foreserve_trace" not in line:
-                    yield msgspec.json.decode(line, type=TraceRow)
-
-    def __len__(self) -> int:
-        return 0
-
-
-def _open(path: str) -> Trace:
-    return _Jsonl(path)
-
-
-def _write(where: str, document: bytes) -> None:
-    if where == "-":
-        sys.stdout.write(document.decode())
-    else:
-        Path(where).write_bytes(document)
-
-
-def _wrong(words: str) -> NoReturn:
+def _wrong(text: str) -> NoReturn:
     Console(stderr=True).print(
-        f"foreserve simulate: {words}", style="red", markup=False, highlight=False, soft_wrap=True
+        f"foreserve simulate: {text}", style="red", markup=False, highlight=False, soft_wrap=True
     )
     raise typer.Exit(EXIT_WRONG)

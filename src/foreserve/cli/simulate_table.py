@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -52,11 +51,12 @@ class Bar:
     ) -> None:
         self._progress.stop()
 
-    def reading(self, name: str, read: Callable[[], T]) -> T:
-        """While a trace is read that may be long."""
-        task = self._progress.add_task(f"reading {Path(name).name}", total=None, told="")
+    def reading(self, trace: Trace, read: Callable[[Trace, Callable[[int], None]], T]) -> T:
+        """What `read` finds in a trace that may be long. It is given who wants to hear of rows."""
+        name = f"reading {trace.header.name or 'the trace'}"
+        task = self._progress.add_task(name, total=len(trace) or None, told="")
         try:
-            return read()
+            return read(trace, lambda rows: self._progress.update(task, completed=rows, told=f"{rows:,} requests"))
         finally:
             self._progress.remove_task(task)
 

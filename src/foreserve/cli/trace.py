@@ -13,6 +13,8 @@ from rich.console import Console
 
 from foreserve.cli import trace_words as words
 from foreserve.cli.bench_options import check_writable
+from foreserve.cli.trace_import import import_
+from foreserve.cli.trace_record import record
 from foreserve.cli.trace_report import report
 from foreserve.cli.trace_words import console, watching, wrong
 from foreserve.errors import ForeserveError
@@ -25,6 +27,10 @@ app = typer.Typer(help="Traces of requests: look at them, import, convert and re
 @app.callback()
 def _logging() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+
+app.command("import")(import_)
+app.command()(record)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
 from foreserve.dispatch.rooms import Rooms, Runner
 from foreserve.dispatch.stream import Stream
-from foreserve.ports import Admission, Ahead, BatchPolicy, Pick, Placement, QueueView, Ranked, Room, Wait
+from foreserve.ports import Admission, Ahead, BatchPolicy, HearsRanks, Pick, Placement, QueueView, Ranked, Room, Wait
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class Dispatcher:
         self._max_wait_s = max_wait_s
         self._settled = settled
         self._runners: dict[str, Runner] = {}
+        self._ranked = isinstance(placement, Ranked)
+        self._heard_rank = placement.chosen if isinstance(placement, HearsRanks) else None
         self._rooms = Rooms(placement.rank if isinstance(placement, Ranked) else None)
         self._waiting: dict[str, Flight] = {}
         self._running: dict[str, Flight] = {}
@@ -106,10 +108,12 @@ class Dispatcher:
 
     def _room_for(self, works: Sequence[Work], among: Sequence[str], now: float) -> Room:
         """Where these run. Raises LookupError when they fit nowhere: the policy has picked what it must not."""
-        if isinstance(self._placement, Ranked):
+        if self._ranked:
             room = self._rooms.first(works, among)
             if room is None:
                 raise LookupError(f"{', '.join(work.id for work in works)} picked, and no replica has room")
+            if self._heard_rank is not None:
+                self._heard_rank(works, room.replica, now)
             return room
         rooms = (room for room in self._rooms if not among or room.replica in among)
         fitting = {room.replica: room for room in rooms if room.takes(works)}
@@ -338,8 +342,8 @@ class Dispatcher:
         )
 
     def wake(self) -> None:
-        """Look again in this turn of the loop; many calls make one look."""
-        if self._turn is None:
+        """Look again in this turn of the loop, if anything waits; many calls make one look."""
+        if self._turn is None and self._waiting:
             self._turn = self._loop.call_soon(self._schedule)
 
     def _wake_at(self, until: float) -> None:

@@ -38,7 +38,7 @@ class Lines:
 
     def put(self, waiting: Waiting, now: float) -> None:
         """It begins to wait, or its standing has changed."""
-        waiting.standing = SURE if now <= waiting.unsure_at else UNSURE if now <= waiting.late_at else LATE
+        waiting.standing = standing(waiting, now)
         changes = _until(waiting)
         if changes < math.inf:
             heapq.heappush(self._changes, (changes, waiting.order, waiting))
@@ -150,6 +150,11 @@ class Lines:
     def _again(self, waiting: Waiting, now: float) -> None:
         self.take_out(waiting)
         self.put(waiting, now)
+
+
+def standing(waiting: Waiting, now: float) -> int:
+    """One of `STANDINGS`."""
+    return SURE if now <= waiting.unsure_at else UNSURE if now <= waiting.late_at else LATE
 
 
 def _until(waiting: Waiting) -> float:

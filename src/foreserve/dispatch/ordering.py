@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from foreserve.core import Outcome, OutcomeKind, Work
 from foreserve.dispatch.buckets import LEAST_S, Waiting
 from foreserve.dispatch.keeping import Keeping
-from foreserve.dispatch.lines import STANDINGS, Lines
+from foreserve.dispatch.lines import STANDINGS, Lines, standing
 from foreserve.dispatch.pace import Mean
 from foreserve.dispatch.tenants import Tenants, checked_weights
 from foreserve.errors import ConfigError
@@ -76,6 +76,8 @@ class ResponseRatio:
         self._lines = Lines(self._tenants, burst_tokens, own=aging == 0)
         self._keeping = Keeping(most_passed)
         self._waiting: dict[str, Waiting] = {}
+        self._alone: tuple[Waiting, float] | None = None
+        """What came when nothing waited, and when: it stands in no line until there is a choice, as there seldom is."""
         self._charged: dict[str, tuple[str, float]] = {}  # the account and tokens of what was picked and has not ended
         self._expected = Mean()
         self._taken = Mean()
@@ -87,6 +89,7 @@ class ResponseRatio:
 
     def add(self, work: Work, now: float) -> None:
         """See `BatchPolicy`. What comes again, after its replica was lost, is not charged twice."""
+        self._line_up()
         self._refund(work.id)
         forecast = work.forecast
         seconds = forecast.seconds if forecast is not None else self._taken.value or UNKNOWN_S
@@ -96,20 +99,39 @@ class ResponseRatio:
         if work.deadline is not None:
             waiting.late_at = work.deadline - (forecast.least_seconds if forecast is not None else 0.0)
             waiting.unsure_at = min(work.deadline - self._sure * waiting.seconds, waiting.late_at)
+        if self._waiting:
+            self._lines.put(waiting, now)
+        else:
+            self._alone = waiting, now
         self._waiting[work.id] = waiting
-        self._lines.put(waiting, now)
 
     def remove(self, request_id: str) -> None:
         """See `BatchPolicy`."""
         waiting = self._waiting.pop(request_id, None)
-        if waiting is not None:
-            self._lines.take_out(waiting)
-            self._keeping.forget(waiting)
+        if waiting is None:
+            return
+        if self._alone is not None and waiting is self._alone[0]:
+            self._alone = None
+            return
+        self._lines.take_out(waiting)
+        self._keeping.forget(waiting)
+
+    def _line_up(self) -> None:
+        """Before anything that the lines have a part in."""
+        if self._alone is not None:
+            self._lines.put(*self._alone)
+            self._alone = None
 
     # --- who is next
 
     def pick(self, rooms: Sequence[Room], now: float) -> Pick | Wait | None:
         """See `BatchPolicy`."""
+        if self._alone is not None:
+            waiting = self._alone[0]
+            if not self._is_turn_of_oldest and (among := self._keeping.rooms_for(waiting, rooms, now)) is not None:
+                waiting.standing = standing(waiting, now)
+                return self._start(waiting, among, "", 0, now)
+            self._line_up()
         self._lines.move(now)
         passed: list[Waiting] = []
         for waiting, reason in self._in_order(now):
@@ -125,13 +147,17 @@ class ResponseRatio:
         kept, oldest = self._keeping.kept, None
         if kept is not None:
             yield kept, "room was kept for it"
-        if (self._picks + 1) % self._oldest_every == 0:
+        if self._is_turn_of_oldest:
             oldest = self._lines.oldest(now - LONG * self._mean(), now)
             if oldest is not None and oldest is not kept:
                 yield oldest, "it has waited longest"
         for _, waiting in zip(range(MOST_TRIED), self._lines.by_ratio(now, self._aging * self._mean()), strict=False):
             if waiting is not kept and waiting is not oldest:
                 yield waiting, ""
+
+    @property
+    def _is_turn_of_oldest(self) -> bool:
+        return (self._picks + 1) % self._oldest_every == 0
 
     def _mean(self) -> float:
         """The mean expected time of late, in seconds."""
@@ -168,6 +194,7 @@ class ResponseRatio:
 
     def ahead(self, work: Work, now: float) -> float:
         """See `ports.Ahead`. Those whose ratio is better now; who comes later and overtakes it is not among them."""
+        self._line_up()
         patience = self._aging * self._mean()
         if work.forecast is None:
             return self._lines.better(work.tenant, None, now, patience, self._tokens.value or 1.0)
@@ -181,6 +208,7 @@ class ResponseRatio:
     def settled(self, outcome: Outcome) -> None:
         """Set its tenant's tokens right, and learn the time of requests that come without a forecast."""
         self.remove(outcome.id)
+        self._line_up()
         account, predicted = self._charged.pop(outcome.id, ("", 0.0))
         usage = outcome.usage
         if account and ("prompt_tokens" in usage or "output_tokens" in usage):

@@ -80,13 +80,16 @@ class Tenants:
         account = self._accounts.get(name)
         if account is None:
             return
-        present = [line for line, count in enumerate(account.waiting) if count]
+        present = [line for line, count in enumerate(account.waiting) if count] if any(account.waiting) else ()
         for line in present:
             self._take_out(account, line)
         account.tokens += self.weighed(name, tokens)
         for line in present:
             insort(self._lines[line], (account.tokens, name))
-        self._floor = max(self._floor, min((line[0][0] for line in self._lines if line), default=account.tokens))
+        if any(self._lines):
+            self._floor = max(self._floor, min(line[0][0] for line in self._lines if line))
+        else:
+            self._floor = max(self._floor, account.tokens)
 
     def tokens(self, name: str) -> float:
         """What an open account has had, over its weight."""

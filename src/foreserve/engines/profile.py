@@ -34,10 +34,11 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     A step of a continuous engine decodes for all that run and computes at most `max_batched_tokens` tokens in all, the
     rest of them of waiting prompts; `None`: a prompt is computed whole, and decoding stands still meanwhile. When a
-    step does both it takes the prefill's time and `mixing` of the decode's. KV is given out in blocks of
-    `block_tokens`, and with `prefix_caching` whole blocks of a prompt that are still there cost nothing. `start_s` is
-    the time until it is ready, `overhead_s` what is added before a request's first token by everything but the engine.
-    `device_bytes`/`host_bytes` are for people and for the fleet.
+    step does both it takes the prefill's time and `mixing` of the decode's. `change_s` is added to a step that computes
+    another number of tokens than the one before it: some engines set up anew what depends on it. KV is given out in
+    blocks of `block_tokens`, and with `prefix_caching` whole blocks of a prompt that are still there cost nothing.
+    `start_s` is the time until it is ready, `overhead_s` what is added before a request's first token by everything but
+    the engine. `device_bytes`/`host_bytes` are for people and for the fleet.
     """
 
     format: Literal[1] = 1
@@ -52,6 +53,7 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     decode: DecodeTable
     max_batched_tokens: int | None = None
     mixing: float = 1.0
+    change_s: float = 0.0
     block_tokens: int = 32
     prefix_caching: bool = False
     start_s: float = 0.0

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from foreserve.core import Cost, EngineLoad, Ramp, Work, restore, subtract
-from foreserve.foresight.anticipator import Anticipator
+from foreserve.foresight.anticipator import Anticipator, Held
 
 WEIGHT = 0.2
 """Of the newest heartbeat, in the moving rate of steps."""
@@ -50,6 +52,13 @@ class StepClock:
         return int(steps)
 
 
+class FrozenAhead(msgspec.Struct, frozen=True):
+    """An `Ahead` as it was: `maps` has what each one that is not empty holds, and the step that it is at."""
+
+    capacity: dict[str, float]
+    maps: dict[str, tuple[int, list[Held]]]
+
+
 class Ahead:
     """What can still begin on one replica, by the maps of its resources (see `ports.LookAhead`)."""
 
@@ -62,10 +71,23 @@ class Ahead:
         """An empty replica takes one, whatever is foreseen of it: nothing would ever become better by waiting."""
         if len(ramps) <= 1 and not any(self.maps.values()):
             return True
-        if len(ramps) == 1 and ramps[0].resource in self.capacity:
-            return self._fits(ramps[0].resource, ramps)
+        if len(ramps) == 1:
+            resource = ramps[0].resource
+            return resource not in self.capacity or self._fits(resource, ramps)
         resources = dict.fromkeys(ramp.resource for ramp in ramps if ramp.resource in self.capacity)
         return all(self._fits(name, [ramp for ramp in ramps if ramp.resource == name]) for name in resources)
+
+    def frozen(self) -> FrozenAhead:
+        """See `LookAhead`."""
+        maps = {resource: (one.now, one.held()) for resource, one in self.maps.items() if one}
+        return FrozenAhead(dict(self.capacity), maps)
+
+    @classmethod
+    def restored(cls, was: FrozenAhead) -> Ahead:
+        """One that takes what the frozen one took."""
+        ahead = cls(was.capacity)
+        ahead.maps = {resource: Anticipator.restored(now, held) for resource, (now, held) in was.maps.items()}
+        return ahead
 
     def _fits(self, resource: str, ramps: Sequence[Ramp]) -> bool:
         return self.map(resource).takes(ramps, self.capacity[resource])
@@ -131,8 +153,8 @@ class Occupancy:
         self._advance(now)
         free = self._free
         for resource, ahead in self._ahead.maps.items():
-            if ahead:
-                free = {**free, resource: free[resource] - ahead.held_now}
+            if held := ahead.held_now:
+                free = {**free, resource: free[resource] - held}
         return free, self._ahead
 
     def _advance(self, now: float) -> None:

@@ -49,6 +49,9 @@ class Replica:
         self.ever_ready = False
         self.ready_at: float | None = None
         self._occupancy = Occupancy({})
+        self._room: Room | None = None
+        """What it could take at `_room_at`, unless something has changed since: it is asked several times in a turn."""
+        self._room_at = 0.0
         self.settled = asyncio.Event()
         """Set once it is ready or gone."""
         self._drained = asyncio.Event()
@@ -74,20 +77,26 @@ class Replica:
             return None
         if self.info.batching == "static" and self.held:
             return None
-        free, ahead = self._occupancy.room(self._now())
+        now = self._now()
+        if self._room is not None and self._room_at == now:
+            return self._room
+        free, ahead = self._occupancy.room(now)
         if free["slots"] < 1:
             return None
-        return Room(
+        self._room_at = now
+        self._room = Room(
             replica=self.name,
             free=free,
             capacity=self.info.capacity,
-            running=len(self.held),
+            running=len(self._occupancy.held),
             load=self.load,
             ahead=ahead,
         )
+        return self._room
 
     def run(self, works: Sequence[Work], plan: Any) -> None:
         """Give it work for which it has room."""
+        self._room = None
         self._occupancy.start(works, self._now())
         self._send(Run(works=tuple(works), plan=plan))
 
@@ -110,6 +119,7 @@ class Replica:
 
     def heard(self, message: FromWorker) -> None:
         """See `ports.Listener`."""
+        self._room = None
         match message:
             case Chunks(chunks=chunks) if self.info is not None:
                 for chunk in chunks:

@@ -22,7 +22,7 @@ LEAST_EXTENSION = 16
 """Steps; a short answer that goes on is not asked after every few steps."""
 
 
-class Held(msgspec.Struct):
+class Held(msgspec.Struct, array_like=True):
     """One ramp on the map, in absolute steps: it began at `began` and is foreseen to end at `end`, at most at `last`.
 
     Beyond `last` it cannot grow; `flat` is then what it holds until it is removed.
@@ -54,6 +54,11 @@ class Profile(msgspec.Struct, frozen=True):
         return self.a[i] + step * self.b[i]
 
 
+def _top(held: Held) -> int:
+    """More than it holds at any step of its prediction."""
+    return held.flat or held.base + held.end - held.began
+
+
 class Anticipator:
     """The look-ahead map of one resource of one replica. Changes take constant time, a step in `advance` likewise.
 
@@ -68,6 +73,8 @@ class Anticipator:
         self._b = 0
         self._changes: dict[int, tuple[int, int]] = {}
         self._held: dict[str, Held] = {}
+        self._most = 0
+        """The sum of what each holds at its highest: U is never above it."""
         self._profile: Profile | None = None
 
     def __len__(self) -> int:
@@ -75,6 +82,23 @@ class Anticipator:
 
     def __contains__(self, ramp_id: object) -> bool:
         return ramp_id in self._held
+
+    def held(self) -> list[Held]:
+        """What is on the map, each as it is now."""
+        return [msgspec.structs.replace(held) for held in self._held.values()]
+
+    @classmethod
+    def restored(cls, now: int, held: Sequence[Held]) -> Anticipator:
+        """The map that has these at this step. Their ids are not known: it is for looking at."""
+        made = cls()
+        made.now = now
+        for order, one in enumerate(held):
+            made._held[f"#{order}"] = one
+            made._most += _top(one)
+            x, y = made._share(one)
+            made._put(now, x, y)
+            made._put(one.end, -x, -y)
+        return made
 
     # --- what changes it
 
@@ -91,6 +115,7 @@ class Anticipator:
             extension=max(LEAST_EXTENSION, int(EXTENSION * steps)),
         )
         self._held[ramp_id] = held
+        self._most += _top(held)
         self._put(self.now, held.base - held.began, 1)
         self._put(held.end, held.began - held.base, -1)
 
@@ -98,6 +123,7 @@ class Anticipator:
         """It has ended. Unknown ids are ignored."""
         held = self._held.pop(ramp_id, None)
         if held is not None:
+            self._most -= _top(held)
             x, y = self._share(held)
             self._put(held.end, x, y)
             self._put(self.now, -x, -y)
@@ -107,7 +133,9 @@ class Anticipator:
         held = self._held[ramp_id]
         x, y = self._share(held)
         self._put(held.end, x, y)
+        self._most -= _top(held)
         held.end += steps
+        self._most += _top(held)
         self._put(held.end, -x, -y)
 
     def advance(self, steps: int) -> None:
@@ -135,7 +163,9 @@ class Anticipator:
             self.extend(ramp_id, min(times * held.extension, held.last - held.end))
         if held.end <= self.now:
             if not held.flat:
+                self._most -= _top(held)
                 held.flat = held.base + held.last - held.began
+                self._most += held.flat
             self.extend(ramp_id, self.now + LEAST_EXTENSION - held.end)
 
     def _share(self, held: Held) -> tuple[int, int]:
@@ -187,6 +217,8 @@ class Anticipator:
 
         Constant time but for a binary search; a number of ramps at once takes the number of ends times theirs.
         """
+        if self._most + sum(ramp.base + max(ramp.steps, 1) for ramp in ramps) <= capacity:
+            return True  # even if all stood highest together
         profile = self._read()
         if len(ramps) == 1:
             base, steps = ramps[0].base, max(ramps[0].steps, 1)

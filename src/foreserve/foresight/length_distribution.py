@@ -6,6 +6,7 @@ cell of the token count that it means: where every answer has one token, p50 is 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
 
@@ -29,13 +30,14 @@ def _edges() -> Floats:
 EDGES: Final = _edges()
 """Tokens: every length up to 10 its own cell, then about a tenth wider each; up to a quarter of a million."""
 
+_EDGES: Final[list[float]] = EDGES.tolist()
 LOG_EDGES: Final = np.log(EDGES)
 CELLS: Final = len(EDGES) - 1
 
 
 def cell(tokens: float) -> int:
     """The index of the cell that holds a length; what is beyond the grid is in its last."""
-    return min(max(int(np.searchsorted(EDGES, tokens, side="left")) - 1, 0), CELLS - 1)
+    return min(max(bisect_left(_EDGES, tokens) - 1, 0), CELLS - 1)
 
 
 def quantiles(cdf: Floats, levels: Floats) -> Floats:

@@ -33,6 +33,7 @@ PAST: Final = 6
 VERSION: Final = 1
 _HEADER: Final = struct.Struct("<BBHHIIIQQ")
 _FLOATS: Final = len(SHARES) + 1 + PAST
+_NUMBERS: Final = struct.Struct(f"<{_FLOATS}e")
 _NOTHING: Final = np.zeros(PAST, np.float32)
 
 
@@ -79,8 +80,8 @@ class Features(msgspec.Struct, frozen=True, eq=False):
             VERSION, self.meaning is not None, len(self.instruction), len(self.words),
             self.input_tokens, self.prompt_tokens, self.most, self.app, self.tenant,
         )  # fmt: skip
-        numbers = np.concatenate([self.shares, self.past]).astype("<f2").tobytes()
-        ids = self.instruction.astype("<u2").tobytes() + self.words.astype("<u2").tobytes()
+        numbers = _NUMBERS.pack(*self.shares.tolist(), *self.past.tolist())
+        ids = b"".join(ids.astype("<u2", copy=False).tobytes() for ids in (self.instruction, self.words) if len(ids))
         return header + numbers + ids + (b"" if self.meaning is None else self.meaning.astype("<f2").tobytes())
 
     @classmethod

@@ -54,10 +54,11 @@ class _Histogram:
             self.log_tokens /= self.grown
             self.log_ratio /= self.grown
             self.grown = 1.0
-        (self.cut if ended.censored else self.ended)[at] += self.grown
-        self.weight += self.grown
-        self.log_tokens += self.grown * log_tokens
-        self.log_ratio += self.grown * log_ratio
+        grown = self.grown
+        (self.cut if ended.censored else self.ended)[at] += grown
+        self.weight += grown
+        self.log_tokens += grown * log_tokens
+        self.log_ratio += grown * log_ratio
 
     @property
     def count(self) -> float:
@@ -94,14 +95,15 @@ class History:
         at = cell(tokens)
         log_tokens = math.log(tokens)
         log_ratio = log_tokens - math.log(max(input_tokens, 1))
+        known = self._known
         for name in _keys(app, tenant, input_tokens):
-            histogram = self._known.get(name)
+            histogram = known.get(name)
             if histogram is None:
-                histogram = self._known[name] = _Histogram()
-                if len(self._known) > self._most_keys:
-                    self._known.popitem(last=False)
+                histogram = known[name] = _Histogram()
+                if len(known) > self._most_keys:
+                    known.popitem(last=False)
             else:
-                self._known.move_to_end(name)
+                known.move_to_end(name)
             histogram.learn(at, ended, log_tokens, log_ratio, self._growth)
 
     def past(self, app: int, tenant: int) -> NDArray[np.float32]:

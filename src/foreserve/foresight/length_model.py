@@ -67,6 +67,7 @@ class Model:
         self.bins = bins
         self.weights: Weights = dict(weights)
         self.calibration = calibration
+        self._apps = frozenset(vocabulary.apps.tolist())
         self._cumulative = _spread(bins.length)
         self._top = min(int(np.searchsorted(LOG_EDGES, bins.length[-1] + np.log(BEYOND))), CELLS)
         self._even = np.linspace(0.0, 1.0, CALIBRATION)
@@ -88,9 +89,7 @@ class Model:
 
     def knows(self, one: Features) -> bool:
         """Whether requests of this application were among those it learned from; those of none are all alike."""
-        apps = self.vocabulary.apps
-        place = int(np.searchsorted(apps, np.uint64(one.app)))
-        return one.app == 0 or self.about.features == "uilo" or (place < len(apps) and int(apps[place]) == one.app)
+        return one.app == 0 or self.about.features == "uilo" or one.app in self._apps
 
     def predict(self, batch: Sequence[Features], levels: Sequence[float] = LEVELS) -> list[Length]:
         """One length for each, in order. `levels` are read as p50, p80 and p95 (see `Coverage`).

@@ -25,6 +25,13 @@ MOST_DRIFT: Final = 0.15
 """How far a level may drift from its nominal one, and at most half of what is left above or below it."""
 
 
+_BOUNDS: Final = tuple(
+    (nominal, nominal - drift, nominal + drift)
+    for nominal, drift in ((nominal, min(MOST_DRIFT, (1 - nominal) / 2)) for nominal in LEVELS)
+)
+"""Of each level: nominal, lowest, highest."""
+
+
 class Coverage:
     """Keeps quantiles true while the load changes: levels rise while too many answers are longer, and fall again.
 
@@ -39,14 +46,17 @@ class Coverage:
 
         Neither does any of a quantile that is the request's own `most`: no answer could be longer.
         """
+        tokens = ended.tokens
         levels = []
-        for nominal, level, quantile in zip(
-            LEVELS, self.levels, (predicted.p50, predicted.p80, predicted.p95), strict=True
+        for (nominal, least, highest), level, quantile in zip(
+            _BOUNDS, self.levels, (predicted.p50, predicted.p80, predicted.p95), strict=True
         ):
-            if quantile < most and not (ended.censored and ended.tokens <= quantile):
-                level += STEP * (nominal - _share_below(quantile, ended.tokens))
-            drift = min(MOST_DRIFT, (1 - nominal) / 2)
-            levels.append(min(max(level, nominal - drift), nominal + drift))
+            if quantile < most and not (ended.censored and tokens <= quantile):
+                # How much of the answer's cell is below the quantile: all, none, or a part where it is in the cell.
+                above = quantile - (tokens - 0.5)
+                level += STEP * (nominal - (0.0 if above < 0.0 else 1.0 if above > 1.0 else above))
+                level = least if level < least else highest if level > highest else level
+            levels.append(level)
         self.levels = tuple(levels)
 
 
@@ -122,8 +132,3 @@ class Predictor:
 def _check(model: Model | None, encoder: Encoder | None) -> None:
     if model is not None and model.full and encoder is None:
         raise ValueError("a model of the full tier needs an encoder")
-
-
-def _share_below(quantile: float, tokens: int) -> float:
-    """How much of the answer's cell is below the quantile: all, none, or a part where it is in the same cell."""
-    return min(max(quantile - (tokens - 0.5), 0.0), 1.0)

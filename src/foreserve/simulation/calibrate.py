@@ -31,6 +31,9 @@ STARTING: Final = 0.1
 MOVED: Final = 0.05
 """Smoothing that changes a figure by more than this share is told."""
 
+NO_CHANGE: Final = 0.03
+"""A change of a step's size that costs less than this share of the shortest step is noise."""
+
 DEFAULT_BLOCK: Final = 16
 """Tokens of a KV block, where the engine does not tell."""
 
@@ -82,7 +85,10 @@ def _of_steps(info: EngineInfo, limits: Limits, steps: continuous.Steps) -> Engi
     contexts = sorted({context for _, context in steps.decode})
     decode = _table(fit.medians(steps.decode), sequences, contexts, "decode", notes)
     overhead_s = float(median(steps.overhead))
-    cells = continuous.prefill_cells(steps, limits, overhead_s)
+    change_s = max(0.0, float(median(steps.change))) if steps.change else 0.0
+    if change_s < NO_CHANGE * decode[0][0]:
+        change_s = 0.0
+    cells = continuous.prefill_cells(steps, limits, overhead_s + change_s)
     tokens = sorted({length for length, _ in cells})
     before = sorted({context for _, context in cells})
     prefill = _table(cells, tokens, before, "prefill", notes)
@@ -90,15 +96,16 @@ def _of_steps(info: EngineInfo, limits: Limits, steps: continuous.Steps) -> Engi
     points: list[tuple[float, float, float]] = []
     if steps.mixed:
         alone = {length: prefill[row][0] for row, length in enumerate(tokens)}
-        alone |= {length: max(0.0, median(each) - overhead_s) for length, each in steps.alone.items()}
-        points = [(both, _between(alone, length), beside) for length, both, beside in steps.mixed]
+        points = [(both - change_s, _between(alone, length), beside) for length, both, beside in steps.mixed]
         mixing = fit.share_added(points)
     spread = {
         "overhead_s": _ends(steps.overhead),
-        f"prefill of {tokens[-1]}": _ends([max(0.0, s - overhead_s) for s in steps.alone[tokens[-1]]]),
+        f"prefill of {tokens[-1]}": _ends([max(0.0, s - overhead_s - change_s) for s in steps.alone[tokens[-1]]]),
         f"decode of {sequences[0]}": _ends(steps.decode[sequences[0], contexts[0]]),
         f"decode of {sequences[-1]}": _ends(steps.decode[sequences[-1], contexts[0]]),
     }
+    if change_s:
+        spread["change_s"] = _ends(steps.change)
     if points:
         spread["mixing"] = _ends([(both - prefilled) / beside for both, prefilled, beside in points])
     caching = bool(info.facts.get("prefix_caching", steps.cached))
@@ -115,6 +122,7 @@ def _of_steps(info: EngineInfo, limits: Limits, steps: continuous.Steps) -> Engi
         decode=DecodeTable(sequences=sequences, context=contexts, seconds=decode),
         max_batched_tokens=limits.budget,
         mixing=mixing,
+        change_s=change_s,
         block_tokens=_block(info, notes),
         prefix_caching=steps.cached,
         overhead_s=overhead_s,

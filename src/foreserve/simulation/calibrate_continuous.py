@@ -27,13 +27,15 @@ CACHED: Final = 0.6
 class Steps(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds, each measured several times, as they came.
 
-    `overhead`: what a first token takes longer than the step that makes it.
+    `overhead`: what a first token takes longer than the step that makes it. `change`: what a step takes longer when
+    another number decodes than in the one before.
     `alone`: to the first token of a prompt of so many tokens, on an idle engine. `after`: the same after context that
     was there already. `long`: of prompts that take several steps. `decode`: a step of so many sequences of so much
     context. `mixed`: of steps that did both: prompt tokens, seconds of the step, and of its decode alone.
     """
 
     overhead: list[float]
+    change: list[float]
     alone: dict[int, list[float]]
     after: dict[tuple[int, int], list[float]]
     long: dict[int, list[float]]
@@ -50,9 +52,18 @@ async def measure(probe: Probe, limits: Limits, effort: Effort, tell: Tell) -> S
     cached = await _cached(probe, limits)
     after = await _after(probe, limits, effort, parts) if cached else {}
     long = await _long(probe, limits, effort, parts) if not cached and limits.budget is not None else {}
-    decode = await _decode(probe, limits, effort, parts)
+    decode, change = await _decode(probe, limits, effort, parts)
     mixed = await _mixed(probe, limits, parts) if limits.budget is not None and limits.slots > 1 else []
-    return Steps(overhead=overhead, alone=alone, after=after, long=long, decode=decode, mixed=mixed, cached=cached)
+    return Steps(
+        overhead=overhead,
+        change=change,
+        alone=alone,
+        after=after,
+        long=long,
+        decode=decode,
+        mixed=mixed,
+        cached=cached,
+    )
 
 
 async def _overhead(probe: Probe) -> list[float]:
@@ -93,7 +104,8 @@ async def _after(probe: Probe, limits: Limits, effort: Effort, parts: Parts) -> 
     found: dict[tuple[int, int], list[float]] = defaultdict(list)
     if not befores:
         return found
-    tails = [length for length in tokens[1 if effort.fine else 0 :: 2] if length + befores[-1] < limits.context]
+    tails = [length for length in {*tokens[::2], tokens[-1]} if length + befores[-1] < limits.context]
+    tails.sort()
     bases = {before: probe.prompt(before) for before in befores}
     for base in bases.values():
         # One more than its blocks: engines compute at least one token of a prompt, and keep whole blocks only.
@@ -120,9 +132,15 @@ async def _long(probe: Probe, limits: Limits, effort: Effort, parts: Parts) -> d
     return found
 
 
-async def _decode(probe: Probe, limits: Limits, effort: Effort, parts: Parts) -> dict[tuple[int, int], list[float]]:
-    """All slots begin together and end one after the other: each number of sequences is seen for a few steps."""
-    found: dict[tuple[int, int], list[float]] = defaultdict(list)
+async def _decode(
+    probe: Probe, limits: Limits, effort: Effort, parts: Parts
+) -> tuple[dict[tuple[int, int], list[float]], list[float]]:
+    """All slots begin together and end one after the other: each number of sequences is seen for a few steps.
+
+    The second is what the first step of each number took longer than the others.
+    """
+    found: dict[tuple[int, int], list[tuple[int, float]]] = defaultdict(list)
+    change: list[float] = []
     wanted = set(limits.sequences())
     contexts = limits.contexts(effort.fine)
     rounds = parts.rounds("decode", "decode", least=2, most=20)
@@ -134,21 +152,39 @@ async def _decode(probe: Probe, limits: Limits, effort: Effort, parts: Parts) ->
             level = max(1, min(LEVEL_STEPS, (longest - steps) // limits.slots))
             asked = probe.send(*((context, steps + level * (at + 1)) for at in range(limits.slots)))
             await probe.ends(asked)
-            for running, seconds in levels(asked):
+            for running, (first, *rest) in levels(asked).items():
                 if running in wanted:
-                    found[running, context].append(seconds)
-    return found
+                    found[running, context] += rest
+                if running < limits.slots and len(rest) > 1:
+                    change.append(first[1] - median(seconds for _, seconds in rest))
+    return _at_their_context(found), change
 
 
-def levels(asked: list[Asked]) -> list[tuple[int, float]]:
-    """How many decoded in each step of the longest answer, and how long it took; steps that began others left out."""
-    times = max(asked, key=lambda each: each.most).times
+def _at_their_context(found: dict[tuple[int, int], list[tuple[int, float]]]) -> dict[tuple[int, int], list[float]]:
+    """As if each step had had just the context that it was asked with: answers grow while they are watched."""
+    points = [(running, held, seconds) for (running, _), steps in found.items() for held, seconds in steps]
+    slope = fit.context_slope(points)
+    return {
+        (running, context): [max(0.0, seconds - slope * running * (held - context)) for held, seconds in steps]
+        for (running, context), steps in found.items()
+        if steps
+    }
+
+
+def levels(asked: list[Asked]) -> dict[int, list[tuple[int, float]]]:
+    """The steps by how many decoded, in order, once all of them had begun: context of each, and seconds.
+
+    All were asked with prompts of one length, and have come as far as the longest, but for the start.
+    """
+    longest = max(asked, key=lambda each: each.most)
+    times = longest.times
     last_first = max(each.times[0] for each in asked)
-    return [
-        (sum(each.decoding((a + b) / 2) for each in asked), b - a)
-        for a, b in itertools.pairwise(times)
-        if a >= last_first - SAME_S
-    ]
+    found: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    for made, (a, b) in enumerate(itertools.pairwise(times), 1):
+        if a >= last_first - SAME_S:
+            running = sum(each.decoding((a + b) / 2) for each in asked)
+            found[running].append((longest.prompt_tokens + made, b - a))
+    return found
 
 
 async def _mixed(probe: Probe, limits: Limits, parts: Parts) -> list[tuple[int, float, float]]:
@@ -191,11 +227,14 @@ async def _beside(probe: Probe, others: list[Asked], length: int) -> float:
     return one.times[0]
 
 
-def prefill_cells(steps: Steps, limits: Limits, overhead_s: float) -> dict[tuple[int, int], float]:
-    """Seconds of a step by (prompt tokens, context before), of the engine alone."""
-    alone = {tokens: max(0.0, s - overhead_s) for tokens, s in _medians(steps.alone).items()}
+def prefill_cells(steps: Steps, limits: Limits, beside_s: float) -> dict[tuple[int, int], float]:
+    """Seconds of a step by (prompt tokens, context before): what was measured less `beside_s`, which is not the step's.
+
+    Each prompt was of another length than the one before it, so the change of size is part of `beside_s`.
+    """
+    alone = {tokens: max(0.0, s - beside_s) for tokens, s in _medians(steps.alone).items()}
     cells = {(tokens, 0): seconds for tokens, seconds in alone.items()}
-    cells |= {at: max(0.0, s - overhead_s) for at, s in fit.medians(steps.after).items()}
+    cells |= {at: max(0.0, s - beside_s) for at, s in fit.medians(steps.after).items()}
     if steps.long and limits.budget is not None:
         budget, whole = limits.budget, alone[max(alone)]
         # Of each prompt: what its steps took more than so many first ones, for each pair of tokens that met.
@@ -203,7 +242,7 @@ def prefill_cells(steps: Steps, limits: Limits, overhead_s: float) -> dict[tuple
         for length, seconds in _medians(steps.long).items():
             count = length // budget
             pairs.append(float(budget * budget * count * (count - 1) // 2))
-            extra.append(seconds - overhead_s - count * whole)
+            extra.append(seconds - beside_s - count * whole)
         slope = max(0.0, sum(p * e for p, e in zip(pairs, extra, strict=True)) / sum(p * p for p in pairs))
         for length in steps.long:
             before = length - budget

@@ -15,6 +15,7 @@ import msgspec
 from foreserve.core import Outcome, OutcomeKind, Request, Work
 from foreserve.dispatch.admission import MOST_OVER
 from foreserve.dispatch.flight import Flight
+from foreserve.dispatch.recorded import RecordedPolicy
 from foreserve.errors import LedgerError
 from foreserve.fleet.replica import State
 from foreserve.services.base import Service
@@ -204,7 +205,8 @@ class Checks:
         for what, held in (("wait", dispatcher.waiting), ("run", dispatcher.running)):
             if held:
                 self._find("left", f"{service.name}: {len(held)} still {what}, such as {next(iter(held))}")
-        for found in reachable(dispatcher.policy, (Work, Flight)):
+        policy = dispatcher.policy
+        for found in reachable(policy.inner if isinstance(policy, RecordedPolicy) else policy, (Work, Flight)):
             self._find("left", f"{service.name}: its policy still has {getattr(found, 'id', found)}")
         tenants = dispatcher.tenants_waiting
         if tenants:

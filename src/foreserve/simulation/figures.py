@@ -76,19 +76,21 @@ class ServiceFigures(msgspec.Struct, frozen=True, kw_only=True):
     kv_used: float | None
     need_replicas: float
     most_waiting: int
-    preemptions: int | None
+    preemptions: int
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """A run. `span_s` is from the first arrival to the last, `ended_s` until the last request ended; both simulated.
+    """A run, in simulated seconds. `start_s` is how long the app took to start, before the trace began.
 
-    `settings` has those of each service in the app file's words, `notes` what a reader should know of the run.
+    `span_s` is from there to the last arrival, `ended_s` until the last request ended. `settings` has those of each
+    service in the app file's words, `notes` what a reader should know of the run.
     """
 
     name: str
     trace: str
     epoch: float
     seed: int
+    start_s: float
     span_s: float
     ended_s: float
     settings: dict[str, Any]

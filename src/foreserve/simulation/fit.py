@@ -27,6 +27,22 @@ def product_slope(cells: Mapping[tuple[int, int], float], base: Mapping[int, flo
     return max(0.0, float(products @ extra) / weight) if weight else 0.0
 
 
+def context_slope(points: Sequence[tuple[int, int, float]]) -> float:
+    """What a token of context adds to a decode step, of (sequences, context of each, seconds). At least 0.
+
+    By least squares, with a level of its own for each number of sequences.
+    """
+    by_sequences: dict[int, list[tuple[float, float]]] = {}
+    for sequences, context, seconds in points:
+        by_sequences.setdefault(sequences, []).append((float(sequences * context), seconds))
+    above = below = 0.0
+    for pairs in by_sequences.values():
+        held, seconds = np.array(pairs).T
+        above += float((held - held.mean()) @ (seconds - seconds.mean()))
+        below += float((held - held.mean()) @ (held - held.mean()))
+    return max(0.0, above / below) if below else 0.0
+
+
 def filled(
     cells: Mapping[tuple[int, int], float], rows: Sequence[int], columns: Sequence[int]
 ) -> tuple[list[list[float]], list[tuple[int, int]]]:

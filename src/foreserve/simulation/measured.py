@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from foreserve.app import Running
@@ -13,97 +11,13 @@ from foreserve.core import Outcome, OutcomeKind, Request
 from foreserve.fleet.replica import State
 from foreserve.services.base import Service
 from foreserve.simulation import figures
-from foreserve.simulation.histogram import Histogram
 from foreserve.simulation.need import Need
+from foreserve.simulation.tally import CURVE, MOST_NAMES, OTHERS, Tally
 from foreserve.simulation.windows import Window, Windows
 from foreserve.traces.row import TraceRow
 
 LOOKS: Final = 4
 """How often in a window the queues and replicas are looked at."""
-
-MOST_NAMES: Final = 64
-"""Tenants and reasons that are counted by name; the rest of them are `OTHERS`."""
-
-OTHERS: Final = "(others)"
-
-CURVE: Final = 160
-
-_NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
-
-
-class Tally:
-    """Counts of some requests; see `figures.Tally`."""
-
-    __slots__ = (
-        "again", "cached_tokens", "codes", "e2e", "good", "outcomes", "output_tokens", "prompt_tokens", "reasons",
-        "slot_s", "tpot", "ttft", "wait",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.outcomes: Counter[str] = Counter()
-        self.codes: Counter[str] = Counter()
-        self.reasons: Counter[str] = Counter()
-        self.good = 0
-        self.prompt_tokens = 0
-        self.output_tokens = 0
-        self.cached_tokens = 0
-        self.again = 0
-        self.slot_s = 0.0
-        self.ttft, self.tpot, self.e2e, self.wait = Histogram(), Histogram(), Histogram(), Histogram()
-
-    def ended(self, outcome: Outcome, deadline: float | None) -> None:
-        self.outcomes[outcome.kind.value] += 1
-        if outcome.attempt:
-            self.again += 1
-        if outcome.started is not None:
-            self.slot_s += outcome.ended - outcome.started
-            self.wait.add(outcome.started - outcome.arrival)
-        if outcome.kind is not OutcomeKind.DONE:
-            self.codes[outcome.code] += 1
-            reason = _NUMBER.sub("N", outcome.reason)
-            self.reasons[reason if reason in self.reasons or len(self.reasons) < MOST_NAMES else OTHERS] += 1
-            return
-        if deadline is None or outcome.ended <= deadline:
-            self.good += 1
-        tokens = int(outcome.usage.get("output_tokens", 0))
-        self.prompt_tokens += int(outcome.usage.get("prompt_tokens", 0))
-        self.output_tokens += tokens
-        self.cached_tokens += int(outcome.usage.get("cached_tokens", 0))
-        self.e2e.add(outcome.ended - outcome.arrival)
-        if outcome.first is not None:
-            self.ttft.add(outcome.first - outcome.arrival)
-            if tokens > 1:
-                self.tpot.add((outcome.ended - outcome.first) / (tokens - 1))
-
-    def merge(self, other: Tally) -> None:
-        """As if all had been counted here."""
-        for mine, theirs in (
-            (self.outcomes, other.outcomes), (self.codes, other.codes), (self.reasons, other.reasons),
-        ):  # fmt: skip
-            mine.update(theirs)
-        for name in ("good", "prompt_tokens", "output_tokens", "cached_tokens", "again", "slot_s"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("ttft", "tpot", "e2e", "wait"):
-            getattr(self, name).merge(getattr(other, name))
-
-    def figures(self, *, curve: int = 0) -> figures.Tally:
-        """As plain data, counts from the largest down."""
-        return figures.Tally(
-            requests=self.outcomes.total(),
-            outcomes={kind.value: self.outcomes[kind.value] for kind in OutcomeKind},
-            codes=_largest_first(self.codes),
-            reasons=_largest_first(self.reasons),
-            good=self.good,
-            prompt_tokens=self.prompt_tokens,
-            output_tokens=self.output_tokens,
-            cached_tokens=self.cached_tokens,
-            again=self.again,
-            slot_s=self.slot_s,
-            ttft=self.ttft.distribution(curve=curve),
-            tpot=self.tpot.distribution(curve=curve),
-            e2e=self.e2e.distribution(curve=curve),
-            wait=self.wait.distribution(curve=curve),
-        )
 
 
 class Measured:
@@ -120,14 +34,15 @@ class Measured:
         self._deadlines: dict[str, float] = {}
         self._replica_s = dict.fromkeys(running.services, 0.0)
         self._timer: asyncio.TimerHandle | None = None
-        self._began = 0.0
+        self.began = 0.0
+        """When the trace began, on the loop's clock."""
         self._looked = 0.0
         self.last_arrival = 0.0
         self.last_end = 0.0
 
     def start(self) -> None:
         """The trace begins now."""
-        self._began = self._looked = asyncio.get_running_loop().time()
+        self.began = self._looked = asyncio.get_running_loop().time()
         self._look()
 
     def stop(self) -> None:
@@ -140,7 +55,7 @@ class Measured:
 
     def came(self, request: Request, row: TraceRow) -> None:
         """A request is about to be submitted."""
-        at = request.arrival - self._began
+        at = request.arrival - self.began
         window = self._windows[request.service].at(at)
         window.arrived += 1
         window.input_tokens += row.input_tokens
@@ -154,12 +69,12 @@ class Measured:
         """A request has ended."""
         self._of(outcome).ended(outcome, self._deadlines.pop(outcome.id, None))
         windows = self._windows[outcome.service]
-        self.last_end = outcome.ended - self._began
+        self.last_end = outcome.ended - self.began
         window = windows.at(self.last_end)
         window.ended[outcome.kind] += 1
         if outcome.kind is OutcomeKind.DONE:
             window.tokens += int(outcome.usage.get("output_tokens", 0))
-            window = windows.at(outcome.arrival - self._began)
+            window = windows.at(outcome.arrival - self.began)
             window.e2e.add(outcome.ended - outcome.arrival)
             if outcome.first is not None:
                 window.ttft.add(outcome.first - outcome.arrival)
@@ -179,7 +94,7 @@ class Measured:
         now = loop.time()
         for name, service in self._running.services.items():
             windows = self._windows[name]
-            self._replica_s[name] += (now - self._looked) * _sample(service, windows.at(now - self._began))
+            self._replica_s[name] += (now - self._looked) * _sample(service, windows.at(now - self.began))
         self._looked = now
         if not last:
             width_s = min(windows.width_s for windows in self._windows.values())
@@ -187,12 +102,12 @@ class Measured:
 
     # --- what has been found
 
-    def services(self, preemptions: Callable[[str], int | None]) -> dict[str, figures.ServiceFigures]:
-        """Of each service that requests came for, or that has replicas. `preemptions`: of a service by name."""
+    def services(self, preemptions: Mapping[str, int]) -> dict[str, figures.ServiceFigures]:
+        """Of each service that requests came for, or that has replicas. `preemptions`: by service."""
         width_s = max(windows.width_s for windows in self._windows.values())
         for windows in self._windows.values():
             windows.widen(width_s)
-        return {name: self._service(name, preemptions(name)) for name in self._windows}
+        return {name: self._service(name, preemptions[name]) for name in self._windows}
 
     def total(self) -> figures.Tally:
         """Of all services together."""
@@ -205,7 +120,7 @@ class Measured:
                 total.merge(tally)
         return total
 
-    def _service(self, name: str, preemptions: int | None) -> figures.ServiceFigures:
+    def _service(self, name: str, preemptions: int) -> figures.ServiceFigures:
         windows = list(self._windows[name])
         tenants = self._tenants[name]
         ready = sum(window.ready for window in windows)
@@ -280,7 +195,3 @@ def _series(windows: list[Window], width_s: float, end_s: float) -> figures.Seri
         e2e_p50=[each.e2e.quantile(0.5) for each in windows],
         e2e_p99=[each.e2e.quantile(0.99) for each in windows],
     )
-
-
-def _largest_first(counts: Counter[str]) -> dict[str, int]:
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

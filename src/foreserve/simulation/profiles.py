@@ -110,7 +110,7 @@ def check(profile: EngineProfile, where: str = "") -> None:
             raise ConfigError(f"{where}{key} is {getattr(profile, key)}; it must be at least 1")
     if profile.max_batched_tokens is not None and profile.max_batched_tokens < 1:
         raise ConfigError(f"{where}max_batched_tokens is {profile.max_batched_tokens}; it must be at least 1")
-    for key in ("mixing", "start_s", "overhead_s", "host_bytes", "device_bytes"):
+    for key in ("mixing", "change_s", "start_s", "overhead_s", "host_bytes", "device_bytes"):
         if not 0 <= getattr(profile, key) < math.inf:
             raise ConfigError(f"{where}{key} is {getattr(profile, key)}; it must be 0 or more")
     prefill, decode = profile.prefill, profile.decode

@@ -262,6 +262,11 @@ class SimulatedConnection:
             self._watch.heard(message)
 
     @property
+    def preemptions(self) -> int:
+        """How often its KV cache was full, so that somebody's had to be computed again. For statistics alone."""
+        return 0 if self._core is None else self._core.preemptions
+
+    @property
     def busy(self) -> bool:
         """See `Beating`."""
         return self._core is not None and not self._core.idle

@@ -9,7 +9,8 @@ from string import Template
 
 import msgspec
 
-from foreserve.simulation.charts import LIVE, Chart, Clock, charts, colour
+from foreserve.simulation.chart import LIVE, Chart, Clock, colour
+from foreserve.simulation.charts import charts
 from foreserve.simulation.comparison import differing
 from foreserve.simulation.figures import Result
 from foreserve.simulation.summary import Row, change, span, summary

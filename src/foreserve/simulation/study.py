@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -13,15 +14,16 @@ from foreserve.app import App
 from foreserve.core import Outcome
 from foreserve.engines.profile import EngineProfile
 from foreserve.errors import ConfigError
-from foreserve.fleet.inline import InlineLauncher
 from foreserve.registry import choices
 from foreserve.settings import LLMSettings, UpstreamSettings
 from foreserve.simulation import clock
 from foreserve.simulation.drive import Drive
 from foreserve.simulation.figures import Result
+from foreserve.simulation.launcher import SimulatedLauncher
 from foreserve.simulation.measured import Measured
 from foreserve.simulation.need import Need
 from foreserve.simulation.oracle import Oracle
+from foreserve.simulation.replica import SimulatedConnection
 from foreserve.simulation.stage import FaultPlan, Stage
 from foreserve.simulation.survey import Survey, survey
 from foreserve.simulation.twin import Twin
@@ -64,18 +66,19 @@ def simulate(
     oracle = Oracle()
     twins = make_twins(app, profiles, oracle, seen)
     main = _run(app, twins, oracle, trace, seen, faults, progress, observers)
-    measured = clock.run(main, epoch=trace.header.epoch)
+    measured, preemptions = clock.run(main, epoch=trace.header.epoch)
     return Result(
         name=name,
         trace=trace.header.name,
         epoch=trace.header.epoch,
         seed=seed,
+        start_s=measured.began,
         span_s=measured.last_arrival,
         ended_s=max(measured.last_end, measured.last_arrival),
         settings={each: msgspec.to_builtins(app.services[each].settings) for each in twins},
         total=measured.total(),
-        services=measured.services(lambda _: None),
-        notes=[*notes, *remarks(app, twins, seen)],
+        services=measured.services(preemptions),
+        notes=[*notes, *remarks(app, twins, seen), *([] if faults is None else [happened(faults)])],
     )
 
 
@@ -125,6 +128,13 @@ def remarks(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
     return found
 
 
+def happened(faults: FaultPlan) -> str:
+    """What went wrong in a run, in words."""
+    counts = Counter(each.fault for each in faults.happened)
+    told = ", ".join(f"{name} {n} times" for name, n in sorted(counts.items()))
+    return f"faults: {told}" if told else "faults: none struck"
+
+
 async def _run(
     app: App,
     twins: Mapping[str, Twin],
@@ -134,8 +144,11 @@ async def _run(
     faults: FaultPlan | None,
     progress: Callable[[int], None] | None,
     observers: Sequence[Callable[[Outcome], None]],
-) -> Measured:
-    launcher = InlineLauncher(heartbeat_s=5.0)
+) -> tuple[Measured, dict[str, int]]:
+    """What was measured, and how often each service's engines preempted."""
+    launcher = SimulatedLauncher()
+    started: list[SimulatedConnection] = []
+    launcher.launched.append(started.append)
     served: dict[str, Any] = dict(twins)
     running = App(server=app.settings.server, state={"history": False}, **served).run(launcher)
     needs = {name: Need(twin.profile) for name, twin in twins.items()}
@@ -159,7 +172,10 @@ async def _run(
         measured.stop()
     running.ledger.check(idle=True)  # before the stop, which would end what is left
     await running.stop(0.0)
-    return measured
+    preemptions = dict.fromkeys(twins, 0)
+    for replica in started:
+        preemptions[replica.name.rpartition("/")[0]] += replica.preemptions
+    return measured, preemptions
 
 
 def _counted(progress: Callable[[int], None]) -> Callable[[Outcome], None]:

@@ -50,9 +50,8 @@ def summary(results: Sequence[Result], live: Live | None, service: str | None = 
     use.add("slots in use", [_mean(house, lambda each: each.slots_used) for house in houses], percent)
     use.add("KV cache in use", [_mean(house, lambda each: each.kv_used) for house in houses], percent)
     use.add("most that waited", [float(max(each.most_waiting for each in house)) for house in houses], count)
-    preempted = [[each.preemptions for each in house] for house in houses]
-    if not any(one is None for each in preempted for one in each):
-        use.add("preemptions", [float(sum(one or 0 for one in each)) for each in preempted], count, better="lower")
+    preempted = [float(sum(each.preemptions for each in house)) for house in houses]
+    use.add("preemptions", preempted, count, better="lower")
     _outcomes(rows, tallies, live)
     return rows
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
 from foreserve.core import OutcomeKind
 from foreserve.simulation.histogram import Distribution, Histogram
 from foreserve.traces.row import Trace, TraceRow
+
+PROGRESS_EVERY: Final = 4096
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,8 +38,8 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     live: Live | None
 
 
-def survey(trace: Trace) -> Survey:
-    """Read all of it. Raises ConfigError where a row is wrong, as the trace does."""
+def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Survey:
+    """Read all of it. `progress` hears how many rows there were so far. Raises ConfigError where a row is wrong."""
     rows, last = 0, 0.0
     services: dict[str | None, None] = {}
     live = _Heard()
@@ -45,6 +49,8 @@ def survey(trace: Trace) -> Survey:
         services[row.service] = None
         if row.outcome is not None:
             live.hear(row)
+        if progress is not None and rows % PROGRESS_EVERY == 0:
+            progress(rows)
     return Survey(rows=rows, skipped=trace.skipped, span_s=last, services=tuple(services), live=live.told())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -12,6 +13,7 @@ from foreserve.app import App
 from foreserve.core import Outcome
 from foreserve.engines.profile import EngineProfile
 from foreserve.ports import Launcher
+from foreserve.settings import StateSettings
 from foreserve.simulation.checks import Checks, Finding
 from foreserve.simulation.clock import run
 from foreserve.simulation.drive import Drive
@@ -48,9 +50,12 @@ def try_out(
     launcher: Launcher,
     header: Header | None = None,
     seen: Survey | None = None,
+    decisions: Path | None = None,
     settle_s: float = SETTLE_S,
 ) -> Trial:
-    """Play `rows` to the app's twins under a plan of faults, on a virtual loop of its own. Keeps nothing on disk.
+    """Play `rows` to the app's twins under a plan of faults, on a virtual loop of its own.
+
+    Keeps nothing on disk but, where asked for, a recording of its `decisions`.
 
     `profiles` is by the services' names; `header` and `seen` are the trace's, where the rows are of one. All replicas
     are to be back `settle_s` after the last outcome. Raises what the app's start may: ConfigError, EngineStartError.
@@ -61,7 +66,7 @@ def try_out(
     else:
         twins = {name: Twin(name, kind, profiles[name], oracle) for name, kind in app.services.items()}
     header = Header() if header is None else header
-    return run(_play(twins, oracle, rows, plan, launcher, header, settle_s), epoch=header.epoch)
+    return run(_play(twins, oracle, rows, plan, launcher, header, decisions, settle_s), epoch=header.epoch)
 
 
 async def _play(
@@ -71,10 +76,12 @@ async def _play(
     plan: FaultPlan | None,
     launcher: Launcher,
     header: Header,
+    decisions: Path | None,
     settle_s: float,
 ) -> Trial:
     served: dict[str, Any] = dict(twins)
-    twinned = App(state={"history": False}, **served)
+    state = StateSettings(history=False, decisions=None if decisions is None else str(decisions))
+    twinned = App(state=state, **served)
     if plan is not None:
         plan.launching(launcher)
         rows = plan.rows(rows)

@@ -1,0 +1,119 @@
+"""Runs of `foreserve simulate`: all checked, then one after the other, then told in every form that was asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from foreserve.cli.simulate_table import Bar, show
+from foreserve.core import Outcome
+from foreserve.errors import ConfigError
+from foreserve.simulation.comparison import Variant, check
+from foreserve.simulation.faults import Faults
+from foreserve.simulation.figures import Result
+from foreserve.simulation.report import page
+from foreserve.simulation.study import simulate
+from foreserve.simulation.survey import Survey, survey
+from foreserve.simulation.sweep import faults_of
+from foreserve.simulation.timeline import Timeline
+from foreserve.traces.row import Trace
+
+
+class Outputs(msgspec.Struct, frozen=True):
+    """What is written beside the table. `json` may be `-`."""
+
+    report: Path | None = None
+    timeline: Path | None = None
+    timeline_requests: int = 20_000
+    json: str | None = None
+
+
+def play(
+    console: Console,
+    trace: Trace,
+    runs: Sequence[Variant],
+    seed: int,
+    outputs: Outputs,
+    *,
+    quiet: bool,
+    faults: str | None = None,
+    fault_seed: int = 0,
+) -> list[Result]:
+    """Raises ConfigError before the first run for whatever is wrong with any of them."""
+    with Bar(console, quiet) as bar:
+        seen = bar.reading(trace, survey)
+        if not seen.rows:
+            raise ConfigError(f"{trace.header.name or 'the trace'}: there is no request in it, or none is left of it")
+        for run in runs:
+            check(run, seen)
+        plans = [None if faults is None else Faults(faults_of(faults, fault_seed), fault_seed) for _ in runs]
+        results = [
+            _run(run, at, trace, seen, seed, outputs, bar, plan)
+            for at, (run, plan) in enumerate(zip(runs, plans, strict=True))
+        ]
+    if not quiet:
+        show(console, trace, seen, results, bar.seconds)
+    if outputs.report is not None:
+        outputs.report.write_text(page(trace, seen, results), encoding="utf-8")
+    if outputs.json is not None:
+        _write(outputs.json, document(trace, seen, seed, results))
+    return results
+
+
+def _run(
+    run: Variant,
+    at: int,
+    trace: Trace,
+    seen: Survey,
+    seed: int,
+    outputs: Outputs,
+    bar: Bar,
+    plan: Faults | None,
+) -> Result:
+    with contextlib.ExitStack() as stack:
+        timeline = None
+        if outputs.timeline is not None:
+            path = outputs.timeline
+            own = path if not at else path.with_name(f"{path.stem}.{at + 1}{path.suffix}")
+            timeline = stack.enter_context(Timeline(own, outputs.timeline_requests))
+
+        def played(heard: Callable[[Outcome], None]) -> Result:
+            return simulate(
+                run.app,
+                run.profiles,
+                trace,
+                seed=seed,
+                faults=plan,
+                observers=[heard] if timeline is None else [heard, timeline.ended],
+                surveyed=seen,
+                name=run.name,
+                notes=run.notes,
+            )
+
+        result = bar.timed(run.name, seen.rows, played)
+        if timeline is not None:
+            timeline.courses(result)
+    return result
+
+
+def document(trace: Trace, seen: Survey, seed: int, results: Sequence[Result]) -> bytes:
+    """The figures as JSON, the same bytes for the same command: there are no real times in it."""
+    data = {
+        "tool": "foreserve simulate",
+        "trace": {"name": trace.header.name, "epoch": trace.header.epoch, **msgspec.to_builtins(seen)},
+        "seed": seed,
+        "runs": list(results),
+    }
+    return msgspec.json.format(msgspec.json.encode(data), indent=1) + b"\n"
+
+
+def _write(where: str, written: bytes) -> None:
+    if where == "-":
+        sys.stdout.write(written.decode())
+    else:
+        Path(where).write_bytes(written)

@@ -1,0 +1,195 @@
+"""A service's policy, placement and admission, each of whose calls is written down with its inputs and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from foreserve.core import Outcome, Work
+from foreserve.dispatch.decisions import (
+    Add,
+    Admitted,
+    Begun,
+    FrozenRoom,
+    Line,
+    Made,
+    Picked,
+    Placed,
+    Remove,
+    Settled,
+    Stood,
+    frozen,
+)
+from foreserve.dispatch.journal import Journal
+from foreserve.ports import Admission, Ahead, BatchPolicy, Pick, Placement, QueueView, Ranked, Refusal, Room, Wait
+
+MOST_ROOMS: Final = 4096
+"""Rooms that are remembered so as not to be written twice."""
+
+
+class Tape:
+    """Where the calls of one service go. Everything is written at once: what it is made of may change later."""
+
+    def __init__(self, service: str, journal: Journal) -> None:
+        self.service = service
+        self.seen: Sequence[Room] = ()
+        self.among: tuple[str, ...] = ()
+        """The rooms of the last pick, and which of them it allowed."""
+        self._journal = journal
+        self._encoder = msgspec.json.Encoder(order="deterministic")
+        self._work: Work | None = None
+        self._rooms: dict[str, FrozenRoom] = {}
+
+    def write(self, line: Line) -> None:
+        """One line."""
+        self._journal.put(self._encoder.encode(line))
+
+    def again(self, work: Work) -> Work | None:
+        """`None` where the last work that was written is this one; else it, without its payload."""
+        told = msgspec.structs.replace(work, payload=None)
+        if told == self._work:
+            return None
+        self._work = told
+        return told
+
+    def rooms(self, rooms: Sequence[Room]) -> list[FrozenRoom | str]:
+        """As in `Picked`."""
+        if len(self._rooms) > MOST_ROOMS:
+            self._rooms.clear()
+        told: list[FrozenRoom | str] = []
+        for room in rooms:
+            now = frozen(room)
+            same = self._rooms.get(room.replica) == now
+            self._rooms[room.replica] = now if not same else self._rooms[room.replica]
+            told.append(room.replica if same else now)
+        return told
+
+
+class RecordedPolicy:
+    """A batch policy that does not tell the order."""
+
+    def __init__(self, policy: BatchPolicy, tape: Tape) -> None:
+        self.inner = policy
+        self._tape = tape
+
+    def add(self, work: Work, now: float) -> None:
+        """See `BatchPolicy`."""
+        tape = self._tape
+        tape.write(Add(service=tape.service, now=now, work=tape.again(work)))
+        self.inner.add(work, now)
+
+    def remove(self, request_id: str) -> None:
+        """See `BatchPolicy`."""
+        self._tape.write(Remove(service=self._tape.service, id=request_id))
+        self.inner.remove(request_id)
+
+    def pick(self, rooms: Sequence[Room], now: float) -> Pick | Wait | None:
+        """See `BatchPolicy`."""
+        seen = list(rooms)
+        asked = Picked(service=self._tape.service, now=now, rooms=self._tape.rooms(seen))
+        try:
+            answer = self.inner.pick(seen, now)
+        except Exception as error:
+            self._tape.write(msgspec.structs.replace(asked, raised=repr(error)))
+            raise
+        tape = self._tape
+        tape.write(answered(asked, answer))
+        tape.seen, tape.among = (seen, answer.among) if isinstance(answer, Pick) else ((), ())
+        return answer
+
+    def settled(self, outcome: Outcome) -> None:
+        """See `BatchPolicy`."""
+        # What is for people or the kind's own may have a client's words in it.
+        told = msgspec.structs.replace(outcome, reason="", detail=None, why="")
+        self._tape.write(Settled(service=self._tape.service, outcome=told))
+        self.inner.settled(outcome)
+
+
+class RecordedOrder(RecordedPolicy):
+    """A batch policy that is an `Ahead`."""
+
+    def __init__(self, policy: BatchPolicy, order: Ahead, tape: Tape) -> None:
+        super().__init__(policy, tape)
+        self._order = order
+
+    def ahead(self, work: Work, now: float) -> float:
+        """See `ports.Ahead`."""
+        place, tape = self._order.ahead(work, now), self._tape
+        tape.write(Stood(service=tape.service, now=now, work=tape.again(work), place=place))
+        return place
+
+
+class RecordedPlacement:
+    """A placement that does not rank."""
+
+    def __init__(self, placement: Placement, tape: Tape) -> None:
+        self._placement = placement
+        self._tape = tape
+
+    def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str:
+        """See `Placement`."""
+        tape, ids = self._tape, tuple(work.id for work in works)
+        asked = tape.rooms(rooms)
+        replica = self._placement.place(works, rooms, now)
+        tape.write(Placed(service=tape.service, now=now, ids=ids, rooms=asked, replica=replica))
+        return replica
+
+
+class RecordedRanks(RecordedPlacement):
+    """A placement that ranks: what its ranks have led to is written as if it had been asked."""
+
+    def __init__(self, placement: Placement, ranked: Ranked, tape: Tape) -> None:
+        super().__init__(placement, tape)
+        self.rank = ranked.rank
+
+    def chosen(self, works: Sequence[Work], replica: str, now: float) -> None:
+        """See `ports.HearsRanks`. The rooms are those of the pick, of which nothing has been taken yet."""
+        tape, ids = self._tape, tuple(work.id for work in works)
+        among = tape.among
+        fitting = [room for room in tape.seen if (not among or room.replica in among) and room.takes(works)]
+        tape.write(Placed(service=tape.service, now=now, ids=ids, rooms=tape.rooms(fitting), replica=replica))
+
+
+class RecordedAdmission:
+    """An admission."""
+
+    def __init__(self, admission: Admission, tape: Tape) -> None:
+        self._admission = admission
+        self._tape = tape
+
+    def admit(self, work: Work, view: QueueView, now: float) -> Refusal | None:
+        """See `Admission`."""
+        refusal, tape = self._admission.admit(work, view, now), self._tape
+        tape.write(Admitted(service=tape.service, now=now, work=tape.again(work), view=view, refusal=refusal))
+        return refusal
+
+
+def answered(asked: Picked, answer: Pick | Wait | None) -> Picked:
+    """`asked` with its answer."""
+    match answer:
+        case Pick():
+            return msgspec.structs.replace(asked, pick=answer)
+        case Wait(until=until):
+            return msgspec.structs.replace(asked, until=until)
+    return asked
+
+
+def begin(journal: Journal, version: str) -> None:
+    """The first line of a recording."""
+    journal.put(msgspec.json.encode(Begun(version=version)))
+
+
+def recorded(
+    tape: Tape, made: Made, policy: BatchPolicy, placement: Placement, admission: Admission
+) -> tuple[BatchPolicy, Placement, Admission]:
+    """These, as `made`, from now on written down."""
+    tape.write(made)
+    order = RecordedOrder(policy, policy, tape) if isinstance(policy, Ahead) else RecordedPolicy(policy, tape)
+    where = (
+        RecordedRanks(placement, placement, tape)
+        if isinstance(placement, Ranked)
+        else RecordedPlacement(placement, tape)
+    )
+    return order, where, RecordedAdmission(admission, tape)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from foreserve.dispatch.journal import Journal
+from foreserve.errors import ConfigError
+
+
+def test_lines_are_written_in_order(tmp_path: Path):
+    for threaded in (False, True):
+        path = tmp_path / "new" / f"{threaded}.jsonl"
+        journal = Journal(path, "the test's file", threaded=threaded)
+        for n in range(5000):
+            journal.put(b"%d" % n)
+        journal.close()
+        journal.close()
+        assert path.read_bytes() == b"".join(b"%d\n" % n for n in range(5000))
+
+
+def test_what_was_there_is_kept_beside_it(tmp_path: Path):
+    path = tmp_path / "j.jsonl"
+    for words in (b"first", b"second"):
+        journal = Journal(path, "the test's file", threaded=False)
+        journal.put(words)
+        journal.close()
+    assert path.read_bytes() == b"second\n"
+    assert path.with_name("j.jsonl.previous").read_bytes() == b"first\n"
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_it_ends_at_its_bound_and_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, threaded: bool):
+    path = tmp_path / "j.jsonl"
+    journal = Journal(path, "the test's file", threaded=threaded, most_bytes=100)
+    for _ in range(1000):
+        journal.put(b"123456789")
+    journal.close()
+    assert path.stat().st_size == 100
+    assert len([one for one in caplog.records if "ends here" in one.message]) == 1
+
+
+def test_a_full_buffer_ends_it_rather_than_leave_a_gap(tmp_path: Path):
+    path = tmp_path / "j.jsonl"
+    journal = Journal(path, "the test's file", threaded=True, buffer=8)
+    for n in range(1_000_000):
+        journal.put(b"%d" % n)
+        if journal.stopped:
+            break
+    assert "faster than they could be written" in journal.stopped
+    journal.close()
+    written = path.read_bytes().splitlines()
+    assert written == [b"%d" % n for n in range(len(written))]
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        Journal(tmp_path / "a" / "b", "the test's file", threaded=False)
