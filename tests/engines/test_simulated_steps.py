@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreserve.engines.profile import DecodeTable, EngineProfile, PrefillTable
+from foreserve.engines.profile import DecodeTable, EngineProfile, PrefillTable, linear
 from foreserve.engines.simulated_sequence import Sequence
+from foreserve.engines.simulated_static import StaticSteps
 from foreserve.engines.simulated_steps import ContinuousSteps
 from tests.engines.simulated_reference import Plain, Reference
 
@@ -264,3 +265,11 @@ def _by_request(events):
             (CLOSE(at, rel=1e-9), tokens, end and ("cancelled" if end == "cancelled" else "end"))
         )
     return answers
+
+
+def test_a_static_batch_never_holds_more_than_there_is():
+    steps = StaticSteps(linear(batching="static", slots=2, kv_tokens=30, context_tokens=30, prefill_s_per_token=0.1))
+    rows = [Sequence(f"q{n}", 20, 5) for n in range(2)]
+    steps.add(rows, 0.0)
+    assert steps.kv_fraction(0.1) == 1.0
+    assert [(row.id, end) for row, _, end in steps.advance(100.0)] == [("q0", "memory"), ("q1", "memory")]

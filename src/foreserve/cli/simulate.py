@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -10,13 +11,16 @@ from rich.console import Console
 
 from foreserve.cli import trace_words as words
 from foreserve.cli.bench_options import check_writable
-from foreserve.errors import ConfigError
+from foreserve.errors import ConfigError, ForeserveError
 
 EXIT_FAILED = 1
-"""A check did not hold under some seed of faults."""
+"""A check did not hold under some seed of faults, or a simulation could not be ended as it should."""
 
 EXIT_WRONG = 2
 """An option, the app, a profile or the trace is wrong."""
+
+EXIT_STOPPED = 130
+"""Ctrl-C."""
 
 _RUNS, _FAULTS, _OUT = "Runs", "Faults", "Output"
 
@@ -124,6 +128,8 @@ def simulate(
     from foreserve.simulation.comparison import variants
     from foreserve.simulation.variants import assignments
 
+    # Replicas are lost and lengths learned by the thousand; what is wrong with the house itself is an error.
+    logging.basicConfig(level=logging.ERROR)
     console = Console(stderr=json == "-")
     try:
         for where in (None if json == "-" else json, report, timeline):
@@ -152,12 +158,14 @@ def simulate(
         read = words.read(Path(trace[0]), *reading, seed)
         outputs = Outputs(report, timeline, timeline_requests, json)
         play(console, read, runs, seed, outputs, quiet=quiet, faults=faults, fault_seed=first)
-    except ConfigError as error:
-        _wrong(str(error))
+    except ForeserveError as error:
+        _wrong(str(error), EXIT_WRONG if isinstance(error, ConfigError) else EXIT_FAILED)
+    except KeyboardInterrupt:
+        _wrong("stopped; nothing was told", EXIT_STOPPED)
 
 
-def _wrong(text: str) -> NoReturn:
+def _wrong(text: str, status: int) -> NoReturn:
     Console(stderr=True).print(
         f"foreserve simulate: {text}", style="red", markup=False, highlight=False, soft_wrap=True
     )
-    raise typer.Exit(EXIT_WRONG)
+    raise typer.Exit(status)

@@ -107,18 +107,22 @@ class SimulatedConnection:
     def slow(self, factor: float) -> None:
         """Steps take `factor` times as long as the profile says, from the next one on. Above 0."""
         self._factor = factor
-        if self._core is not None:
+        if self._core is not None and not self._ending:
             self._put(self._core.advance(self._loop.time()))
             self._core.slow(factor, self._loop.time())
             self._arm()
 
     def mute(self, on: bool) -> None:
-        """Nothing it sends arrives; once it is heard again, all but heartbeats arrive late."""
+        """Nothing it sends arrives; once it is heard again, all but heartbeats arrive late, and then one of those."""
+        if on and self._ready and not self._ending:
+            self.beat()  # a worker beats every second, also while it is idle: silence begins now
         self._muted = on
-        if not on:
+        if not on and not self._ending:
             held, self._held = self._held, []
             for message in held:
                 self._tell(message)
+            if self._ready:
+                self.beat()
 
     def freeze(self, on: bool) -> None:
         """Its heartbeats repeat the load that they told last."""

@@ -15,7 +15,7 @@ from foreserve.core import Outcome
 from foreserve.engines.profile import EngineProfile
 from foreserve.errors import ConfigError
 from foreserve.registry import choices
-from foreserve.settings import LLMSettings, UpstreamSettings
+from foreserve.settings import LLMSettings, ServiceSettings, UpstreamSettings
 from foreserve.simulation import clock
 from foreserve.simulation.drive import Drive
 from foreserve.simulation.figures import Result
@@ -75,7 +75,7 @@ def simulate(
         start_s=measured.began,
         span_s=measured.last_arrival,
         ended_s=max(measured.last_end, measured.last_arrival),
-        settings={each: msgspec.to_builtins(app.services[each].settings) for each in twins},
+        settings={each: _shown(app.services[each].settings) for each in twins},
         total=measured.total(),
         services=measured.services(preemptions),
         notes=[*notes, *remarks(app, twins, seen), *([] if faults is None else [happened(faults)])],
@@ -146,6 +146,8 @@ async def _run(
     observers: Sequence[Callable[[Outcome], None]],
 ) -> tuple[Measured, dict[str, int]]:
     """What was measured, and how often each service's engines preempted."""
+    raised: list[BaseException] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(_error(context)))
     launcher = SimulatedLauncher()
     started: list[SimulatedConnection] = []
     launcher.launched.append(started.append)
@@ -170,12 +172,24 @@ async def _run(
         log.error("%d requests had not ended %g s after the trace", len(running.ledger.open), MOST_AFTER_S)
     finally:
         measured.stop()
+    if raised:  # a callback's error would only be logged live; here it spoils the figures
+        raise raised[0]
     running.ledger.check(idle=True)  # before the stop, which would end what is left
     await running.stop(0.0)
     preemptions = dict.fromkeys(twins, 0)
     for replica in started:
         preemptions[replica.name.rpartition("/")[0]] += replica.preemptions
     return measured, preemptions
+
+
+def _shown(settings: ServiceSettings) -> dict[str, Any]:
+    """As results have them: variables of an environment may be secret, and mean nothing to a simulation."""
+    shown: dict[str, Any] = msgspec.to_builtins(settings)
+    return {**shown, "env": dict.fromkeys(settings.env, "…")}
+
+
+def _error(context: dict[str, Any]) -> BaseException:
+    return context.get("exception") or RuntimeError(context["message"])
 
 
 def _counted(progress: Callable[[int], None]) -> Callable[[Outcome], None]:

@@ -13,11 +13,11 @@ from numpy.random import default_rng  # noqa: TID251 - the one place where a see
 
 from foreserve.app import App
 from foreserve.engines.profile import EngineProfile
-from foreserve.fleet.inline import InlineLauncher
 from foreserve.ports import Launcher
 from foreserve.simulation.checks import Finding
 from foreserve.simulation.fault_kinds import Fault, read_faults
 from foreserve.simulation.faults import Faults
+from foreserve.simulation.launcher import SimulatedLauncher
 from foreserve.simulation.mixed import mixed, mixed_faults
 from foreserve.simulation.survey import Survey
 from foreserve.simulation.trial import Trial, try_out
@@ -138,4 +138,4 @@ def of_app(
 
 def launcher() -> Launcher:
     """What starts the replicas of a sweep."""
-    return InlineLauncher(heartbeat_s=1.0)
+    return SimulatedLauncher()
