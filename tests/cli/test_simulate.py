@@ -286,3 +286,25 @@ def test_every_option_is_on_the_page():
         for option in parameter.opts:
             if option.startswith("--") and option != "--help":
                 assert f"`{option}" in PAGE, option
+
+
+def test_without_trace_and_app_a_sweep_draws_its_own():
+    result = CliRunner().invoke(app, ["simulate", "--faults", "mixed", "--seeds", "3", "--fault-seed", "7"])
+    assert result.exit_code == 0, result.output
+    assert "3 seeds, " in result.stdout
+    assert "all checks hold" in result.stdout
+    for args in (["--faults", "mixed"], ["--seeds", "3"], ["--app", "app.yaml"]):
+        wrong = CliRunner().invoke(app, ["simulate", *args])
+        assert wrong.exit_code == 2
+        assert "TRACE and --app are missing" in wrong.stderr
+
+
+def test_decisions_are_recorded_run_by_run_and_replayed(house: Path, tmp_path: Path):
+    (tmp_path / "fcfs.yaml").write_text("services: {chat: {policy: fcfs}}\n")
+    kept = tmp_path / "d.jsonl"
+    told = simulate(house, "--compare", str(tmp_path / "fcfs.yaml"), "--record-decisions", str(kept))
+    assert told.exit_code == 0, told.output
+    for path in (kept, tmp_path / "d.2.jsonl"):
+        again = CliRunner().invoke(app, ["replay", str(path)])
+        assert again.exit_code == 0, again.output
+        assert "decisions are the same" in again.stdout

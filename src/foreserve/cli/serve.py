@@ -67,6 +67,10 @@ def serve(
         list[str] | None,
         typer.Option(envvar=API_KEY, help="A key that clients must show. May be repeated."),
     ] = None,
+    record_decisions: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Record every decision with its inputs, for foreserve replay."),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Check policies, models, memory, port and interpreters, and start nothing."),
@@ -81,6 +85,9 @@ def serve(
     try:
         app = _app(app_file, upstream or [], observe, max_running)
         app.settings = msgspec.structs.replace(app.settings, server=_server(app, host, port, api_key or []))
+        if record_decisions is not None:
+            state = msgspec.structs.replace(app.settings.state, decisions=record_decisions)
+            app.settings = msgspec.structs.replace(app.settings, state=state)
         if dry_run:
             _report(app)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
