@@ -63,6 +63,8 @@ class SimulatedCore:
         """What the engine is."""
         profile = self.profile
         facts: dict[str, Any] = {"context_tokens": self._context, "weights": "none"}
+        if not self.static:
+            facts |= {"block_tokens": profile.block_tokens, "prefix_caching": profile.prefix_caching}
         if profile.max_batched_tokens is not None:
             facts["max_batched_tokens"] = profile.max_batched_tokens
         return EngineInfo(

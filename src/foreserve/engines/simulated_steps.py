@@ -40,6 +40,7 @@ class ContinuousSteps:
         self._blocks = profile.kv_tokens // profile.block_tokens
         self._budget = profile.max_batched_tokens
         self._mixing = profile.mixing
+        self._change_s = profile.change_s
         self._prefill = PrefillCost(profile.prefill)
         self._decode = DecodeCost(profile.decode)
         self._cache = PrefixCache() if profile.prefix_caching else None
@@ -54,7 +55,10 @@ class ContinuousSteps:
         self._reserved = 0  # KV blocks of those that are prefilled
         # The step, or stretch of steps, that runs.
         self._began = 0.0
+        self._plain = 0.0  # when the first of a stretch has spent what it takes for being of another size
         self._ends: float | None = None
+        self._size = 0  # tokens that it computes at each step
+        self._last_size = 0
         self._stretch = 0  # its decode steps; 0 when it computes prompts
         self._parts: list[tuple[Sequence, int]] = []  # what it computes of whose prompt
         self._left = 0  # tokens that it could compute beside
@@ -75,7 +79,9 @@ class ContinuousSteps:
             self._begin()
         elif self._stretch and len(self.waiting) == 1 and len(self.running) < self._slots:
             self._cut(max(now, sequence.ready))
-            if self._due[0][0] > self._step + self._stretch and (sequence.ready <= now or self._last_runs(now)):
+            if (not self._due or self._due[0][0] > self._step + self._stretch) and (
+                sequence.ready <= now or self._last_runs(now)
+            ):
                 # Nothing is put out there: the next step can be told now, and one event less is waited for.
                 self._end_step([])
                 self._began = self._ends
@@ -136,15 +142,15 @@ class ContinuousSteps:
 
     def under_way(self, now: float) -> int:
         """Whole steps of the present stretch that are over."""
-        if not self._stretch or self._ends is None or now <= self._began:
+        if not self._stretch or self._ends is None or now <= self._plain:
             return 0
         if now >= self._ends:
             return self._stretch
         if self._stretch == 1:
             return 0
-        at_least = self._line.steps(self._from, (now - self._began) / self._slow, self._stretch)
+        at_least = self._line.steps(self._from, (now - self._plain) / self._slow, self._stretch)
         took = self._line.total(self._from, at_least) * self._slow
-        return at_least - (took > (now - self._began) * (1.0 + 1e-9))
+        return at_least - (took > (now - self._plain) * (1.0 + 1e-9))
 
     def kv_fraction(self, now: float) -> float:
         """The share of the KV cache that somebody holds."""
@@ -225,6 +231,11 @@ class ContinuousSteps:
         self.running[sequence.id] = sequence
         return True
 
+    def _changed_s(self, tokens: int) -> float:
+        """What a step of so many tokens takes for being of another size than the one before it."""
+        self._size = tokens
+        return self._change_s if tokens != self._last_size else 0.0
+
     def _mixed_s(self) -> float:
         """Of the step that begins now and computes `_parts`."""
         parts = self._parts
@@ -239,7 +250,8 @@ class ContinuousSteps:
             seconds = self._prefill.at(tokens, before / tokens)
         if self._decoding and self._budget is not None:
             seconds += self._mixing * self._decode.line(self._decoding).at(self._mean())
-        return seconds
+            tokens += self._decoding
+        return seconds + self._changed_s(tokens)
 
     def _decode_on(self) -> None:
         """Nothing but decoding, up to the next chunk of anybody, a full KV cache, or who is ready in between."""
@@ -251,7 +263,8 @@ class ContinuousSteps:
             steps = bisect_right(range(1, steps), False, key=lambda step: not self._room(step))
         self._stretch = steps
         self._line, self._from = self._decode.line(self._decoding), self._mean()
-        self._ends = self._began + self._line.total(self._from, steps) * self._slow
+        self._plain = self._began + self._changed_s(self._decoding) * self._slow
+        self._ends = self._plain + self._line.total(self._from, steps) * self._slow
         if self.waiting and len(self.running) < self._slots and self.waiting[0].ready > self._began:
             self._cut(self.waiting[0].ready)
 
@@ -261,12 +274,14 @@ class ContinuousSteps:
         if self._stretch < 2 or at >= self._ends:
             return
         line = self._line
-        self._stretch = max(line.steps(self._from, (at - self._began) / self._slow, self._stretch), 1)
-        self._ends = self._began + line.total(self._from, self._stretch) * self._slow
+        self._stretch = max(line.steps(self._from, (at - self._plain) / self._slow, self._stretch), 1)
+        self._ends = self._plain + line.total(self._from, self._stretch) * self._slow
 
     def _last_runs(self, now: float) -> bool:
         """Whether the last step of the stretch has begun."""
-        return self._began + self._line.total(self._from, self._stretch - 1) * self._slow <= now
+        if self._stretch == 1:
+            return self._began <= now
+        return self._plain + self._line.total(self._from, self._stretch - 1) * self._slow <= now
 
     def _interrupt(self, now: float) -> None:
         """Let nothing but the step that runs now be under way, so that who decodes may change, and how fast."""
@@ -275,7 +290,8 @@ class ContinuousSteps:
         self._cut(now)
         if over := self._stretch - 1:
             self._last_s = self._line.at(self._from + over - 1) * self._slow
-            self._began += self._line.total(self._from, over) * self._slow
+            self._began = self._plain = self._plain + self._line.total(self._from, over) * self._slow
+            self._last_size = self._size
             self._step += over
             self._from += over
             self._stretch = 1
@@ -288,8 +304,11 @@ class ContinuousSteps:
 
     def _end_step(self, out: list[Emission]) -> None:
         assert self._ends is not None
+        self._last_size = self._size
         if self._stretch:
             self._last_s = None
+            if self._stretch == 1:
+                self._last_s = self._ends - self._began
             self._last = (self._line, self._from + self._stretch - 1, self._slow)
             self._step += self._stretch
             self._stretch = 0
