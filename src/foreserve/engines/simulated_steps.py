@@ -17,42 +17,33 @@ from collections import deque
 
 from foreserve.engines.profile import EngineProfile
 from foreserve.engines.simulated_cost import DecodeCost, Line, PrefillCost
-from foreserve.engines.simulated_prefix import PrefixCache
+from foreserve.engines.simulated_kv import KVBlocks
 from foreserve.engines.simulated_sequence import Emission, Sequence
 
 
-class ContinuousSteps:
+class ContinuousSteps(KVBlocks):
     """Tell it what happens, in order of time: `advance` to a moment first, then `add` and `cancel` at that moment.
 
     Who is added at the very moment at which a step begins still joins it.
     """
 
     def __init__(self, profile: EngineProfile) -> None:
+        super().__init__(profile)
         self.preemptions = 0
         """How often the KV cache was full, so that somebody's had to be computed again."""
         self.hits = 0
         """Prompt tokens that were found in the prefix cache."""
         self.waiting: deque[Sequence] = deque()
-        self.running: dict[str, Sequence] = {}
-        """Who has a slot, in the order in which they got it, the last time."""
         self._slots = profile.slots
-        self._block = profile.block_tokens
-        self._blocks = profile.kv_tokens // profile.block_tokens
         self._budget = profile.max_batched_tokens
         self._mixing = profile.mixing
         self._change_s = profile.change_s
         self._prefill = PrefillCost(profile.prefill)
         self._decode = DecodeCost(profile.decode)
-        self._cache = PrefixCache() if profile.prefix_caching else None
         self._slow = 1.0
         self._order = 0
         self._due: list[tuple[int, int, Sequence]] = []  # (decode step, place, who) of the next chunk of each
-        self._step = 0  # decode steps since the start
-        # Of those that decode: how many, and their sums at step 0, so that no step has to touch them.
-        self._decoding = 0
-        self._context = 0
-        self._private = 0  # KV tokens that they do not share
-        self._reserved = 0  # KV blocks of those that are prefilled
+        self._context = 0  # of those that decode, the sum at step 0
         # The step, or stretch of steps, that runs.
         self._began = 0.0
         self._plain = 0.0  # when the first of a stretch has spent what it takes for being of another size
@@ -341,15 +332,6 @@ class ContinuousSteps:
         self._private += sequence.prompt - sequence.zero - sequence.held * sequence.unit
         heapq.heappush(self._due, (sequence.zero + sequence.next, sequence.place, sequence))
 
-    def _publish(self, sequence: Sequence, cache: PrefixCache) -> None:
-        """Put the whole units of its prompt that have been computed into the prefix cache."""
-        computed, blocks = sequence.prompt + sequence.made - sequence.todo, sequence.unit // self._block
-        while sequence.held < len(sequence.units) and (sequence.held + 1) * sequence.unit <= computed:
-            cache.hold(sequence.units[sequence.held], blocks)
-            sequence.held += 1
-            sequence.reserved -= blocks
-            self._reserved -= blocks
-
     def _emit(self, sequence: Sequence, out: list[Emission]) -> None:
         """Put out the chunk that is due, and note when the next one is."""
         assert sequence.zero is not None
@@ -388,26 +370,3 @@ class ContinuousSteps:
         self._leave(newest)
         self.waiting.appendleft(newest)
         self.preemptions += 1
-
-    def _room(self, steps: int, blocks: int = 0) -> bool:
-        """Whether so many more steps of those that decode fit the KV cache, beside `blocks` more."""
-        most = self._private + self._decoding * (self._step + steps + self._block - 1)  # each one's last block is begun
-        used = self._reserved + blocks + most // self._block + (self._cache.shared if self._cache else 0)
-        return used <= self._blocks or self._used(self._step + steps) + blocks <= self._blocks
-
-    def _used(self, step: int) -> int:
-        """KV blocks that somebody holds at a decode step, if all go on as they are."""
-        block, shared = self._block, self._cache.shared if self._cache is not None else 0
-        if block == 1:
-            return self._reserved + shared + self._private + self._decoding * step
-        private = 0
-        for sequence in self.running.values():
-            if sequence.zero is not None:
-                private -= (sequence.zero + sequence.held * sequence.unit - sequence.prompt - step) // block
-        return self._reserved + shared + private
-
-    def _evict(self) -> None:
-        """Let go what nobody holds and the others have grown over."""
-        cache = self._cache
-        if cache is not None and cache.idle and (over := self._used(self._step) + cache.idle - self._blocks) > 0:
-            cache.shrink(over)
