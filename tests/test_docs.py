@@ -11,6 +11,12 @@ from typer.main import get_command
 
 from foreserve import settings
 from foreserve.cli.main import app
+from foreserve.simulation.figures import Series as SimulationSeries
+from foreserve.simulation.figures import ServiceFigures, Tally
+from foreserve.traces.open import FORMATS
+from foreserve.traces.row import Header, TraceRow
+from foreserve.traces.statistics import Series as TraceSeries
+from foreserve.traces.statistics import Statistics
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,3 +60,19 @@ def test_every_option_of_the_command_line_has_help():
     for name, command in commands.items():
         for parameter in command.params:
             assert getattr(parameter, "help", "") or parameter.name == "help", f"{name} {parameter.name}"
+
+
+@pytest.mark.parametrize("struct", [Tally, SimulationSeries, ServiceFigures, Statistics, TraceSeries])
+def test_every_figure_is_in_the_glossary(struct: type[msgspec.Struct]):
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    of_their_own = {"tally", "tenants", "series", "name", "epoch"}
+    for field in msgspec.structs.fields(struct):
+        assert field.name in of_their_own or f"`{field.name}`" in text, f"docs/metrics.md lacks {field.name}"
+
+
+def test_every_field_of_a_trace_is_told():
+    text = (ROOT / "docs" / "traces.md").read_text()
+    for field in (*msgspec.structs.fields(TraceRow), *msgspec.structs.fields(Header)):
+        assert f"`{field.name}`" in text or f'"{field.name}"' in text, f"docs/traces.md lacks {field.name}"
+    for name in FORMATS:
+        assert f"| `{name}` |" in text

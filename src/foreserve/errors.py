@@ -9,6 +9,7 @@ ForeserveError
     ├── BadRequest         400  the request itself is wrong, `param` names where
     │   └── ContextExceeded 400 the prompt is longer than the model's context
     ├── Unauthorized       401
+    ├── Forbidden          403  this server's settings do not allow it
     ├── NotFound           404  no such model, function or path
     ├── BodyTimeout        408  the body did not arrive in time
     ├── TooLarge           413
@@ -76,6 +77,13 @@ class Unauthorized(RequestError):
 
     status = 401
     code = "invalid_api_key"
+
+
+class Forbidden(RequestError):
+    """Understood, and not allowed here; the message names the setting that would allow it."""
+
+    status = 403
+    code = "forbidden"
 
 
 class NotFound(RequestError):

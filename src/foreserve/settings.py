@@ -202,12 +202,16 @@ TENANT_WORDS: Final = "1 to 64 of letters, digits and . _ : @ -"
 
 
 class ApiKey(Settings, frozen=True, kw_only=True):
-    """A key that clients must show, whose they are, and the highest utility they may claim."""
+    """A key that clients must show, whose they are, and the highest utility they may claim.
+
+    It can record the requests of its own tenant (docs/traces.md); with `records_all` those of every tenant.
+    """
 
     key: str
     tenant: str = "default"
     max_utility: float = 1.0
     deadline_s: float | None = None
+    records_all: bool = False
 
     def __post_init__(self) -> None:
         # `Bearer` with nothing after it would show it: everybody has that one.
@@ -219,7 +223,8 @@ class ServerSettings(Settings, frozen=True, kw_only=True):
     """The HTTP server. With `api_keys`, every request but `/health/*` needs one. Sizes are in bytes.
 
     A request beyond `max_connections` open ones is a 503, `/health/*` excepted; a body that has not arrived after
-    `body_s` seconds is a 408.
+    `body_s` seconds is a 408. `record_text` lets recordings have the text of prompts and answers, where they ask for
+    it; without it they have lengths and hashes alone.
     """
 
     host: str = "127.0.0.1"
@@ -229,6 +234,7 @@ class ServerSettings(Settings, frozen=True, kw_only=True):
     max_connections: int = 2048
     body_s: float = 60.0
     drain_s: float = 30.0
+    record_text: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

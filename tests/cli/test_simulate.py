@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import os
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from tests.simulation.traces import PROFILE, poisson
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from foreserve.cli.main import app
@@ -70,6 +76,22 @@ def test_the_figures_are_the_same_bytes_each_time(house: Path):
     assert told["seed"] == 0
     assert told["trace"]["rows"] == 200
     assert told["runs"][0]["total"]["requests"] == 200
+
+
+def test_the_bytes_do_not_hang_on_the_order_of_hashes(house: Path):
+    told: list[bytes] = []
+    for hashes in ("1", "2"):
+        args = ["simulate", "trace.jsonl", "--app", "app.yaml", "--faults", "worker_death:every_s=9", "--json", "-"]
+        run = subprocess.run(
+            [sys.executable, "-m", "foreserve.cli.main", *args, "--quiet"],
+            cwd=house,
+            env={**os.environ, "PYTHONHASHSEED": hashes},
+            capture_output=True,
+            check=True,
+        )
+        told.append(run.stdout)
+    assert told[0] == told[1]
+    assert len(told[0]) > 1000
 
 
 def test_settings_are_changed_by_dotted_keys(house: Path):
@@ -230,3 +252,59 @@ def test_the_command_of_a_seed_says_all_that_was_asked():
         "foreserve simulate t.jsonl --app 'a b.py' --set chat.replicas=1 --profile chat=p.yaml --format azure "
         "--skip-bad --from 5min --speed 2.0 --limit 100 --seed 4 --faults mixed --fault-seed 17 --seeds 1"
     )
+
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "simulation.md").read_text()
+
+
+def test_the_example_of_the_page_runs_and_has_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shown = re.search(r"```sh\n(.*?)```", PAGE, re.S)
+    assert shown
+    monkeypatch.chdir(ROOT)
+    args = shlex.split(shown[1].replace("\\\n", " ").replace("report.html", str(tmp_path / "report.html")))
+    result = CliRunner().invoke(app, args[1:])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "report.html").stat().st_size > 1_000_000
+    rows = re.findall(r"^\| ([^|]+) \| [\d.,]+(?: m?s)? \| [\d.,]+(?: m?s)?  [-+=]", PAGE, re.M)
+    assert len(rows) >= 6
+    for name in rows:
+        assert f" {name} " in result.stdout, name
+
+
+def test_the_python_of_the_page_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    shown = re.search(r"```python\n(.*?)```", PAGE, re.S)
+    assert shown
+    monkeypatch.chdir(ROOT)
+    exec(compile(shown[1], "docs/simulation.md", "exec"), {})
+    assert "'done': " in capsys.readouterr().out
+
+
+def test_every_option_is_on_the_page():
+    command = get_command(app).commands["simulate"]  # type: ignore[attr-defined]
+    for parameter in command.params:
+        for option in parameter.opts:
+            if option.startswith("--") and option != "--help":
+                assert f"`{option}" in PAGE, option
+
+
+def test_without_trace_and_app_a_sweep_draws_its_own():
+    result = CliRunner().invoke(app, ["simulate", "--faults", "mixed", "--seeds", "3", "--fault-seed", "7"])
+    assert result.exit_code == 0, result.output
+    assert "3 seeds, " in result.stdout
+    assert "all checks hold" in result.stdout
+    for args in (["--faults", "mixed"], ["--seeds", "3"], ["--app", "app.yaml"]):
+        wrong = CliRunner().invoke(app, ["simulate", *args])
+        assert wrong.exit_code == 2
+        assert "TRACE and --app are missing" in wrong.stderr
+
+
+def test_decisions_are_recorded_run_by_run_and_replayed(house: Path, tmp_path: Path):
+    (tmp_path / "fcfs.yaml").write_text("services: {chat: {policy: fcfs}}\n")
+    kept = tmp_path / "d.jsonl"
+    told = simulate(house, "--compare", str(tmp_path / "fcfs.yaml"), "--record-decisions", str(kept))
+    assert told.exit_code == 0, told.output
+    for path in (kept, tmp_path / "d.2.jsonl"):
+        again = CliRunner().invoke(app, ["replay", str(path)])
+        assert again.exit_code == 0, again.output
+        assert "decisions are the same" in again.stdout

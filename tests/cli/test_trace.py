@@ -1,6 +1,12 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
+from tests.cli.live import serve
 from typer.testing import CliRunner
 
 from foreserve.cli.main import app
@@ -104,3 +110,111 @@ def test_import_by_column_names(tmp_path):
     assert "line 2: no arrival: nothing under 'wen'; did you mean 'when'" in result.output
     result = cli("import", log, "-o", out, "--from-gateway", "lightllm")
     assert "did you mean 'litellm'" in result.output
+
+
+APP = """
+import foreserve as fs
+
+app = fs.App(
+    server={"record_text": False},
+    chat=fs.LLM("simulated", max_running=4, launcher="inline", default_max_tokens=16,
+                engine_options={"emit_every": 1, "decode_s": 0.002}),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("record")
+    (folder / "app.py").write_text(APP)
+    with serve(folder, str(folder / "app.py")) as server:
+        yield server
+
+
+def recorder(live, out, *args):
+    """The command in a process of its own, recording when this returns."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "foreserve.cli.main", "trace", "record", "--url", live.url, "-o", str(out), *args],
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"},
+    )  # fmt: skip
+    part = out.with_name(f".{out.name}.recording")
+    end = time.monotonic() + 30
+    while not (part.exists() and part.stat().st_size) and process.poll() is None:
+        ask(live)
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return process
+
+
+def ask(live, words="hello"):
+    body = {"model": "chat", "messages": [{"role": "user", "content": words}], "max_tokens": 5}
+    status, _, _ = live.post("/v1/chat/completions", body)
+    assert status == 200
+
+
+def ends(process):
+    try:
+        _, said = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    return said
+
+
+def test_record_until_ctrl_c(live, tmp_path):
+    out = tmp_path / "o.jsonl"
+    process = recorder(live, out)
+    for _ in range(5):
+        ask(live, "how are you? " * 20)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    said = ends(process)
+    assert process.returncode == 0, said
+    trace = open_trace(out)
+    rows = list(trace)
+    assert f"{len(rows)} requests" in said
+    assert len(rows) >= 5
+    assert {(row.service, row.outcome, row.output_tokens, row.most_tokens) for row in rows} == {("chat", "done", 5, 5)}
+    assert all(0 < row.first_s <= row.total_s for row in rows)
+    assert len(set(rows[-1].prefix) & set(rows[-2].prefix)) == len(rows[-1].prefix) > 4
+    assert trace.header.block_tokens == 32
+    assert list(tmp_path.iterdir()) == [out]
+    assert "hello" not in out.read_text()
+    assert cli("show", out).exit_code == 0
+
+
+def test_a_recording_of_some_minutes_ends_by_itself(live, tmp_path):
+    out = tmp_path / "o.jsonl.xz"
+    process = recorder(live, out, "--minutes", "0.02", "--block-tokens", "16")
+    said = ends(process)
+    assert process.returncode == 0, said
+    assert open_trace(out).header.block_tokens == 16
+
+
+def test_what_a_recording_is_refused_for(live, tmp_path):
+    result = cli("record", "--url", live.url, "-o", tmp_path / "o", "--text")
+    assert result.exit_code == 2
+    assert "403: this server records no text" in result.output
+    result = cli("record", "--url", "http://127.0.0.1:9", "-o", tmp_path / "o")
+    assert (result.exit_code, "cannot be reached" in result.output) == (2, True)
+    assert "must start with http" in cli("record", "--url", "x", "-o", tmp_path / "o").output
+    assert "--minutes is -1" in cli("record", "--minutes", "-1", "-o", tmp_path / "o").output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_stops_ends_its_recordings_first(tmp_path):
+    (tmp_path / "app.py").write_text(APP)
+    out = tmp_path / "o.jsonl"
+    with serve(tmp_path, str(tmp_path / "app.py")) as live:
+        process = recorder(live, out)
+        ask(live)
+        time.sleep(0.2)
+        begun = time.monotonic()
+        live.process.terminate()
+        live.process.wait(20)
+        assert time.monotonic() - begun < 15, "it waited for the recording"
+        said = ends(process)
+    assert process.returncode == 0, said
+    assert "broken off" not in said
+    assert list(open_trace(out))

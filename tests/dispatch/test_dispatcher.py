@@ -584,3 +584,16 @@ def test_another_policy_takes_over_what_waits():
         house.ledger.check(idle=True)
 
     run(main())
+
+
+def test_no_timer_is_left_once_nothing_waits_and_nothing_can_be_served():
+    async def main():
+        house = House(policy=FixedBatches(size=4, max_wait_s=5.0))
+        house.replica("r0", slots=4)
+        stream = house.submit("q0", 1.0)
+        await asyncio.sleep(1.0)
+        stream.close()
+        house.dispatcher.give_up("the server is stopping")
+        assert not asyncio.get_running_loop().timers()
+
+    run(main())

@@ -368,6 +368,34 @@ def test_a_slow_replica_takes_longer_from_its_next_step_on():
     assert scene(play).answer("a")[-1] == CLOSE((2.3, 4))
 
 
+def test_tampering_with_a_replica_that_is_gone_sets_no_timer():
+    async def play(connection, ear):
+        await ear.first(Ready)
+        connection.send(Run((work("a", output=50),)))
+        await asyncio.sleep(1.0)
+        connection.slow(3.0)
+        connection.kill()
+        connection.slow(1.0)
+        connection.mute(False)
+        await connection.gone.wait()
+        assert not asyncio.get_running_loop().timers()
+
+    scene(play)
+
+
+def test_a_mute_replica_that_is_heard_again_in_time_is_not_given_up_though_it_was_idle():
+    async def play(connection, ear):
+        await ear.first(Ready)
+        await asyncio.sleep(20.0)
+        connection.mute(True)
+        await asyncio.sleep(40.0)
+        connection.mute(False)
+        await asyncio.sleep(200.0)
+        assert not ear.exits
+
+    scene(play)
+
+
 def test_a_mute_replica_is_given_up_as_silent():
     async def play(connection, ear):
         await ear.first(Ready)

@@ -87,6 +87,8 @@ def test_it_says_why_a_line_is_missing(trace: Rows, told: str):
     live = Rows(rows)
     recorded = page(live, survey(live), [run(live, "one")])
     assert charts(recorded)["Time to first token: distribution"]["traces"][-1]["name"] == "live"
+    course = {each["name"]: each for each in charts(recorded)["End-to-end latency over time"]["traces"]}
+    assert max(value for value in course["live p99"]["y"] if value is not None) == 0.5
     assert charts(recorded)["Outcomes"]["traces"][0]["y"] == ["live", "one"]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import msgspec
@@ -15,6 +16,28 @@ from foreserve.simulation.stage import Happened, Stage
 from foreserve.simulation.study import MOST_TRAININGS, simulate
 from foreserve.traces.row import TraceRow
 from tests.simulation.traces import PROFILE, Rows, chat, poisson, profiles
+
+
+class Plan:
+    """Nothing goes wrong."""
+
+    stage: Stage | None = None
+    launcher: Launcher | None = None
+
+    def __init__(self) -> None:
+        self.happened: list[Happened] = []
+
+    def launching(self, launcher: Launcher) -> None:
+        self.launcher = launcher
+
+    def rows(self, rows: Iterator[TraceRow]) -> Iterator[TraceRow]:
+        return rows
+
+    def begin(self, stage: Stage) -> None:
+        assert stage.running.started
+        assert stage.launcher is self.launcher
+        assert stage.drive.submitted == 0
+        self.stage = stage
 
 
 @fs.function
@@ -98,32 +121,33 @@ def test_trainings_of_a_long_trace_are_bounded_and_told():
 
 
 def test_faults_see_the_stage_and_the_rows():
-    class Twice:
-        stage: Stage | None = None
-        launcher: Launcher | None = None
-
-        def __init__(self) -> None:
-            self.happened: list[Happened] = []
-
-        def launching(self, launcher: Launcher) -> None:
-            self.launcher = launcher
-
+    class Twice(Plan):
         def rows(self, rows: Iterator[TraceRow]) -> Iterator[TraceRow]:
             for row in rows:
                 yield row
                 yield row
-
-        def begin(self, stage: Stage) -> None:
-            assert stage.running.started
-            assert stage.launcher is self.launcher
-            assert stage.drive.submitted == 0
-            self.stage = stage
 
     plan = Twice()
     result = simulate(chat(), profiles(), poisson(50, 2.0), faults=plan)
     assert result.total.requests == 100
     assert plan.stage is not None
     assert list(plan.stage.twins) == ["chat"]
+
+
+def test_what_a_callback_raises_ends_the_run():
+    class Wrong(Plan):
+        def begin(self, stage: Stage) -> None:
+            asyncio.get_running_loop().call_later(1.0, int, "no number")
+
+    with pytest.raises(ValueError, match="no number"):
+        simulate(chat(), profiles(), poisson(50, 2.0), faults=Wrong())
+
+
+def test_a_result_has_the_settings_without_what_may_be_secret():
+    result = simulate(chat(policy="fcfs", env={"TOKEN": "hush"}), profiles(), poisson(3, 1.0))
+    assert result.settings["chat"]["policy"] == "fcfs"
+    assert b"TOKEN" in msgspec.json.encode(result)
+    assert b"hush" not in msgspec.json.encode(result)
 
 
 def test_an_empty_trace_is_a_run_of_nothing():

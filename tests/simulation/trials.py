@@ -9,10 +9,10 @@ from typing import Any
 
 from foreserve.app import App
 from foreserve.engines.profile import linear
-from foreserve.fleet.inline import InlineLauncher
 from foreserve.services.llm import LLM
 from foreserve.simulation.fault_kinds import read_faults
 from foreserve.simulation.faults import Faults
+from foreserve.simulation.launcher import SimulatedLauncher
 from foreserve.simulation.trial import Trial, try_out
 from foreserve.traces.row import TraceRow
 
@@ -45,8 +45,6 @@ def trial(
     app = App(chat=LLM("simulated", **settings))
     profile = linear(slots=6, kv_tokens=3000, decode_s_per_seq=0.002)
     plan = Faults(read_faults(words), seed) if words else None
-    return try_out(app, {"chat": profile}, rows(count, seed, per_s), plan, launcher=launcher(), decisions=decisions)
-
-
-def launcher() -> InlineLauncher:
-    return InlineLauncher(heartbeat_s=5.0)
+    return try_out(
+        app, {"chat": profile}, rows(count, seed, per_s), plan, launcher=SimulatedLauncher(), decisions=decisions
+    )

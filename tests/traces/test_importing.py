@@ -61,6 +61,15 @@ def test_litellms_spend_logs(tmp_path, form):
     assert list(written) == [first, second, third]
 
 
+def test_a_recipe_takes_what_an_older_version_has(tmp_path):
+    rows = [{k: v for k, v in row.items() if k not in ("status", "completionStartTime")} for row in LITELLM]
+    (tmp_path / "o.json").write_text(json.dumps(rows))
+    found = list(Log(tmp_path / "o.json", RECIPES["litellm"], must=Columns()))
+    assert [(row.outcome, row.first_s) for row in found] == [(None, None)] * 3
+    with pytest.raises(ConfigError, match="no row has a value under 'completionStartTime'"):
+        list(Log(tmp_path / "o.json", RECIPES["litellm"]))
+
+
 def write(tmp_path, *rows):
     path = tmp_path / "log.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -132,6 +141,9 @@ def test_a_column_that_no_record_has_is_an_error(tmp_path):
     path = write(tmp_path, {"at": 1, "tokens_in": 2})
     with pytest.raises(ConfigError, match="no row has a value under 'token_in'; did you mean 'tokens_in'"):
         list(Log(path, Columns(arrival="at", input_tokens="token_in")))
+    with pytest.raises(ConfigError, match="no row has a value under 'tokens'"):
+        list(Log(path, Columns(arrival="at", without=("tokens=3",))))
+    assert len(list(Log(path, Columns(arrival="at", input_tokens="token_in,tokens_in")))) == 1
 
 
 @pytest.mark.parametrize(

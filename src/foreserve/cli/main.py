@@ -9,6 +9,7 @@ from foreserve.cli.bench import bench
 from foreserve.cli.calibrate import calibrate
 from foreserve.cli.explain import explain
 from foreserve.cli.learn import forget_, learn
+from foreserve.cli.replay import replay_
 from foreserve.cli.serve import serve
 from foreserve.cli.simulate import simulate
 from foreserve.cli.trace import app as trace
@@ -26,6 +27,7 @@ app.command()(explain)
 app.command()(calibrate)
 app.command()(learn)
 app.command()(simulate)
+app.command("replay")(replay_)
 app.command("forget")(forget_)
 app.add_typer(trace, name="trace")
 

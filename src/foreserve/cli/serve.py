@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -67,6 +67,10 @@ def serve(
         list[str] | None,
         typer.Option(envvar=API_KEY, help="A key that clients must show. May be repeated."),
     ] = None,
+    record_decisions: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Record every decision with its inputs, for foreserve replay."),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Check policies, models, memory, port and interpreters, and start nothing."),
@@ -81,6 +85,9 @@ def serve(
     try:
         app = _app(app_file, upstream or [], observe, max_running)
         app.settings = msgspec.structs.replace(app.settings, server=_server(app, host, port, api_key or []))
+        if record_decisions is not None:
+            state = msgspec.structs.replace(app.settings.state, decisions=record_decisions)
+            app.settings = msgspec.structs.replace(app.settings, state=state)
         if dry_run:
             _report(app)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -134,9 +141,12 @@ def _report(app: App) -> NoReturn:
 class _Server(uvicorn.Server):
     """Says where it listens once the services are ready, and ends when they cannot be."""
 
-    def __init__(self, config: uvicorn.Config, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, drain_s: float, stopping: Callable[[], None]) -> None:
+        """`stopping` is called, on the loop, when the server is asked to stop: what would stream forever ends then."""
         super().__init__(config)
         self._drain_s = drain_s
+        self._stopping = stopping
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.failed: BaseException | None = None
         self.listens = asyncio.Event()
 
@@ -146,10 +156,13 @@ class _Server(uvicorn.Server):
         if not self.should_exit:
             open_requests = len(self.server_state.tasks)
             log.info("stopping; up to %g s for %d open requests%s", self._drain_s, open_requests, again)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stopping)
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, and tells when it listens."""
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self.listens.set()
 
@@ -175,9 +188,10 @@ async def _serve(app: App) -> None:
             await asyncio.wait([starting])
             await running.stop()
 
+    http = create_app(running, lifespan)
     server = _Server(
         uvicorn.Config(
-            create_app(running, lifespan),
+            http,
             host=settings.host,
             port=settings.port,
             http="httptools",
@@ -191,6 +205,7 @@ async def _serve(app: App) -> None:
             timeout_graceful_shutdown=int(settings.drain_s),
         ),
         settings.drain_s,
+        http.state.recordings.close,
     )
     await server.serve()
     if server.failed is not None:

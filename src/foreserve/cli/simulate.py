@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -10,25 +11,29 @@ from rich.console import Console
 
 from foreserve.cli import trace_words as words
 from foreserve.cli.bench_options import check_writable
-from foreserve.errors import ConfigError
+from foreserve.errors import ConfigError, ForeserveError
 
 EXIT_FAILED = 1
-"""A check did not hold under some seed of faults."""
+"""A check did not hold under some seed of faults, or a simulation could not be ended as it should."""
 
 EXIT_WRONG = 2
 """An option, the app, a profile or the trace is wrong."""
+
+EXIT_STOPPED = 130
+"""Ctrl-C."""
 
 _RUNS, _FAULTS, _OUT = "Runs", "Faults", "Output"
 
 
 def simulate(
     trace: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(metavar="TRACE", help="The trace, in any format of docs/traces.md, perhaps .xz or .gz."),
-    ],
+    ] = None,
     app: Annotated[
-        str, typer.Option(metavar="APP", help="The app file: app.py, app.py:name or app.yaml.", rich_help_panel=_RUNS)
-    ],
+        str | None,
+        typer.Option(metavar="APP", help="The app file: app.py, app.py:name or app.yaml.", rich_help_panel=_RUNS),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,7 +76,8 @@ def simulate(
         int | None,
         typer.Option(
             min=1,
-            help="So many seeds of faults in turn, with every check; each that fails is told with its command.",
+            help="So many seeds of faults in turn, with every check; each that fails is told with its command. "
+            "Without TRACE and --app each draws an app, an engine and a load of its own.",
             rich_help_panel=_FAULTS,
         ),
     ] = None,
@@ -98,6 +104,14 @@ def simulate(
             metavar="FILE", help="Write the figures as JSON to a file, or to - (stdout).", rich_help_panel=_OUT
         ),
     ] = None,
+    record_decisions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Record every decision, for foreserve replay; of several runs each gets a file.",
+            rich_help_panel=_OUT,
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.", rich_help_panel=_OUT)] = False,
     format: words.Format = "auto",
     skip_bad: words.SkipBad = False,
@@ -116,26 +130,37 @@ def simulate(
     anything given is wrong, and nothing has run then; with --seeds 1 when a check failed.
 
     Examples: `foreserve simulate monday.jsonl --app app.py`, `foreserve simulate monday.jsonl --app app.py
-    --set chat.replicas=3 --compare fcfs.yaml six.yaml --report out.html`.
+    --set chat.replicas=3 --compare fcfs.yaml six.yaml --report out.html`, `foreserve simulate --faults mixed
+    --seeds 1000`.
     """
     from foreserve.appfile import load_app_file
     from foreserve.cli.simulate_runs import Outputs, play
-    from foreserve.cli.simulate_sweep import Asked, sweep
+    from foreserve.cli.simulate_sweep import Asked, sweep, sweep_random
     from foreserve.simulation.comparison import variants
     from foreserve.simulation.variants import assignments
 
+    # Replicas are lost and lengths learned by the thousand; what is wrong with the house itself is an error.
+    logging.basicConfig(level=logging.ERROR)
     console = Console(stderr=json == "-")
     try:
-        for where in (None if json == "-" else json, report, timeline):
+        for where in (None if json == "-" else json, report, timeline, record_decisions):
             check_writable(where)
+        first = seed if fault_seed is None else fault_seed
+        if trace is None or app is None:
+            if trace or app or faults is None or seeds is None:
+                raise ConfigError("TRACE and --app are missing; only --faults WORDS --seeds N goes without both")
+            failed = sweep_random(console, faults, range(first, first + seeds), jobs=jobs, quiet=quiet)
+            raise typer.Exit(EXIT_FAILED if failed else 0)
         if len(trace) > 1 and not compare:
             raise ConfigError(f"one TRACE is played at a time, not {trace[1]} too; runs are compared by --compare")
         reading = (format, skip_bad, sort, per_second, start, end, rate, speed, limit)
-        first = seed if fault_seed is None else fault_seed
         if seeds is not None:
-            alone = (compare, report, timeline, json)
+            alone = (compare, report, timeline, json, record_decisions)
             if faults is None or any(each is not None for each in alone):
-                raise ConfigError("--seeds goes with --faults, and with no --compare, --report, --timeline or --json")
+                raise ConfigError(
+                    "--seeds goes with --faults, and with no --compare, --report, --timeline, --json or "
+                    "--record-decisions"
+                )
             asked = Asked(
                 app=app,
                 sets=tuple(set_ or ()),
@@ -150,14 +175,16 @@ def simulate(
         files = [*(compare or []), *trace[1:]]
         runs = variants(load_app_file(app), Path(app).name, assignments(set_ or []), files, profile or [])
         read = words.read(Path(trace[0]), *reading, seed)
-        outputs = Outputs(report, timeline, timeline_requests, json)
+        outputs = Outputs(report, timeline, timeline_requests, json, record_decisions)
         play(console, read, runs, seed, outputs, quiet=quiet, faults=faults, fault_seed=first)
-    except ConfigError as error:
-        _wrong(str(error))
+    except ForeserveError as error:
+        _wrong(str(error), EXIT_WRONG if isinstance(error, ConfigError) else EXIT_FAILED)
+    except KeyboardInterrupt:
+        _wrong("stopped; nothing was told", EXIT_STOPPED)
 
 
-def _wrong(text: str) -> NoReturn:
+def _wrong(text: str, status: int) -> NoReturn:
     Console(stderr=True).print(
         f"foreserve simulate: {text}", style="red", markup=False, highlight=False, soft_wrap=True
     )
-    raise typer.Exit(EXIT_WRONG)
+    raise typer.Exit(status)

@@ -31,6 +31,7 @@ class Outputs(msgspec.Struct, frozen=True):
     timeline: Path | None = None
     timeline_requests: int = 20_000
     json: str | None = None
+    decisions: Path | None = None
 
 
 def play(
@@ -78,9 +79,7 @@ def _run(
     with contextlib.ExitStack() as stack:
         timeline = None
         if outputs.timeline is not None:
-            path = outputs.timeline
-            own = path if not at else path.with_name(f"{path.stem}.{at + 1}{path.suffix}")
-            timeline = stack.enter_context(Timeline(own, outputs.timeline_requests))
+            timeline = stack.enter_context(Timeline(_own(outputs.timeline, at), outputs.timeline_requests))
 
         def played(heard: Callable[[Outcome], None]) -> Result:
             return simulate(
@@ -93,12 +92,18 @@ def _run(
                 surveyed=seen,
                 name=run.name,
                 notes=run.notes,
+                decisions=None if outputs.decisions is None else _own(outputs.decisions, at),
             )
 
         result = bar.timed(run.name, seen.rows, played)
         if timeline is not None:
             timeline.courses(result)
     return result
+
+
+def _own(path: Path, at: int) -> Path:
+    """The file of one of several runs."""
+    return path if not at else path.with_name(f"{path.stem}.{at + 1}{path.suffix}")
 
 
 def document(trace: Trace, seen: Survey, seed: int, results: Sequence[Result]) -> bytes:

@@ -16,7 +16,7 @@ from foreserve.cli import trace_words as words
 from foreserve.cli.sweep import run_sweep
 from foreserve.simulation.comparison import Variant, check, variants
 from foreserve.simulation.survey import Survey, survey
-from foreserve.simulation.sweep import Swept, faults_of, of_app
+from foreserve.simulation.sweep import Swept, faults_of, of_app, random_one
 from foreserve.simulation.variants import assignments
 from foreserve.traces.row import Trace
 
@@ -61,6 +61,18 @@ def sweep(console: Console, asked: Asked, seeds: Sequence[int], *, jobs: int, qu
     """How many seeds failed. Raises ConfigError before the first for whatever is wrong."""
     one = one_of(asked)
     return run_sweep(console, one, seeds, functools.partial(command, asked), jobs=jobs, quiet=quiet).failed
+
+
+def sweep_random(console: Console, faults: str, seeds: Sequence[int], *, jobs: int, quiet: bool) -> int:
+    """How many seeds failed, each with an app, an engine and a load of its own. Raises ConfigError as `sweep` does."""
+    faults_of(faults, 0)
+    one = functools.partial(random_one, words=faults)
+
+    def again(seed: int) -> str:
+        line = ["foreserve", "simulate", "--faults", faults, "--fault-seed", str(seed), "--seeds", "1"]
+        return shlex.join(line)
+
+    return run_sweep(console, one, seeds, again, jobs=jobs, quiet=quiet).failed
 
 
 def one_of(asked: Asked) -> Callable[[int], Swept]:

@@ -88,7 +88,8 @@ def show(console: Console, trace: Trace, seen: Survey, results: Sequence[Result]
         out.print(_table(_title(trace, seen), results, summary(results, seen.live), live=seen.live is not None))
     else:
         for name in shared:
-            out.print(_table(f"service {name}", results, summary(results, None, name), live=False))
+            live = seen.live_for(name, only=False)
+            out.print(_table(f"service {name}", results, summary(results, live, name), live=live is not None))
         out.print(_table(f"all of {_title(trace, seen)}", results, summary(results, seen.live), live=bool(seen.live)))
     if differences := differing(results):
         out.print(_differences(differences, results))

@@ -32,7 +32,6 @@ def run_sweep(
     from foreserve.simulation import sweep as sweeping
 
     summary = sweeping.Summary()
-    sweeping.quiet()
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),

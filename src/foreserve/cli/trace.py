@@ -14,6 +14,7 @@ from rich.console import Console
 from foreserve.cli import trace_words as words
 from foreserve.cli.bench_options import check_writable
 from foreserve.cli.trace_import import import_
+from foreserve.cli.trace_record import record
 from foreserve.cli.trace_report import report
 from foreserve.cli.trace_words import console, watching, wrong
 from foreserve.errors import ForeserveError
@@ -29,6 +30,7 @@ def _logging() -> None:
 
 
 app.command("import")(import_)
+app.command()(record)
 
 
 @app.command()

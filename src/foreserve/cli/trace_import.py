@@ -72,17 +72,19 @@ def import_(
     """
     try:
         check_writable(out)
-        given = {
+        asked = {
             "arrival": arrival, "end": end, "duration": duration, "ttft": ttft, "input_tokens": input_tokens,
             "output_tokens": output_tokens, "most_tokens": max_tokens, "tenant": tenant, "service": model, "app": app,
             "status": status,
         }  # fmt: skip
         start = _recipe(recipe)
+        given = {name: text for name, text in asked.items() if text is not None}
+        must = msgspec.structs.replace(Columns(), **given, only=tuple(only or ()), without=tuple(without or ()))
         where = msgspec.structs.replace(
             start,
-            **{name: text for name, text in given.items() if text is not None},
-            only=(*start.only, *(only or ())),
-            without=(*start.without, *(without or ())),
+            **given,
+            only=(*start.only, *must.only),
+            without=(*start.without, *must.without),
             times=times,
             zone=zone,
             durations_in_ms=ms,
@@ -98,6 +100,7 @@ def import_(
                 skip_bad=skip_bad,
                 hide_tenants=hide_tenants,
                 told=lambda count: bars.update(task, completed=count),
+                must=must,
             )
             count = write_trace(out, log)
     except ForeserveError as error:

@@ -294,6 +294,8 @@ class Dispatcher:
         self.unavailable = reason
         for flight in list(self._waiting.values()):
             self._stop(flight, early.unavailable(flight, reason, self._loop.time()))
+        if self._alarm is not None:
+            self._alarm.cancel()
 
     # --- what is known
 

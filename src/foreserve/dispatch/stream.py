@@ -29,6 +29,8 @@ class Stream:
         """`on_leave(id, reason)` is called when the reader closes, stalls for `stall_s` or is `bound` events behind."""
         self.id = request_id
         self.outcome: Outcome | None = None
+        self.tap: Callable[[Sequence[Any]], None] | None = None
+        """Hears every event as it comes, where the answer's text is being recorded."""
         self._new_decoder = decoder
         self._decoder = decoder()
         self._bound = bound
@@ -56,6 +58,8 @@ class Stream:
         decoded = self._decoder.feed(chunk)
         if decoded.events:
             self._events.extend(decoded.events)
+            if self.tap is not None:
+                self.tap(decoded.events)
             if self._news is not None:
                 self._news.set()
             if len(self._events) > self._bound:

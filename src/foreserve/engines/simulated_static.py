@@ -113,8 +113,11 @@ class StaticSteps:
         return steps - (self._line.total(self._context, steps) * self._slow > (now - self._began) * (1.0 + 1e-9))
 
     def kv_fraction(self, now: float) -> float:
-        """The share of the KV cache that the batch holds, padding and ended rows included."""
-        return self._places * (self._longest + self._step + self.under_way(now)) / self._kv_tokens
+        """The share of the KV cache that the batch holds, padding and ended rows included.
+
+        All of it while a step runs for which there is too little: its rows end with that.
+        """
+        return min(self._places * (self._longest + self._step + self.under_way(now)) / self._kv_tokens, 1.0)
 
     def last_step_s(self, now: float) -> float | None:
         """How long a step takes now; `None` while nothing is decoded."""

@@ -10,8 +10,9 @@ from fastapi import FastAPI
 from foreserve import __version__
 from foreserve.app import Running
 from foreserve.clock import wall
-from foreserve.gateway import admin, errors, functions, metrics, openai, schemas, upstream
+from foreserve.gateway import admin, errors, functions, metrics, openai, schemas, trace, upstream
 from foreserve.gateway.edge import Edge
+from foreserve.gateway.recording import Recordings
 from foreserve.gateway.terms import Keys
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -33,7 +34,8 @@ def create_app(running: Running, lifespan: Lifespan | None = None) -> FastAPI:
     app.state.running = running
     app.state.created = wall()
     app.state.metrics = metrics.Metrics(running)
-    for part in (openai, functions, metrics, admin):
+    app.state.recordings = Recordings(running)
+    for part in (openai, functions, metrics, admin, trace):
         app.include_router(part.router)
     upstream.install(app)
     errors.install(app)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -41,6 +42,18 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     foresight: ForesightStatus | None = None
 
 
+class Watcher(Protocol):
+    """Who hears of each request as it comes in, its payload with it; `Running.observers` hear how it ends."""
+
+    def came(self, kind: Kind, request: Request, stream: Stream) -> None:
+        """It is about to be taken in, or turned away."""
+        ...
+
+    def went_on(self, request_id: str) -> None:
+        """It was not turned away after all: it will come with its payload, or never."""
+        ...
+
+
 class Service:
     """What the gateway talks to. Made by `app`, which wires its parts together."""
 
@@ -60,6 +73,7 @@ class Service:
         self.dispatcher = dispatcher
         self.replicas = replicas
         self.info: EngineInfo | None = None
+        self.watcher: Watcher | None = None
         self._ledger = ledger
         self._settled = settled
 
@@ -76,6 +90,8 @@ class Service:
             stall_s=self.settings.stall_s,
             on_leave=self.dispatcher.leave,
         )
+        if self.watcher is not None:
+            self.watcher.came(self.kind, request, stream)
         self.dispatcher.submit(work, stream)
         return stream
 
@@ -86,7 +102,13 @@ class Service:
         little. What is turned away is in the ledger as any other.
         """
         stream = Stream(request.id, Unread, bound=1, stall_s=self.settings.stall_s, on_leave=self.dispatcher.leave)
-        return stream.outcome if self.dispatcher.turn_away(self._work(request, Price(cost={})), stream) else None
+        if self.watcher is not None:
+            self.watcher.came(self.kind, request, stream)
+        if self.dispatcher.turn_away(self._work(request, Price(cost={})), stream):
+            return stream.outcome
+        if self.watcher is not None:
+            self.watcher.went_on(request.id)
+        return None
 
     def _work(self, request: Request, price: Price) -> Work:
         return Work(

@@ -48,6 +48,9 @@ class Beats:
         """It is gone."""
         self._busy.pop(replica, None)
         self._idle.pop(replica, None)
+        if self._timer is not None and not self._busy and not self._idle:
+            self._timer.cancel()
+            self._timer = None
 
     def _arm(self, at: float) -> None:
         if self._timer is not None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+from msgspec.structs import replace
+
 from foreserve.clock import wall
 from foreserve.core import EngineInfo, EngineSpec
 from foreserve.engines.profile import DecodeTable, EngineProfile, PrefillTable
@@ -23,6 +25,7 @@ from foreserve.simulation import calibrate_static as static
 from foreserve.simulation import fit
 from foreserve.simulation.calibrate_plan import Effort, Limits, Tell
 from foreserve.simulation.probe import Probe
+from foreserve.simulation.probe_engine import EngineProbe
 
 SEED: Final = 20_11_26
 STARTING: Final = 0.1
@@ -54,7 +57,7 @@ async def calibrate(
     starts: list[float] = []
     for at in range(effort.starts):
         tell(STARTING * at / effort.starts, f"start {at + 1} of {effort.starts}")
-        async with Probe(launcher, spec, generator(SEED + at), vocabulary) as probe:
+        async with EngineProbe(launcher, spec, generator(SEED + at), vocabulary) as probe:
             starts.append(probe.start_s)
             if at < effort.starts - 1:
                 continue
@@ -67,10 +70,10 @@ async def calibrate(
             if probe.info.batching == "static":
                 profile = _of_batches(probe.info, limits, await static.measure(probe, limits, effort, told))
             else:
-                profile = _of_steps(probe.info, limits, await continuous.measure(probe, limits, effort, told))
+                profile = of_steps(probe.info, limits, await continuous.measure(probe, limits, effort, told))
             memory = probe.memory_bytes()
     tell(1.0, "done")
-    return _complete(profile, name=name, starts=starts, memory=memory)
+    return complete(profile, name=name, starts=starts, memory=memory)
 
 
 async def _warm_up(probe: Probe) -> None:
@@ -79,7 +82,8 @@ async def _warm_up(probe: Probe) -> None:
         await probe.ask((32, 4))
 
 
-def _of_steps(info: EngineInfo, limits: Limits, steps: continuous.Steps) -> EngineProfile:
+def of_steps(info: EngineInfo, limits: Limits, steps: continuous.Steps) -> EngineProfile:
+    """The profile of a continuous engine, as far as its steps tell."""
     notes: list[str] = []
     sequences = limits.sequences()
     contexts = sorted({context for _, context in steps.decode})
@@ -152,9 +156,8 @@ def _of_batches(info: EngineInfo, limits: Limits, batches: static.Batches) -> En
     )
 
 
-def _complete(profile: EngineProfile, *, name: str, starts: Sequence[float], memory: int) -> EngineProfile:
-    from msgspec.structs import replace
-
+def complete(profile: EngineProfile, *, name: str, starts: Sequence[float], memory: int) -> EngineProfile:
+    """With what is known of the engine as a whole: seconds of each start, bytes of memory."""
     spread = dict(profile.spread)
     if len(starts) > 1:
         spread["start_s"] = _ends(starts)

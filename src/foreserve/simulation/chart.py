@@ -58,9 +58,9 @@ class Clock:
         self._unit_s, unit = next((s, name) for least, s, name in units if longest_s >= least)
         self.title = "time (UTC)" if self.dated else f"time since the start, {unit}"
 
-    def places(self, series: Series, n: int) -> list[Any]:
+    def places(self, width_s: float, n: int) -> list[Any]:
         """Of the first `n` windows, their middles."""
-        middles = [(index + 0.5) * series.width_s for index in range(n)]
+        middles = [(index + 0.5) * width_s for index in range(n)]
         if self.dated:
             return [(self._epoch + timedelta(seconds=at)).strftime("%Y-%m-%d %H:%M:%S.%f") for at in middles]
         return [short(at / self._unit_s) for at in middles]
@@ -77,7 +77,7 @@ def by_run(
 ) -> list[dict[str, Any]]:
     """A line of each run that has any value."""
     return [
-        line(clock, each.series, of(each.series), f"{name}{suffix}", colour(at), dash=dash, shape=shape)
+        line(clock, each.series.width_s, of(each.series), f"{name}{suffix}", colour(at), dash=dash, shape=shape)
         for at, (name, each) in enumerate(runs)
         if any(value is not None for value in of(each.series))
     ]
@@ -85,7 +85,7 @@ def by_run(
 
 def line(
     clock: Clock,
-    series: Series,
+    width_s: float,
     values: Sequence[float | None],
     name: str,
     tint: str,
@@ -99,7 +99,7 @@ def line(
         "type": "scatter",
         "mode": "lines",
         "name": name,
-        "x": clock.places(series, len(values)),
+        "x": clock.places(width_s, len(values)),
         "y": [None if value is None else short(value) for value in values],
         "line": {"color": tint, "width": 1.8 if dash == "solid" else 1.4, "dash": dash, "shape": shape},
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from foreserve.core import OutcomeKind
 from foreserve.simulation.chart import (
@@ -34,10 +34,10 @@ def charts(results: Sequence[Result], service: str, live: Live | None) -> list[C
     return [
         *_load(runs, clock),
         *_queues(runs, clock),
-        *_latencies(runs, clock),
+        *_latencies(runs, clock, live),
         *_replicas(runs, clock),
         _curve(runs, "ttft", "TTFT", "Time to first token", live),
-        _curve(runs, "e2e", "e2e", "End-to-end latency", live),
+        _curve(runs, "e2e", "latency", "End-to-end latency", live),
         *_ends(runs, clock, live),
         *_tenants(runs),
     ]
@@ -47,10 +47,10 @@ def _load(runs: Runs, clock: Clock) -> list[Chart]:
     """Of the first run: the others have the same trace."""
     series = runs[0][1].series
     tokens = [
-        line(clock, series, series.input_tokens, "prompts", "#6366f1"),
-        line(clock, series, series.output_tokens, "answers", "#14b8a6"),
+        line(clock, series.width_s, series.input_tokens, "prompts", "#6366f1"),
+        line(clock, series.width_s, series.output_tokens, "answers", "#14b8a6"),
     ]
-    arrivals = [line(clock, series, series.arrivals, "arrivals", "#374151", fill=True)]
+    arrivals = [line(clock, series.width_s, series.arrivals, "arrivals", "#374151", fill=True)]
     window = f"in windows of {seconds(series.width_s)}"
     return [
         Chart(title="Load", says=f"Requests that came, {window}", traces=arrivals, unit="requests/s", timed=True),
@@ -84,37 +84,41 @@ def _queues(runs: Runs, clock: Clock) -> list[Chart]:
     ]
 
 
-def _latencies(runs: Runs, clock: Clock) -> list[Chart]:
-    told: list[
-        tuple[str, str, Callable[[Series], Sequence[float | None]], Callable[[Series], Sequence[float | None]]]
-    ] = [
-        ("Time to first token", "TTFT", lambda s: s.ttft_p50, lambda s: s.ttft_p99),
-        ("End-to-end latency", "Latency", lambda s: s.e2e_p50, lambda s: s.e2e_p99),
+def _latencies(runs: Runs, clock: Clock, live: Live | None) -> list[Chart]:
+    return [
+        _latency(runs, clock, live, "ttft", "TTFT", "Time to first token"),
+        _latency(runs, clock, live, "e2e", "Latency", "End-to-end latency"),
     ]
-    made: list[Chart] = []
-    for title, name, p50, p99 in told:
-        traces = [
-            *by_run(runs, clock, p99, suffix=" p99"),
-            *by_run(runs, clock, p50, suffix=" p50", dash="dot"),
-        ]
-        none = [name for name, each in runs if not any(value is not None for value in p50(each.series))]
-        made.append(
-            Chart(
-                title=f"{title} over time",
-                says=f"{name} by the time of arrival: p99 drawn through, p50 dotted",
-                traces=traces,
-                unit="seconds",
-                timed=True,
-                log="y",
-                note=f"No line of {', '.join(none)}: nothing was done." if none else "",
-            )
-        )
-    return made
+
+
+def _latency(runs: Runs, clock: Clock, live: Live | None, key: str, short: str, title: str) -> Chart:
+    def quantile(name: str) -> Callable[[Series], Sequence[float | None]]:
+        return lambda series: cast("Sequence[float | None]", getattr(series, f"{key}_{name}"))
+
+    traces = [
+        *by_run(runs, clock, quantile("p99"), suffix=" p99"),
+        *by_run(runs, clock, quantile("p50"), suffix=" p50", dash="dot"),
+    ]
+    if live is not None:
+        for name, dash in (("p99", "solid"), ("p50", "dot")):
+            values: list[float | None] = getattr(live.course, f"{key}_{name}")
+            if any(value is not None for value in values):
+                traces.append(line(clock, live.course.width_s, values, f"live {name}", LIVE, dash=dash))
+    silent = [name for name, each in runs if not any(value is not None for value in quantile("p50")(each.series))]
+    return Chart(
+        title=f"{title} over time",
+        says=f"{short} by the time of arrival: p99 drawn through, p50 dotted" + (", live in black" if live else ""),
+        traces=traces,
+        unit="seconds",
+        timed=True,
+        log="y",
+        note=f"No line of {', '.join(silent)}: nothing was done." if silent else "",
+    )
 
 
 def _replicas(runs: Runs, clock: Clock) -> list[Chart]:
     series = runs[0][1].series
-    need = line(clock, series, series.need, "need", QUIET, fill=True)
+    need = line(clock, series.width_s, series.need, "need", QUIET, fill=True)
     kv = by_run(runs, clock, lambda s: s.kv_used)
     silent = [name for name, each in runs if each.kv_used is None]
     return [
@@ -148,7 +152,7 @@ def _curve(runs: Runs, key: str, short: str, title: str, live: Live | None) -> C
     told: Distribution | None = getattr(live, key, None)
     if told is not None:
         traces.append(steps(told, "live", LIVE, dash="dash"))
-    note = "" if told is not None else f"No live curve: the trace does not tell {short} of live requests."
+    note = "" if told is not None else f"No live curve: the trace does not tell the {short} of its requests live."
     return Chart(
         title=f"{title}: distribution",
         says=f"Share of done requests with at most this {short}" + ("; dashed: live" if told is not None else ""),

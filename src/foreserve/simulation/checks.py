@@ -29,6 +29,9 @@ LOOK_S: Final = 1.0
 IDLE_S: Final = 10.0
 """So long a request may wait while a replica has nothing at all to do: policies hold batches back for less."""
 
+HUNG_S: Final = 3600.0
+"""Nothing takes so long: when nobody has come or ended for this time while requests are open, they never will."""
+
 MUCH: Final = 20
 """A tenant that asked so often, on terms that others were served on, got something."""
 
@@ -58,6 +61,7 @@ class Checks:
         self._stage = stage
         self._oracle = oracle
         self._open: dict[str, str] = {}
+        self._came = 0.0
         self._ended: set[str] = set()
         self.last_ended = 0.0
         """When the last outcome came (loop seconds)."""
@@ -66,6 +70,8 @@ class Checks:
         self._look_later: asyncio.TimerHandle | None = None
         self._errors = _Errors(self._find)
         self._loop = asyncio.get_running_loop()
+        self.hung: asyncio.Future[None] = self._loop.create_future()
+        """Done when what is open will never end."""
 
     def begin(self) -> None:
         """Look on from now."""
@@ -79,6 +85,7 @@ class Checks:
         if request.id in self._open or request.id in self._ended:
             self._find("once", f"request {request.id} was submitted twice")
         self._open[request.id] = request.service
+        self._came = self._loop.time()
 
     # --- while it runs
 
@@ -117,6 +124,9 @@ class Checks:
 
     def _look(self) -> None:
         self._look_later = self._loop.call_later(LOOK_S, self._look)
+        if self._open and self._loop.time() - max(self._came, self.last_ended) > HUNG_S and not self.hung.done():
+            self._find("hung", f"nothing has happened for {HUNG_S:g} s, and {len(self._open)} requests are open")
+            self.hung.set_result(None)
         for service in self._stage.running.services.values():
             self._queue(service)
             self._rooms(service)

@@ -70,6 +70,7 @@ class SimulatedConnection:
         self._out: list[Chunk] = []
         self._flush: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._at: float | None = None  # when it is set for
 
     # --- Connection
 
@@ -106,18 +107,22 @@ class SimulatedConnection:
     def slow(self, factor: float) -> None:
         """Steps take `factor` times as long as the profile says, from the next one on. Above 0."""
         self._factor = factor
-        if self._core is not None:
+        if self._core is not None and not self._ending:
             self._put(self._core.advance(self._loop.time()))
             self._core.slow(factor, self._loop.time())
             self._arm()
 
     def mute(self, on: bool) -> None:
-        """Nothing it sends arrives; once it is heard again, all but heartbeats arrive late."""
+        """Nothing it sends arrives; once it is heard again, all but heartbeats arrive late, and then one of those."""
+        if on and self._ready and not self._ending:
+            self.beat()  # a worker beats every second, also while it is idle: silence begins now
         self._muted = on
-        if not on:
+        if not on and not self._ending:
             held, self._held = self._held, []
             for message in held:
                 self._tell(message)
+            if self._ready:
+                self.beat()
 
     def freeze(self, on: bool) -> None:
         """Its heartbeats repeat the load that they told last."""
@@ -210,11 +215,12 @@ class SimulatedConnection:
     def _arm(self) -> None:
         """Have the next event happen at its time."""
         assert self._core is not None
-        at, timer = self._core.next_at(), self._timer
-        if timer is not None:
-            if timer.when() == at:
+        at = self._core.next_at()
+        if self._timer is not None:
+            if at == self._at:
                 return
-            timer.cancel()
+            self._timer.cancel()
+        self._at = at
         self._timer = None if at is None else self._loop.call_at(at, self._tick, at)
 
     def _tick(self, at: float) -> None:

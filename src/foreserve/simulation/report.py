@@ -36,7 +36,7 @@ def page(trace: Trace, seen: Survey, results: Sequence[Result]) -> str:
     if several or not names:
         body += ["<h2>All services</h2>", _table(results, summary(results, seen.live), live=seen.live is not None)]
     for name in names:
-        live = None if several else seen.live
+        live = seen.live_for(name, only=not several)
         rows = summary(results, live, name)
         body += [f"<h2>Service {_text(name)}</h2>", _table(results, rows, live=live is not None)]
         clock = Clock(results[0].epoch, max(result.ended_s for result in results))
@@ -68,9 +68,11 @@ def _legend(results: Sequence[Result], *, live: bool) -> str:
 
 def _notes(seen: Survey, results: Sequence[Result]) -> list[str]:
     said = list(dict.fromkeys(note for result in results for note in result.notes))
+    told = [f'<p class="note">{_text(note)}</p>' for note in said]
     if seen.live is None:
-        said.append("The trace does not tell how its requests went live, so nothing stands beside the simulation.")
-    return [f'<p class="note">{_text(note)}</p>' for note in said]
+        words = "The trace does not tell how its requests went live, so nothing live stands beside the simulation."
+        told.append(f'<p class="says">{words}</p>')
+    return told
 
 
 def _differences(results: Sequence[Result]) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +16,7 @@ from foreserve.core import Outcome
 from foreserve.engines.profile import EngineProfile
 from foreserve.errors import ConfigError
 from foreserve.registry import choices
-from foreserve.settings import LLMSettings, UpstreamSettings
+from foreserve.settings import LLMSettings, ServiceSettings, StateSettings, UpstreamSettings
 from foreserve.simulation import clock
 from foreserve.simulation.drive import Drive
 from foreserve.simulation.figures import Result
@@ -53,19 +54,20 @@ def simulate(
     surveyed: Survey | None = None,
     name: str = "",
     notes: Sequence[str] = (),
+    decisions: Path | None = None,
 ) -> Result:
     """Play a trace to an app on a virtual clock and tell how it went. The same arguments give the same Result.
 
     `profiles` are by service. `seed` is noted down with the result: it is that of `faults`, and of what made the trace.
     `progress` hears now and then how many requests have ended, `observers` every outcome. `surveyed` saves a reading of
-    the trace where the caller has done it; `notes` are put before the result's own. Raises ConfigError for a service
-    without a profile, a wrong setting and a row of the trace that cannot be played; LedgerError, after any run, if a
-    request was lost or ended twice.
+    the trace where the caller has done it; `notes` are put before the result's own; decisions are recorded in
+    `decisions`. Raises ConfigError for a service without a profile, a wrong setting and a row of the trace that cannot
+    be played; LedgerError, after any run, if a request was lost or ended twice.
     """
     seen = survey(trace) if surveyed is None else surveyed
     oracle = Oracle()
     twins = make_twins(app, profiles, oracle, seen)
-    main = _run(app, twins, oracle, trace, seen, faults, progress, observers)
+    main = _run(app, twins, oracle, trace, seen, faults, progress, observers, decisions)
     measured, preemptions = clock.run(main, epoch=trace.header.epoch)
     return Result(
         name=name,
@@ -75,7 +77,7 @@ def simulate(
         start_s=measured.began,
         span_s=measured.last_arrival,
         ended_s=max(measured.last_end, measured.last_arrival),
-        settings={each: msgspec.to_builtins(app.services[each].settings) for each in twins},
+        settings={each: _shown(app.services[each].settings) for each in twins},
         total=measured.total(),
         services=measured.services(preemptions),
         notes=[*notes, *remarks(app, twins, seen), *([] if faults is None else [happened(faults)])],
@@ -144,13 +146,17 @@ async def _run(
     faults: FaultPlan | None,
     progress: Callable[[int], None] | None,
     observers: Sequence[Callable[[Outcome], None]],
+    decisions: Path | None,
 ) -> tuple[Measured, dict[str, int]]:
     """What was measured, and how often each service's engines preempted."""
+    raised: list[BaseException] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(_error(context)))
     launcher = SimulatedLauncher()
     started: list[SimulatedConnection] = []
     launcher.launched.append(started.append)
     served: dict[str, Any] = dict(twins)
-    running = App(server=app.settings.server, state={"history": False}, **served).run(launcher)
+    state = StateSettings(history=False, decisions=None if decisions is None else str(decisions))
+    running = App(server=app.settings.server, state=state, **served).run(launcher)
     needs = {name: Need(twin.profile) for name, twin in twins.items()}
     measured = Measured(running, needs, width_for(seen.span_s, seen.rows))
     drive = Drive(running, twins, oracle, block_tokens=trace.header.block_tokens, before=measured.came)
@@ -170,12 +176,24 @@ async def _run(
         log.error("%d requests had not ended %g s after the trace", len(running.ledger.open), MOST_AFTER_S)
     finally:
         measured.stop()
+    if raised:  # a callback's error would only be logged live; here it spoils the figures
+        raise raised[0]
     running.ledger.check(idle=True)  # before the stop, which would end what is left
     await running.stop(0.0)
     preemptions = dict.fromkeys(twins, 0)
     for replica in started:
         preemptions[replica.name.rpartition("/")[0]] += replica.preemptions
     return measured, preemptions
+
+
+def _shown(settings: ServiceSettings) -> dict[str, Any]:
+    """As results have them: variables of an environment may be secret, and mean nothing to a simulation."""
+    shown: dict[str, Any] = msgspec.to_builtins(settings)
+    return {**shown, "env": dict.fromkeys(settings.env, "…")}
+
+
+def _error(context: dict[str, Any]) -> BaseException:
+    return context.get("exception") or RuntimeError(context["message"])
 
 
 def _counted(progress: Callable[[int], None]) -> Callable[[Outcome], None]:

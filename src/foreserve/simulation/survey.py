@@ -10,9 +10,23 @@ import msgspec
 
 from foreserve.core import OutcomeKind
 from foreserve.simulation.histogram import Distribution, Histogram
+from foreserve.simulation.windows import Windows, width_for
 from foreserve.traces.row import Trace, TraceRow
 
 PROGRESS_EVERY: Final = 4096
+
+FIRST_WIDTH_S: Final = 0.1
+"""Of the windows of a trace whose length is not known yet."""
+
+
+class Course(msgspec.Struct, frozen=True, kw_only=True):
+    """Latencies (seconds) of live requests by their arrival, in windows of `width_s` seconds; `None`: none was done."""
+
+    width_s: float
+    ttft_p50: list[float | None]
+    ttft_p99: list[float | None]
+    e2e_p50: list[float | None]
+    e2e_p99: list[float | None]
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,58 +40,90 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     ttft: Distribution | None
     tpot: Distribution | None
     e2e: Distribution | None
+    course: Course
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
-    """`services` are those that rows name; `None` is where they name none. `span_s` is the last arrival."""
+    """`services` are those that rows name; `None` is where they name none. `span_s` is the last arrival.
+
+    `live` is what the trace tells of all its requests, `live_of` of those of each service that rows name.
+    """
 
     rows: int
     skipped: int
     span_s: float
     services: tuple[str | None, ...]
     live: Live | None
+    live_of: dict[str, Live] = {}
+
+    def live_for(self, service: str, *, only: bool) -> Live | None:
+        """Of one service; `only`: it is the only one, so that requests that name none are its own."""
+        return self.live if only else self.live_of.get(service)
 
 
 def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Survey:
     """Read all of it. `progress` hears how many rows there were so far. Raises ConfigError where a row is wrong."""
     rows, last = 0, 0.0
-    services: dict[str | None, None] = {}
-    live = _Heard()
+    heard: dict[str | None, _Heard] = {}
+    everything = _Heard()
     for row in trace:
         rows += 1
         last = row.arrival
-        services[row.service] = None
+        if row.service not in heard:
+            heard[row.service] = _Heard()
         if row.outcome is not None:
-            live.hear(row)
+            everything.hear(row)
+            heard[row.service].hear(row)
         if progress is not None and rows % PROGRESS_EVERY == 0:
             progress(rows)
-    return Survey(rows=rows, skipped=trace.skipped, span_s=last, services=tuple(services), live=live.told())
+    told = {name: each.told(rows, last) for name, each in heard.items() if name is not None}
+    return Survey(
+        rows=rows,
+        skipped=trace.skipped,
+        span_s=last,
+        services=tuple(heard),
+        live=everything.told(rows, last),
+        live_of={name: live for name, live in told.items() if live is not None},
+    )
 
 
 class _Heard:
     def __init__(self) -> None:
         self._outcomes: Counter[str] = Counter()
         self._ttft, self._tpot, self._e2e = Histogram(), Histogram(), Histogram()
+        self._windows = Windows(FIRST_WIDTH_S)
 
     def hear(self, row: TraceRow) -> None:
         assert row.outcome is not None
         self._outcomes[row.outcome] += 1
         if row.outcome != OutcomeKind.DONE.value:
             return
+        window = self._windows.at(row.arrival)
         if row.first_s is not None:
             self._ttft.add(row.first_s)
+            window.ttft.add(row.first_s)
         if row.total_s is not None:
             self._e2e.add(row.total_s)
+            window.e2e.add(row.total_s)
             if row.first_s is not None and row.output_tokens > 1:
                 self._tpot.add((row.total_s - row.first_s) / (row.output_tokens - 1))
 
-    def told(self) -> Live | None:
+    def told(self, rows: int, span_s: float) -> Live | None:
         if not self._outcomes:
             return None
+        self._windows.widen(width_for(span_s, rows))
+        windows = list(self._windows)
         return Live(
             requests=self._outcomes.total(),
             outcomes={kind.value: self._outcomes[kind.value] for kind in OutcomeKind},
             ttft=self._ttft.distribution(curve=160),
             tpot=self._tpot.distribution(curve=160),
             e2e=self._e2e.distribution(curve=160),
+            course=Course(
+                width_s=self._windows.width_s,
+                ttft_p50=[each.ttft.quantile(0.5) for each in windows],
+                ttft_p99=[each.ttft.quantile(0.99) for each in windows],
+                e2e_p50=[each.e2e.quantile(0.5) for each in windows],
+                e2e_p99=[each.e2e.quantile(0.99) for each in windows],
+            ),
         )

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 
 import msgspec
 from numpy.random import default_rng  # noqa: TID251 - the one place where a seed becomes a generator
 
 from foreserve.app import App
 from foreserve.engines.profile import EngineProfile
-from foreserve.fleet.inline import InlineLauncher
 from foreserve.ports import Launcher
 from foreserve.simulation.checks import Finding
 from foreserve.simulation.fault_kinds import Fault, read_faults
 from foreserve.simulation.faults import Faults
+from foreserve.simulation.launcher import SimulatedLauncher
 from foreserve.simulation.mixed import mixed, mixed_faults
 from foreserve.simulation.survey import Survey
 from foreserve.simulation.trial import Trial, try_out
@@ -67,20 +69,34 @@ def sweep(one: Callable[[int], Swept], seeds: Sequence[int], *, jobs: int = 1) -
 
     Whatever `one` raises ends the sweep: what a simulation raises is a finding (see `swept`).
     """
+    one = functools.partial(_quietly, one)
     if jobs <= 1:
         yield from map(one, seeds)
         return
     # Not forked: this process may have threads.
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=quiet) as pool:
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(one, seeds, chunksize=max(1, min(16, len(seeds) // (4 * jobs))))
 
 
-def quiet() -> None:
-    """Log nothing to the console in this process: replicas are lost by the thousand. Errors are findings."""
-    logger = logging.getLogger("foreserve")
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Log nothing to the console meanwhile: replicas are lost by the thousand. Errors are findings."""
+    logger, nowhere = logging.getLogger("foreserve"), logging.NullHandler()
+    level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.ERROR)
-    logger.addHandler(logging.NullHandler())
+    logger.addHandler(nowhere)
     logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(nowhere)
+        logger.propagate = propagate
+
+
+def _quietly(one: Callable[[int], Swept], seed: int) -> Swept:
+    with quiet():
+        return one(seed)
 
 
 def swept(seed: int, trial: Callable[[], Trial]) -> Swept:
@@ -138,4 +154,4 @@ def of_app(
 
 def launcher() -> Launcher:
     """What starts the replicas of a sweep."""
-    return InlineLauncher(heartbeat_s=1.0)
+    return SimulatedLauncher()

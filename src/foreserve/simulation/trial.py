@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any, Final
 
 import msgspec
 
-from foreserve.app import App
+from foreserve.app import App, Running
 from foreserve.core import Outcome
 from foreserve.engines.profile import EngineProfile
+from foreserve.errors import EngineStartError
 from foreserve.ports import Launcher
 from foreserve.settings import StateSettings
 from foreserve.simulation.checks import Checks, Finding
@@ -26,6 +28,9 @@ from foreserve.traces.row import Header, TraceRow
 
 SETTLE_S: Final = 600.0
 """Bounds what a replica takes to come back: its silence, its backoff and a late start."""
+
+NOT_STARTED: Final = "not started"
+"""The outcome of a simulation whose replicas were all too late."""
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +91,6 @@ async def _play(
         plan.launching(launcher)
         rows = plan.rows(rows)
     running = twinned.run(launcher)
-    await running.start()
     drive = Drive(running, twins, oracle, block_tokens=header.block_tokens, before=lambda one, _: checks.submitted(one))
     stage = Stage(running=running, launcher=launcher, drive=drive, twins=twins)
     checks = Checks(stage, oracle)
@@ -97,18 +101,35 @@ async def _play(
         digest.update(encode(outcome))
 
     running.observers.append(heard)
-    checks.begin()
-    if plan is not None:
-        plan.begin(stage)
-    await drive.play(rows)
-    await checks.settle(settle_s)
+    started = await _start(running)
+    if started:
+        checks.begin()
+        if plan is not None:
+            plan.begin(stage)
+        played = asyncio.create_task(drive.play(rows))
+        await asyncio.wait([played, checks.hung], return_when=asyncio.FIRST_COMPLETED)
+        if played.done():
+            await played
+        else:
+            played.cancel()
+        await checks.settle(settle_s)
+        await running.stop(0.0)
     seconds = checks.last_ended
-    await running.stop(0.0)
     checks.left()
+    outcomes = {kind.value: count for kind, count in sorted(checks.outcomes.items())}
     return Trial(
         findings=checks.findings,
-        outcomes={kind.value: count for kind, count in sorted(checks.outcomes.items())},
+        outcomes=outcomes if started else {NOT_STARTED: 1},
         happened=[] if plan is None else plan.happened,
         seconds=seconds,
         digest=digest.hexdigest(),
     )
+
+
+async def _start(running: Running) -> bool:
+    """Whether some replica was ready in time: where all starts are late there is nothing to play to."""
+    try:
+        await running.start()
+    except EngineStartError:
+        return False
+    return True

@@ -98,5 +98,5 @@ class Windows:
 
 def width_for(span_s: float, rows: int) -> float:
     """A width that gives a trace windows enough to see its course, and requests enough in each to tell a p99."""
-    windows = min(max(rows / 60, 40), 240)
-    return next((float(width) for width in WIDTHS if width * windows >= span_s), span_s / windows)
+    windows = min(max(rows / 40, 60), 240)
+    return next((float(width) for width in WIDTHS if width * windows * 1.02 >= span_s), span_s / windows)

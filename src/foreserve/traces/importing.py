@@ -78,7 +78,8 @@ class Log:
 
     Each reading goes through all of the file first, since logs are written as requests end; `told` hears how many
     records it has come through. With `hide_tenants` they are called t1, t2, … as they come. Raises ConfigError for
-    records that are malformed (or counts them, with `skip_bad`), and for columns that no record has.
+    records that are malformed (or counts them, with `skip_bad`), and for columns that no record has, of those that
+    `must` be there (all, unless it is given).
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Log:
         skip_bad: bool = False,
         hide_tenants: bool = False,
         told: Callable[[int], None] = lambda count: None,
+        must: Columns | None = None,
     ) -> None:
         if not where.arrival and not (where.end and where.duration):
             raise ConfigError(
@@ -111,6 +113,7 @@ class Log:
         self._only = [_condition(text) for text in where.only]
         self._without = [_condition(text) for text in where.without]
         self._told = told
+        self._must = where if must is None else must
 
     def __len__(self) -> int:
         return 0
@@ -133,13 +136,8 @@ class Log:
 
     def _rows(self) -> Iterator[TraceRow]:
         """The records as rows, each at its own time."""
-        asked = {
-            name
-            for field in ("arrival", "end", "duration", "ttft", "input_tokens", "output_tokens", "most_tokens",
-                          "tenant", "service", "app", "status")
-            for name in _names(getattr(self._where, field))
-        } | {name for name, _ in (*self._only, *self._without)}  # fmt: skip
-        missing = set(asked)
+        needed = _needed(self._must)
+        missing = {name for names in needed for name in names}
         there: list[str] = []
         for count, (number, record) in enumerate(columns.records(self._path), 1):
             if count % TELL_EVERY == 0:
@@ -160,16 +158,9 @@ class Log:
                 self.skipped += 1
             else:
                 yield row
-        alone = [name for name in asked if name in missing and not self._spare(name)]
-        if alone:
-            name = sorted(alone)[0]
-            raise ConfigError(f"{self._path}: no row has a value under {name!r}{choices(name, there)}")
-
-    def _spare(self, name: str) -> bool:
-        """Whether a column is only one of several that were named for the same thing, or a condition."""
-        fields = (getattr(self._where, field) for field in self._where.__struct_fields__)
-        several = any(isinstance(text, str) and name in _names(text) and "," in text for text in fields)
-        return several or any(name == condition for condition, _ in (*self._only, *self._without))
+        for names in needed:
+            if missing.issuperset(names):
+                raise ConfigError(f"{self._path}: no row has a value under {names[0]!r}{choices(names[0], there)}")
 
     def _wanted(self, record: Record) -> bool:
         def holds(name: str, value: str) -> bool:
@@ -239,6 +230,13 @@ class Log:
     def _words(self, record: Record, field: str) -> str | None:
         value = self._value(record, field)
         return None if value is None else str(value)
+
+
+def _needed(must: Columns) -> list[list[str]]:
+    """Groups of columns of which one at least has to be there."""
+    texts = [getattr(must, field) for field in must.__struct_fields__ if field not in ("times", "zone")]
+    groups = [_names(text) for text in texts if isinstance(text, str)]
+    return [*(names for names in groups if names), *([_condition(text)[0]] for text in (*must.only, *must.without))]
 
 
 def _names(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -12,12 +13,16 @@ from foreserve.errors import ConfigError
 from foreserve.registry import choices
 from foreserve.traces.files import lines, writing
 from foreserve.traces.reading import LineTrace, name_of
-from foreserve.traces.row import Header, Trace, TraceRow
+from foreserve.traces.row import Header, Lost, Trace, TraceRow
 
 LOOKS = '{"arrival": 0.25, "input_tokens": 374, "output_tokens": 44} in each line'
 
+log = logging.getLogger(__name__)
+
 _header = msgspec.json.Decoder(Header)
 _row = msgspec.json.Decoder(TraceRow)
+_lost = msgspec.json.Decoder(Lost)
+_NOTE = '{"foreserve_trace":"lost"'
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _NAMES = [field.name for field in msgspec.structs.fields(TraceRow)]
 
@@ -55,8 +60,11 @@ def open_own(path: Path, *, skip_bad: bool = False, sort: bool = False) -> LineT
     return LineTrace(path, parse, header=Header(name=name_of(path)), skip_bad=skip_bad, sort=sort)
 
 
-def parse(text: str) -> TraceRow:
-    """A line as a row. Raises ValueError or msgspec.MsgspecError."""
+def parse(text: str) -> TraceRow | None:
+    """A line as a row; `None` for one that tells of rows that were lost. Raises ValueError or msgspec.MsgspecError."""
+    if text.startswith(_NOTE):
+        log.warning("%d requests are missing here: they were too many for who recorded", _lost.decode(text).rows)
+        return None
     try:
         return _row.decode(text)
     except msgspec.ValidationError as error:

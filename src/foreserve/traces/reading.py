@@ -78,13 +78,14 @@ def in_order(rows: Iterable[Numbered], late: Callable[[int, str], None], hold: i
 class LineTrace:
     """A trace that is a file with a row in each line from `first_line` on, by arrival or, with `sort`, in any order.
 
-    `parse` makes a row of a line and raises one of `BAD`, with words, where it cannot. Implements `Trace`.
+    `parse` makes a row of a line (`None`: it is none, and no error) and raises one of `BAD`, with words, where it
+    cannot. Implements `Trace`.
     """
 
     def __init__(
         self,
         path: Path,
-        parse: Callable[[str], TraceRow],
+        parse: Callable[[str], TraceRow | None],
         *,
         header: Header | None = None,
         first_line: int = 1,
@@ -111,11 +112,14 @@ class LineTrace:
         parse = self._parse
         for number, text in lines(self.path, self._first_line):
             try:
-                row = check(parse(text))
+                row = parse(text)
+                if row is not None:
+                    check(row)
             except BAD as error:
                 self._bad(number, words(error))
             else:
-                yield number, row
+                if row is not None:
+                    yield number, row
 
     def _bad(self, number: int, what: str) -> None:
         if not self._skip_bad:

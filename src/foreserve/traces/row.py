@@ -48,6 +48,12 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, tag_field="foreserve_tra
     block_tokens: int = 512
 
 
+class Lost(msgspec.Struct, frozen=True, kw_only=True, tag_field="foreserve_trace", tag="lost"):
+    """A line of a recording: its reader was too slow for this many rows, which are not in it."""
+
+    rows: int
+
+
 class Trace(Protocol):
     """A trace that can be read from its start as often as one likes. Rows come in order of arrival."""
 

@@ -26,6 +26,8 @@ WINDOW_S: Final = 600.0
 
 MAX_FILE_BYTES: Final = 256 * 2**20
 MAX_FILES: Final = 20_000
+MAX_BYTES: Final = 2 * 2**30
+"""Of all files together, which are held as they are."""
 
 INPUTS: Final = ("input_tokens", "text_tokens", "image_tokens", "audio_tokens", "video_tokens")
 """Parts of a prompt, which add up. Other fields (counts, the share of reasoning) are not needed for a trace."""
@@ -99,12 +101,15 @@ def read_clients(path: Path) -> list[Client]:
     Of some that were published with their rates alone there is nothing to draw lengths from: they are logged.
     """
     files: dict[int, dict[str, bytes]] = {}
+    total = 0
     folders: dict[str, None] = {}
     try:
         for name, data in _files(path):
             match = _CHUNK.fullmatch(PurePosixPath(name).name)
             if match is None:
                 continue
+            if (total := total + len(data)) > MAX_BYTES:
+                raise ValueError(f"more than {MAX_BYTES} bytes")
             folders[str(PurePosixPath(name).parent)] = None
             files.setdefault(int(match[1]), {})[match[2]] = data
     except (OSError, EOFError, tarfile.TarError, ValueError) as error:

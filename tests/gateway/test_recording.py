@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from foreserve import App
+from foreserve.core import Outcome, OutcomeKind, Request
+from foreserve.engines.generation import Generate
+from foreserve.errors import Unavailable
+from foreserve.gateway import recording as module
+from foreserve.gateway.recording import Recordings
+from tests.gateway.scripted import ScriptedLLM
+
+
+def request(name: str, tenant: str = "a") -> Request:
+    payload = Generate(prompt=[1, 2, 3], max_tokens=4)
+    return Request(id=name, service="chat", payload=payload, arrival=0.0, tenant=tenant)
+
+
+def outcome(name: str) -> Outcome:
+    return Outcome(id=name, service="chat", kind=OutcomeKind.DONE, arrival=0.0, ended=1.0)
+
+
+@pytest.fixture
+async def recordings() -> Recordings:
+    return Recordings(App(chat=ScriptedLLM(), state={"history": False}).run())
+
+
+async def test_a_reader_that_is_too_slow_is_told_what_it_lost(recordings, monkeypatch):
+    monkeypatch.setattr(module, "MOST_ROWS", 3)
+    recording = recordings.begin(tenant=None, block_tokens=32, text=False, seconds=None)
+    for n in range(10):
+        assert recording.came(None, request(f"r{n}"))
+        recording.ended(outcome(f"r{n}"), None)
+    lines = [msgspec.json.decode(line) for line in (await recording.next()).splitlines()]
+    assert len(lines) == 5
+    assert lines[-1] == {"foreserve_trace": "lost", "rows": 7}
+    recording.came(None, request("x"))
+    recording.ended(outcome("x"), None)
+    assert len((await recording.next()).splitlines()) == 1  # it is told once
+
+
+async def test_what_is_on_its_way_is_bounded_too(recordings, monkeypatch):
+    monkeypatch.setattr(module, "MOST_OPEN", 1)
+    recording = recordings.begin(tenant=None, block_tokens=32, text=False, seconds=None)
+    assert recording.came(None, request("a"))
+    assert not recording.came(None, request("b"))
+    recording.forget("a")
+    assert recording.came(None, request("c"))
+
+
+async def test_what_cannot_be_recorded_is_served_all_the_same(recordings, monkeypatch, caplog):
+    recording = recordings.begin(tenant=None, block_tokens=32, text=False, seconds=None)
+    monkeypatch.setattr(module, "came", lambda *_, **__: 1 / 0)
+    assert not recording.came(None, request("a"))
+    assert "request a cannot be recorded" in caplog.text
+    assert b'{"foreserve_trace":"lost","rows":1}' in await recording.next()
+
+
+async def test_when_the_server_stops_what_has_ended_can_still_be_read(recordings):
+    recording = recordings.begin(tenant=None, block_tokens=32, text=False, seconds=60.0)
+    recording.came(None, request("a"))
+    recording.came(None, request("open"))
+    recording.ended(outcome("a"), None)
+    recordings.close()
+    assert len((await recording.next()).splitlines()) == 2
+    assert await recording.next() is None
+    with pytest.raises(Unavailable, match="the server is stopping"):
+        recordings.begin(tenant=None, block_tokens=32, text=False, seconds=None)
+    recordings.end(recording)
+    recordings.end(recording)
