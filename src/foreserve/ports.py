@@ -299,10 +299,13 @@ class Kind(Protocol):
     """
 
     name: str
-    policy: str
-    """The batch policy used when the settings say `auto`, by name."""
     idempotent: bool
     """Whether running a request twice does no harm, so that one whose replica is lost may run again."""
+
+    @property
+    def policy(self) -> str:
+        """The batch policy used when the settings say `auto`, by name."""
+        ...
 
     def engines(self) -> Sequence[EngineSpec]:
         """One for each replica, in order."""
