@@ -21,10 +21,11 @@ from foreserve.core import EngineSpec
 from foreserve.engines.profile import EngineProfile
 from foreserve.fleet.local import LocalLauncher
 from foreserve.loadgen.arrivals import Arrival, generator, poisson
+from foreserve.ports import Connection, Listener
 from foreserve.services.llm import LLM
 from foreserve.settings import StateSettings
-from foreserve.simulation.calibrate import calibrate
 from foreserve.simulation.calibrate_plan import Effort
+from foreserve.simulation.calibrate_service import calibrate_service
 from foreserve.state import HistoryReader, history_file
 from foreserve.traces.row import TraceRow
 
@@ -96,19 +97,23 @@ def times(rate: float, count: int, seed: int) -> list[float]:
     return [one - at[0] for one in at]
 
 
-async def _calibrated(spec: EngineSpec, vocabulary: int, effort: Effort) -> EngineProfile:
-    launcher = LocalLauncher()
-    try:
+class _Pinned(LocalLauncher):
+    """Its workers begin, and stay, on the engine's core."""
+
+    async def launch(self, name: str, spec: EngineSpec, listener: Listener) -> Connection:
+        """See `Launcher`."""
         with on_cores(ENGINE):
-            return await calibrate(launcher, spec, vocabulary, effort, name="fidelity")
-    finally:
-        await launcher.close()
+            return await super().launch(name, spec, listener)
 
 
 def profiled(model: LLM, effort: Effort) -> EngineProfile:
     """The engine's profile, on the core where it will serve."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_calibrated(model.engines()[0], model.text.vocabulary, effort))
+
+    async def measured() -> EngineProfile:
+        return await calibrate_service("chat", model, effort, launcher=_Pinned())
+
+    with on_cores(REST), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(measured())
 
 
 class Live:

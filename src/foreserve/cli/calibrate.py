@@ -20,16 +20,15 @@ from rich.text import Text
 from foreserve.app import App
 from foreserve.appfile import load_app_file
 from foreserve.errors import ConfigError, ForeserveError
-from foreserve.fleet.local import LocalLauncher
 from foreserve.loadgen.client import first_model
 from foreserve.registry import choices
 from foreserve.rows import state_folder
 from foreserve.services.llm import LLM
 from foreserve.services.upstream import Upstream
 from foreserve.settings import StateSettings
-from foreserve.simulation.calibrate import calibrate as measure
 from foreserve.simulation.calibrate_plan import Effort, Tell
 from foreserve.simulation.calibrate_remote import Told, calibrate_remote
+from foreserve.simulation.calibrate_service import calibrate_service
 from foreserve.simulation.profiles import profile_file, save_profile, summary
 
 if TYPE_CHECKING:
@@ -161,7 +160,7 @@ async def _measured(name: str, kind: LLM | Remote, told: Told, effort: Effort, t
     given = [f"--{word.replace('_', '-')}" for word, value in msgspec.structs.asdict(told).items() if value is not None]
     if given:
         raise ConfigError(f"{', '.join(given)}: an engine of ours tells that itself; valid with a running server only")
-    return await _engine(name, kind, effort, tell)
+    return await calibrate_service(name, kind, effort, tell=tell)
 
 
 async def _server(name: str, remote: Remote, told: Told, effort: Effort, tell: Tell) -> EngineProfile:
@@ -174,22 +173,6 @@ async def _server(name: str, remote: Remote, told: Told, effort: Effort, tell: T
         headers["authorization"] = f"Bearer {key}"
     model = remote.model or await first_model(remote.url, headers)
     return await calibrate_remote(remote.url, model, headers, told, effort, name=f"{name}: {model} (server)", tell=tell)
-
-
-async def _engine(name: str, kind: LLM, effort: Effort, tell: Tell) -> EngineProfile:
-    """Of a service of ours, in a worker process as it is served."""
-    if not kind.settings.replicas:
-        raise ConfigError(f"service {name!r} has no replicas: there is no engine to measure; valid: at least 1")
-    kind.prepare(lambda done, what: tell(0.0, what))
-    spec = kind.engines()[0]
-    if kind.engine_name == "simulated":  # it tells each token only where it is asked to
-        spec = msgspec.structs.replace(spec, options={**spec.options, "emit_every": 1})
-    launcher = LocalLauncher()
-    try:
-        what = f"{name}: {kind.settings.model} ({kind.engine_name})"
-        return await measure(launcher, spec, kind.text.vocabulary, effort, name=what, tell=tell)
-    finally:
-        await launcher.close()
 
 
 class _Bar:

@@ -6,8 +6,9 @@ serves; nothing of ours is between but the connection.
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -34,6 +35,9 @@ STARTING: Final = 0.1
 MOVED: Final = 0.05
 """Smoothing that changes a figure by more than this share is told."""
 
+BUSY: Final = 0.5
+"""Load average; where more goes on beside, figures are not the engine's alone."""
+
 NO_CHANGE: Final = 0.03
 """A change of a step's size that costs less than this share of the shortest step is noise."""
 
@@ -49,18 +53,21 @@ async def calibrate(
     *,
     name: str = "",
     tell: Tell = lambda done, what: None,
+    ready: Callable[[EngineInfo], None] = lambda info: None,
 ) -> EngineProfile:
     """Start the engine, measure it, end it. Raises EngineStartError when it does not start or fails on the way.
 
-    `vocabulary` is how many token ids its model has.
+    `vocabulary` is how many token ids its model has. `ready` hears what the engine says of itself.
     """
     starts: list[float] = []
+    busy = os.getloadavg()[0]
     for at in range(effort.starts):
         tell(STARTING * at / effort.starts, f"start {at + 1} of {effort.starts}")
         async with EngineProbe(launcher, spec, generator(SEED + at), vocabulary) as probe:
             starts.append(probe.start_s)
             if at < effort.starts - 1:
                 continue
+            ready(probe.info)
             await _warm_up(probe)
             limits = Limits.of(probe.info)
 
@@ -73,6 +80,9 @@ async def calibrate(
                 profile = of_steps(probe.info, limits, await continuous.measure(probe, limits, effort, told))
             memory = probe.memory_bytes()
     tell(1.0, "done")
+    if busy > BUSY:
+        words = f"the machine was busy with something else when this began (load average {busy:.1f}): measure it again"
+        profile = replace(profile, notes=[words, *profile.notes])
     return complete(profile, name=name, starts=starts, memory=memory)
 
 
@@ -206,8 +216,6 @@ def _block(info: EngineInfo, notes: list[str]) -> int:
 
 def machine() -> str:
     """Processor and cores that this process may use, in words. No name of the host."""
-    import os
-
     model = ""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -215,4 +223,4 @@ def machine() -> str:
     except OSError:
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{model or platform.processor() or platform.machine()}, {cores} cores"
+    return f"{model or platform.processor() or platform.machine()}, {cores} core{'s' * (cores > 1)}"
