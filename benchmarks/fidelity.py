@@ -77,14 +77,15 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     mix: str
 
 
-def live(plan: Plan, mix_name: str, keep: Path, steps: bool) -> None:
-    """Measure the engine, then run every load twice; all of it is written to `keep`."""
+def live(plan: Plan, mix_name: str, keep: Path, *, steps: bool, known: Path | None, control: bool) -> None:
+    """Measure the engine unless its profile is `known`, then run every load twice; all is written to `keep`."""
     mix = mixes.MIXES[mix_name]()
     model = LLM(MODEL, **WORDS)
     model.prepare()
-    profile = profiled(model, plan.effort)
-    save_profile(profile, keep / "profile.yaml")
-    server = Live(mix, MODEL, WORDS, MAX_TOKENS, keep, steps)
+    file = keep / "profile.yaml"
+    save_profile(profiled(model, plan.effort) if known is None else load_profile(known), file)
+    profile = load_profile(file)
+    server = Live(mix, MODEL, WORDS, MAX_TOKENS, keep, steps=steps, control=file if control else None)
     need = Need(profile)
 
     def cost(asks: list[mixes.Ask]) -> list[float]:
@@ -173,6 +174,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, help="requests of a run, in place of the usual number")
     parser.add_argument("--keep", type=Path, default=RESULTS / "fidelity", help="folder for what was measured live")
     parser.add_argument("--again", type=Path, metavar="FOLDER", help="simulate what is kept there, live nothing")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="the engine's profile, in place of measuring it")
+    parser.add_argument("--control", action="store_true", help="live engines only take the profile's time")
     parser.add_argument("--steps", action="store_true", help="note every step of the live engine, for comparing them")
 
 
@@ -196,7 +199,9 @@ def main() -> None:
             for file in sorted(old.rglob("*"), reverse=True):
                 file.unlink() if file.is_file() else file.rmdir()
             old.rmdir()
-        live(plan, args.mix, keep, args.steps)
+        live(plan, args.mix, keep, steps=args.steps, known=args.profile, control=args.control)
+        if args.control:
+            report.note("a control: the live engine only took the profile's time, so errors are of all but the engine")
     again(keep, report)
     report.finish(args.json)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import msgspec
 import uvloop
 
-from benchmarks import replay
+from benchmarks import replay, replay_watched
+from benchmarks.common import ROOT
 from benchmarks.continuous_load import closed, send, share_before
 from benchmarks.mixes import Ask, Mix
 from benchmarks.servers import Server, foreserve, on_cores
@@ -19,10 +21,11 @@ from foreserve.core import EngineSpec
 from foreserve.engines.profile import EngineProfile
 from foreserve.fleet.local import LocalLauncher
 from foreserve.loadgen.arrivals import Arrival, generator, poisson
+from foreserve.ports import Connection, Listener
 from foreserve.services.llm import LLM
 from foreserve.settings import StateSettings
-from foreserve.simulation.calibrate import calibrate
 from foreserve.simulation.calibrate_plan import Effort
+from foreserve.simulation.calibrate_service import calibrate_service
 from foreserve.state import HistoryReader, history_file
 from foreserve.traces.row import TraceRow
 
@@ -39,7 +42,8 @@ import foreserve as fs
 class Replayed(fs.LLM):
     def engines(self):
         return [
-            msgspec.structs.replace(spec, factory={factory!r}, options={{**spec.options, **{options!r}}})
+            msgspec.structs.replace(spec, factory={factory!r}, options={{**spec.options, **{options!r}}},
+                env={{"PYTHONPATH": {path!r}}})
             for spec in super().engines()
         ]
 
@@ -93,30 +97,48 @@ def times(rate: float, count: int, seed: int) -> list[float]:
     return [one - at[0] for one in at]
 
 
-async def _calibrated(spec: EngineSpec, vocabulary: int, effort: Effort) -> EngineProfile:
-    launcher = LocalLauncher()
-    try:
+class _Pinned(LocalLauncher):
+    """Its workers begin, and stay, on the engine's core."""
+
+    async def launch(self, name: str, spec: EngineSpec, listener: Listener) -> Connection:
+        """See `Launcher`."""
         with on_cores(ENGINE):
-            return await calibrate(launcher, spec, vocabulary, effort, name="fidelity")
-    finally:
-        await launcher.close()
+            return await super().launch(name, spec, listener)
 
 
 def profiled(model: LLM, effort: Effort) -> EngineProfile:
     """The engine's profile, on the core where it will serve."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_calibrated(model.engines()[0], model.text.vocabulary, effort))
+
+    async def measured() -> EngineProfile:
+        return await calibrate_service("chat", model, effort, launcher=_Pinned())
+
+    with on_cores(REST), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(measured())
 
 
 class Live:
-    """Real servers for one mix, each fresh: it has learned nothing, and its engine has the data's lengths."""
+    """Real servers for one mix, each fresh: it has learned nothing, and its engine has the data's lengths.
 
-    def __init__(self, mix: Mix, model: str, words: dict[str, Any], max_tokens: int, folder: Path, steps: bool) -> None:
+    `steps`: the engine notes every step. `control`: a profile whose time is taken in place of computing anything.
+    """
+
+    def __init__(
+        self,
+        mix: Mix,
+        model: str,
+        words: dict[str, Any],
+        max_tokens: int,
+        folder: Path,
+        *,
+        steps: bool = False,
+        control: Path | None = None,
+    ) -> None:
         self._model = model
         self._words = words
         self._max_tokens = max_tokens
         self._folder = folder
         self._steps = steps
+        self._control = control
         self._runs = 0
         self._truths = folder / "truths.json"
         replay.write(self._truths, mix.truths())
@@ -125,14 +147,18 @@ class Live:
         self._runs += 1
         folder = self._folder / f"run{self._runs}"
         folder.mkdir()
-        options: dict[str, Any] = {"truths": str(self._truths)}
-        if self._steps:
-            options["steps"] = str(self._folder / f"{name}.steps.jsonl")
+        factory, options = replay.FACTORY, {"truths": str(self._truths)}
+        if self._control is not None:
+            factory, options = replay_watched.SIMULATED_FACTORY, {**options, "profile": str(self._control)}
+        elif self._steps:
+            steps = self._folder / f"{name}.steps.jsonl"
+            factory, options = replay_watched.STEPPED_FACTORY, {**options, "steps": str(steps)}
         app = folder / "app.py"
         app.write_text(
             APP.format(
-                factory=replay.STEPPED_FACTORY if self._steps else replay.FACTORY,
+                factory=factory,
                 options=options,
+                path=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
                 model=self._model,
                 words=self._words,
                 state={"folder": str(folder)},

@@ -8,7 +8,6 @@ the client set, and learn a length when it has ended, as they would live.
 from __future__ import annotations
 
 import hashlib
-import time
 from array import array
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -26,9 +25,6 @@ from foreserve.errors import EngineStartError
 
 FACTORY = f"{Path(__file__).resolve()}:ReplayedOpenVINO"
 """For `EngineSpec.factory`."""
-
-STEPPED_FACTORY = f"{Path(__file__).resolve()}:SteppedOpenVINO"
-"""The same, noting every step."""
 
 STATIC_FACTORY = f"{Path(__file__).resolve()}:ReplayedTransformers"
 """The same for static batches."""
@@ -78,7 +74,7 @@ def _truths(file: Path) -> dict[str, int]:
         raise EngineStartError(f"the true lengths cannot be read: {error}") from error
 
 
-def _unknown(work: Work) -> Chunk:
+def untold(work: Work) -> Chunk:
     """The only chunk of a prompt whose true length nobody has told."""
     finish = Finish(reason="rejected", error="no true length is known of this prompt")
     return Chunk(id=work.id, index=0, attempt=work.attempt, finish=finish)
@@ -101,74 +97,11 @@ class ReplayedOpenVINO(OpenVINOEngine):
         """See `Engine`."""
         true = replayed(work, self._truths)
         if true is None:
-            yield _unknown(work)
+            yield untold(work)
             return
         limit = generate_of(work).max_tokens
         async for chunk in super().run(true, plan):
             yield as_ended(chunk, limit)
-
-
-class Step(msgspec.Struct, frozen=True):
-    """One step of the engine. Times are of one clock, seconds; before it `decoding` had their first token, `fresh` not.
-
-    `context` is what the former hold together, `waiting` the latter's prompt tokens. `kv` is in use after it (0 to 1).
-    """
-
-    began: float
-    ended: float
-    decoding: int
-    context: int
-    fresh: int
-    waiting: int
-    kv: float
-
-
-class SteppedOpenVINO(ReplayedOpenVINO):
-    """Writes a `Step` for each step as a JSON line to the file `steps`, for comparing a simulated engine with it."""
-
-    def __init__(self, *, steps: str, **options: Any) -> None:
-        super().__init__(**options)
-        self._steps_file = Path(steps)
-        self._steps = bytearray()
-
-    def _build(self) -> Any:
-        return _Watched(super()._build(), self)
-
-    def begun(self) -> tuple[int, int, int, int]:
-        """Before a step: how many decode, what they hold, how many are fresh, their prompt tokens."""
-        live = [one for one in self._running.values() if not one.answer.ended]
-        decoding = [one for one in live if one.ids]
-        held = sum(len(one.payload.prompt) + len(one.ids) for one in decoding)
-        fresh = [len(one.payload.prompt) for one in live if not one.ids]
-        return len(decoding), held, len(fresh), sum(fresh)
-
-    def note(self, step: Step) -> None:
-        """One is over."""
-        self._steps += msgspec.json.encode(step) + b"\n"
-
-    async def close(self) -> None:
-        """See `Engine`."""
-        self._steps_file.write_bytes(self._steps)
-        await super().close()
-
-
-class _Watched:
-    """A pipeline whose steps are timed."""
-
-    def __init__(self, pipeline: Any, engine: SteppedOpenVINO) -> None:
-        self._pipeline = pipeline
-        self._engine = engine
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pipeline, name)
-
-    def step(self) -> None:
-        """As the pipeline's."""
-        before = self._engine.begun()
-        began = time.perf_counter()
-        self._pipeline.step()
-        kv = self._pipeline.get_metrics().cache_usage / 100.0
-        self._engine.note(Step(began, time.perf_counter(), *before, kv))
 
 
 class ReplayedTransformers(TransformersEngine):
@@ -194,7 +127,7 @@ class ReplayedTransformers(TransformersEngine):
         true = [replayed for work in works if (replayed := self._replayed(work)) is not None]
         known = {work.id for work in true}
         if unknown := [work for work in works if work.id not in known]:
-            yield [_unknown(work) for work in unknown]
+            yield [untold(work) for work in unknown]
         if not true:
             return
         limits = {work.id: generate_of(work).max_tokens for work in works}

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,22 @@ def test_the_figures_are_the_same_bytes_each_time(house: Path):
     assert told["seed"] == 0
     assert told["trace"]["rows"] == 200
     assert told["runs"][0]["total"]["requests"] == 200
+
+
+def test_the_bytes_do_not_hang_on_the_order_of_hashes(house: Path):
+    told: list[bytes] = []
+    for hashes in ("1", "2"):
+        args = ["simulate", "trace.jsonl", "--app", "app.yaml", "--faults", "worker_death:every_s=9", "--json", "-"]
+        run = subprocess.run(
+            [sys.executable, "-m", "foreserve.cli.main", *args, "--quiet"],
+            cwd=house,
+            env={**os.environ, "PYTHONHASHSEED": hashes},
+            capture_output=True,
+            check=True,
+        )
+        told.append(run.stdout)
+    assert told[0] == told[1]
+    assert len(told[0]) > 1000
 
 
 def test_settings_are_changed_by_dotted_keys(house: Path):

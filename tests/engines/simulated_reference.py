@@ -30,6 +30,7 @@ class Reference:
         self.cache = {}  # hash -> (blocks, holders)
         self.lru = []
         self.preemptions = 0
+        self.size = 0
 
     # --- KV
 
@@ -94,6 +95,10 @@ class Reference:
                 mean = sum(each.prompt + each.made for each in decoding) / len(decoding)
                 share = self.profile.mixing if parts else 1.0
                 seconds += share * self.decode.line(len(decoding)).at(mean)
+            size = sum(part for _, part in parts) + (0 if parts and whole else len(decoding))
+            if size != self.size:
+                seconds += self.profile.change_s
+            self.size = size
             self.happen_during(now + seconds, whole and bool(parts))
             now += seconds
             for each, part in parts:

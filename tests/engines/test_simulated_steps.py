@@ -208,6 +208,7 @@ def scenes(draw):
         "block_tokens": block,
         "max_batched_tokens": draw(st.sampled_from([None, 8, 24, 64])),
         "mixing": draw(st.sampled_from([0.0, 0.7, 1.0])),
+        "change_s": draw(st.sampled_from([0.0, 0.0311])),
         "prefix_caching": draw(st.booleans()),
         **TABLES,
     }

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from foreserve.core import EngineSpec
-from foreserve.engines.profile import EngineProfile
+from foreserve.engines.profile import DecodeTable, EngineProfile, PrefillTable, checked
+from foreserve.engines.simulated_cost import DecodeCost, PrefillCost
 from foreserve.errors import EngineStartError
 from foreserve.fleet.inline import InlineLauncher
 from foreserve.simulation.calibrate import calibrate
 from foreserve.simulation.calibrate_plan import Effort
 from foreserve.simulation.clock import run
-from foreserve.simulation.profiles import check
 
 SIMULATED = "foreserve.engines.simulated:SimulatedEngine"
 
@@ -39,7 +40,7 @@ def test_a_straight_line_engine_comes_back_as_its_lines():
     profile, told = measured(
         slots=8, kv_tokens=40_000, prefill_s_per_token=0.0005, decode_s=0.02, decode_s_per_seq=0.001, start_s=1.5
     )
-    check(profile)
+    checked(profile)
     assert (profile.name, profile.measured) == ("a name", "2023-11-14")
     assert (profile.slots, profile.kv_tokens, profile.context_tokens) == (8, 40_000, 8192)
     assert profile.start_s == pytest.approx(1.5)
@@ -55,11 +56,57 @@ def test_a_straight_line_engine_comes_back_as_its_lines():
     assert {"start 1 of 2", "prefill", "decode"} <= {what for _, what in told}
 
 
+TOKENS, BEFORE = [1, 16, 64, 256, 512], [0, 512, 2048]
+SEQUENCES, CONTEXT = [1, 2, 4, 8], [16, 512, 2048]
+KNOWN = EngineProfile(
+    slots=8,
+    kv_tokens=46_592,
+    context_tokens=8192,
+    prefill=PrefillTable(
+        tokens=TOKENS,
+        before=BEFORE,
+        seconds=[[0.01 + 0.00055 * (t - 1) + 2.5e-7 * t * b for b in BEFORE] for t in TOKENS],
+    ),
+    decode=DecodeTable(
+        sequences=SEQUENCES,
+        context=CONTEXT,
+        seconds=[[0.01 + 0.0007 * (n - 1) + 2.5e-6 * n * (c - 16) for c in CONTEXT] for n in SEQUENCES],
+    ),
+    max_batched_tokens=512,
+    mixing=0.6,
+    change_s=0.005,
+    block_tokens=32,
+    prefix_caching=True,
+    start_s=1.5,
+    overhead_s=0.001,
+)
+
+
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize("change_s", [0.005, 0.0])
+def test_a_known_profile_comes_back(caching: bool, change_s: float):
+    known = msgspec.structs.replace(KNOWN, prefix_caching=caching, change_s=change_s)
+    found, _ = measured(Effort(), profile=known)
+    for name in ("slots", "kv_tokens", "context_tokens", "max_batched_tokens", "block_tokens", "prefix_caching"):
+        assert getattr(found, name) == getattr(known, name), name
+    assert found.start_s == pytest.approx(known.start_s)
+    assert found.overhead_s == pytest.approx(known.overhead_s, abs=2e-4)
+    assert found.change_s == pytest.approx(known.change_s, abs=2e-4)
+    assert found.mixing == pytest.approx(known.mixing, abs=0.02)
+    prefill, decode = PrefillCost(known.prefill), DecodeCost(known.decode)
+    for tokens, row in zip(found.prefill.tokens, found.prefill.seconds, strict=True):
+        for before, seconds in zip(found.prefill.before, row, strict=True):
+            assert seconds == pytest.approx(prefill.at(tokens, before), rel=0.03, abs=3e-4), (tokens, before)
+    for sequences, row in zip(found.decode.sequences, found.decode.seconds, strict=True):
+        for context, seconds in zip(found.decode.context, row, strict=True):
+            assert seconds == pytest.approx(decode.line(sequences).at(context), rel=0.02), (sequences, context)
+
+
 def test_a_static_engine_is_measured_in_batches():
     profile, _ = measured(
         slots=4, kv_tokens=8192, batching="static", prefill_s_per_token=0.001, decode_s=0.05, decode_s_per_seq=0.01
     )
-    check(profile)
+    checked(profile)
     assert profile.batching == "static"
     for tokens, row in zip(profile.prefill.tokens, profile.prefill.seconds, strict=True):
         assert row[0] == pytest.approx(0.001 * tokens, rel=0.05)
@@ -69,7 +116,7 @@ def test_a_static_engine_is_measured_in_batches():
 
 def test_one_slot_and_a_small_cache_can_be_measured():
     profile, _ = measured(slots=1, kv_tokens=256, context_tokens=256)
-    check(profile)
+    checked(profile)
     assert profile.decode.sequences == [1]
     assert profile.prefill.tokens[-1] <= 128
 

@@ -143,6 +143,13 @@ def test_what_a_callback_raises_ends_the_run():
         simulate(chat(), profiles(), poisson(50, 2.0), faults=Wrong())
 
 
+def test_a_result_has_the_settings_without_what_may_be_secret():
+    result = simulate(chat(policy="fcfs", env={"TOKEN": "hush"}), profiles(), poisson(3, 1.0))
+    assert result.settings["chat"]["policy"] == "fcfs"
+    assert b"TOKEN" in msgspec.json.encode(result)
+    assert b"hush" not in msgspec.json.encode(result)
+
+
 def test_an_empty_trace_is_a_run_of_nothing():
     result = simulate(chat(), profiles(), Rows([]))
     assert result.total.requests == 0

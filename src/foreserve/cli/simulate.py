@@ -11,13 +11,16 @@ from rich.console import Console
 
 from foreserve.cli import trace_words as words
 from foreserve.cli.bench_options import check_writable
-from foreserve.errors import ConfigError
+from foreserve.errors import ConfigError, ForeserveError
 
 EXIT_FAILED = 1
-"""A check did not hold under some seed of faults."""
+"""A check did not hold under some seed of faults, or a simulation could not be ended as it should."""
 
 EXIT_WRONG = 2
 """An option, the app, a profile or the trace is wrong."""
+
+EXIT_STOPPED = 130
+"""Ctrl-C."""
 
 _RUNS, _FAULTS, _OUT = "Runs", "Faults", "Output"
 
@@ -174,12 +177,14 @@ def simulate(
         read = words.read(Path(trace[0]), *reading, seed)
         outputs = Outputs(report, timeline, timeline_requests, json, record_decisions)
         play(console, read, runs, seed, outputs, quiet=quiet, faults=faults, fault_seed=first)
-    except ConfigError as error:
-        _wrong(str(error))
+    except ForeserveError as error:
+        _wrong(str(error), EXIT_WRONG if isinstance(error, ConfigError) else EXIT_FAILED)
+    except KeyboardInterrupt:
+        _wrong("stopped; nothing was told", EXIT_STOPPED)
 
 
-def _wrong(text: str) -> NoReturn:
+def _wrong(text: str, status: int) -> NoReturn:
     Console(stderr=True).print(
         f"foreserve simulate: {text}", style="red", markup=False, highlight=False, soft_wrap=True
     )
-    raise typer.Exit(EXIT_WRONG)
+    raise typer.Exit(status)

@@ -130,8 +130,9 @@ def checked(profile: EngineProfile) -> EngineProfile:
         raise ValueError(f"`kv_tokens` ({profile.kv_tokens}) must hold a block of {profile.block_tokens}")
     if profile.max_batched_tokens is not None and profile.max_batched_tokens < 1:
         raise ValueError("`max_batched_tokens` must be at least 1, or null")
-    if min(profile.mixing, profile.start_s, profile.overhead_s) < 0:
-        raise ValueError("`mixing` and no time may be negative")
+    times = (profile.mixing, profile.change_s, profile.start_s, profile.overhead_s)
+    if not all(0.0 <= each < float("inf") for each in times):
+        raise ValueError("`mixing`, `change_s`, `start_s` and `overhead_s` must be 0 or more")
     return profile
 
 

@@ -20,7 +20,7 @@ _SLACK = 1e-9
 class Line:
     """A function of x >= 0 through points, straight between them and beyond the last, never falling, never negative."""
 
-    __slots__ = ("_flat", "_last", "_slopes", "_xs", "_ys")
+    __slots__ = ("_last", "_slopes", "_xs", "_ys")
 
     def __init__(self, xs: Sequence[float], ys: Sequence[float]) -> None:
         xs, ys = [float(x) for x in xs], list(accumulate(map(float, ys), max))
@@ -31,7 +31,6 @@ class Line:
         self._xs, self._ys = xs, ys
         self._slopes = [*slopes, slopes[-1] if slopes else 0.0]
         self._last = len(xs) - 1
-        self._flat = not any(self._slopes)
 
     def at(self, x: float) -> float:
         """Its value."""
@@ -49,24 +48,18 @@ class Line:
 
     def steps(self, x: float, seconds: float, most: int) -> int:
         """How many of those it takes until their sum is at least `seconds`, at most `most`."""
-        first = self.at(x)
+        xs, piece = self._xs, bisect_right(self._xs, x) - 1
+        slope = self._slopes[piece]
+        first = self._ys[piece] + slope * (x - xs[piece])
         seconds -= _SLACK * first
         if seconds <= 0.0:
             return 0
-        if first <= 0.0 and self._flat:
+        here = most if piece == self._last else min(most, math.ceil(xs[piece + 1] - x))
+        if here * (first + slope * (here - 1) * 0.5) >= seconds:
+            return _steps(first, slope, seconds)
+        if here == most:
             return most
-        xs, taken, piece = self._xs, 0, bisect_right(self._xs, x) - 1
-        while taken < most:
-            slope, first = self._slopes[piece], self.at(x)
-            here = most - taken
-            if piece < self._last and x + here - 1 >= xs[piece + 1]:
-                here = math.ceil(xs[piece + 1] - x)
-            if here * (first + slope * (here - 1) * 0.5) >= seconds:
-                return taken + min(here, _steps(first, slope, seconds))
-            seconds -= here * (first + slope * (here - 1) * 0.5)
-            taken, x = taken + here, x + here
-            piece = bisect_right(xs, x) - 1
-        return most
+        return here + self.steps(x + here, seconds - here * (first + slope * (here - 1) * 0.5), most - here)
 
 
 def _steps(first: float, slope: float, seconds: float) -> int:
@@ -76,40 +69,38 @@ def _steps(first: float, slope: float, seconds: float) -> int:
     half = first - slope * 0.5
     steps = math.ceil((math.sqrt(half * half + 2.0 * slope * seconds) - half) / slope)
     # The root is rounded: one step too many or too few is put right.
-    while steps > 1 and (steps - 1) * (half + slope * (steps - 1) * 0.5) >= seconds:
-        steps -= 1
-    while steps * (half + slope * steps * 0.5) < seconds:
-        steps += 1
-    return steps
+    if steps > 1 and (steps - 1) * (half + slope * (steps - 1) * 0.5) >= seconds:
+        return steps - 1
+    return steps if steps * (half + slope * steps * 0.5) >= seconds else steps + 1
 
 
 class PrefillCost:
     """Seconds of a step that computes tokens of prompts."""
 
     def __init__(self, table: PrefillTable) -> None:
-        tokens, rows = table.tokens, [Line(table.before, row) for row in _rising(table.seconds)]
-        self._tokens, self._rows = [float(each) for each in tokens], rows
-        self._fresh = Line(self._tokens, [row.at(0.0) for row in rows])
+        tokens, before, seconds = _from_zero(table.tokens, table.before, table.seconds)
+        self._tokens = tokens
+        self._rows = [Line(before, row) for row in seconds]
+        self._fresh = Line(self._tokens, [row.at(0.0) for row in self._rows])
 
     def at(self, tokens: float, before: float) -> float:
         """`tokens` of prompts, after `before` tokens of context on average."""
-        if before <= 0.0 or len(self._rows) == 1:
+        if before <= 0.0 or len(self._tokens) == 1:
             return self._fresh.at(tokens)
         xs = self._tokens
-        piece = min(max(bisect_right(xs, tokens) - 1, 0), len(xs) - 2)
+        piece = min(bisect_right(xs, tokens) - 1, len(xs) - 2)
         low, high = self._rows[piece].at(before), self._rows[piece + 1].at(before)
         share = (tokens - xs[piece]) / (xs[piece + 1] - xs[piece])
         seconds = low + (high - low) * share
-        return max(seconds, high) if share > 1.0 else max(seconds, 0.0)
+        return max(seconds, high) if share > 1.0 else seconds
 
 
 class DecodeCost:
     """Seconds of a step that gives each of several sequences one token."""
 
     def __init__(self, table: DecodeTable) -> None:
-        self._sequences = [float(each) for each in table.sequences]
-        self._context = table.context
-        self._columns = [Line(self._sequences, column) for column in zip(*_rising(table.seconds), strict=True)]
+        sequences, self._context, seconds = _from_zero(table.sequences, table.context, table.seconds)
+        self._columns = [Line(sequences, column) for column in zip(*seconds, strict=True)]
         self._lines: dict[int, Line] = {}
 
     def line(self, sequences: int) -> Line:
@@ -119,6 +110,17 @@ class DecodeCost:
             line = Line(self._context, [column.at(sequences) for column in self._columns])
             self._lines[sequences] = line
         return line
+
+
+def _from_zero(
+    xs: Sequence[float], ys: Sequence[float], rows: Sequence[Sequence[float]]
+) -> tuple[list[float], list[float], list[list[float]]]:
+    """The same table from 0 on both ways, no value below one before it in its row or its column."""
+    wide = [Line(ys, row) for row in _rising(rows)]
+    ys = [float(y) for y in dict.fromkeys([0, *ys])]
+    columns = [Line(xs, column) for column in zip(*([line.at(y) for y in ys] for line in wide), strict=True)]
+    xs = [float(x) for x in dict.fromkeys([0, *xs])]
+    return xs, ys, _rising([[column.at(x) for column in columns] for x in xs])
 
 
 def _rising(rows: Sequence[Sequence[float]]) -> list[list[float]]:

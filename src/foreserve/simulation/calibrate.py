@@ -6,12 +6,15 @@ serves; nothing of ours is between but the connection.
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Final
+
+from msgspec.structs import replace
 
 from foreserve.clock import wall
 from foreserve.core import EngineInfo, EngineSpec
@@ -23,6 +26,7 @@ from foreserve.simulation import calibrate_static as static
 from foreserve.simulation import fit
 from foreserve.simulation.calibrate_plan import Effort, Limits, Tell
 from foreserve.simulation.probe import Probe
+from foreserve.simulation.probe_engine import EngineProbe
 
 SEED: Final = 20_11_26
 STARTING: Final = 0.1
@@ -30,6 +34,9 @@ STARTING: Final = 0.1
 
 MOVED: Final = 0.05
 """Smoothing that changes a figure by more than this share is told."""
+
+BUSY: Final = 0.5
+"""Load average; where more goes on beside, figures are not the engine's alone."""
 
 NO_CHANGE: Final = 0.03
 """A change of a step's size that costs less than this share of the shortest step is noise."""
@@ -46,18 +53,21 @@ async def calibrate(
     *,
     name: str = "",
     tell: Tell = lambda done, what: None,
+    ready: Callable[[EngineInfo], None] = lambda info: None,
 ) -> EngineProfile:
     """Start the engine, measure it, end it. Raises EngineStartError when it does not start or fails on the way.
 
-    `vocabulary` is how many token ids its model has.
+    `vocabulary` is how many token ids its model has. `ready` hears what the engine says of itself.
     """
     starts: list[float] = []
+    busy = os.getloadavg()[0]
     for at in range(effort.starts):
         tell(STARTING * at / effort.starts, f"start {at + 1} of {effort.starts}")
-        async with Probe(launcher, spec, generator(SEED + at), vocabulary) as probe:
+        async with EngineProbe(launcher, spec, generator(SEED + at), vocabulary) as probe:
             starts.append(probe.start_s)
             if at < effort.starts - 1:
                 continue
+            ready(probe.info)
             await _warm_up(probe)
             limits = Limits.of(probe.info)
 
@@ -67,10 +77,13 @@ async def calibrate(
             if probe.info.batching == "static":
                 profile = _of_batches(probe.info, limits, await static.measure(probe, limits, effort, told))
             else:
-                profile = _of_steps(probe.info, limits, await continuous.measure(probe, limits, effort, told))
+                profile = of_steps(probe.info, limits, await continuous.measure(probe, limits, effort, told))
             memory = probe.memory_bytes()
     tell(1.0, "done")
-    return _complete(profile, name=name, starts=starts, memory=memory)
+    if busy > BUSY:
+        words = f"the machine was busy with something else when this began (load average {busy:.1f}): measure it again"
+        profile = replace(profile, notes=[words, *profile.notes])
+    return complete(profile, name=name, starts=starts, memory=memory)
 
 
 async def _warm_up(probe: Probe) -> None:
@@ -79,7 +92,8 @@ async def _warm_up(probe: Probe) -> None:
         await probe.ask((32, 4))
 
 
-def _of_steps(info: EngineInfo, limits: Limits, steps: continuous.Steps) -> EngineProfile:
+def of_steps(info: EngineInfo, limits: Limits, steps: continuous.Steps) -> EngineProfile:
+    """The profile of a continuous engine, as far as its steps tell."""
     notes: list[str] = []
     sequences = limits.sequences()
     contexts = sorted({context for _, context in steps.decode})
@@ -152,9 +166,8 @@ def _of_batches(info: EngineInfo, limits: Limits, batches: static.Batches) -> En
     )
 
 
-def _complete(profile: EngineProfile, *, name: str, starts: Sequence[float], memory: int) -> EngineProfile:
-    from msgspec.structs import replace
-
+def complete(profile: EngineProfile, *, name: str, starts: Sequence[float], memory: int) -> EngineProfile:
+    """With what is known of the engine as a whole: seconds of each start, bytes of memory."""
     spread = dict(profile.spread)
     if len(starts) > 1:
         spread["start_s"] = _ends(starts)
@@ -203,8 +216,6 @@ def _block(info: EngineInfo, notes: list[str]) -> int:
 
 def machine() -> str:
     """Processor and cores that this process may use, in words. No name of the host."""
-    import os
-
     model = ""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -212,4 +223,4 @@ def machine() -> str:
     except OSError:
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{model or platform.processor() or platform.machine()}, {cores} cores"
+    return f"{model or platform.processor() or platform.machine()}, {cores} core{'s' * (cores > 1)}"

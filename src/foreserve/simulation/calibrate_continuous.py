@@ -176,7 +176,7 @@ def levels(asked: list[Asked]) -> dict[int, list[tuple[int, float]]]:
 
     All were asked with prompts of one length, and have come as far as the longest, but for the start.
     """
-    longest = max(asked, key=lambda each: each.most)
+    longest = max(asked, key=lambda each: each.times[-1])
     times = longest.times
     last_first = max(each.times[0] for each in asked)
     found: dict[int, list[tuple[int, float]]] = defaultdict(list)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -12,7 +9,7 @@ from urllib.parse import quote
 import msgspec
 import yaml
 
-from foreserve.engines.profile import EngineProfile
+from foreserve.engines.profile import EngineProfile, checked
 from foreserve.errors import ConfigError
 from foreserve.settings import parse
 from foreserve.yamlfile import Document
@@ -49,8 +46,10 @@ def load_profile(path: Path) -> EngineProfile:
             profile = parse({} if document.data is None else document.data, EngineProfile, whole)
         except ConfigError as error:
             raise ConfigError(str(error).replace(f"{whole}.", f"{document.where}: ", 1)) from None
-        check(profile, f"{document.where}: ")
-    return profile
+    try:
+        return checked(profile)
+    except ValueError as error:
+        raise ConfigError(f"{document.where}: {error}") from None
 
 
 def save_profile(profile: EngineProfile, path: Path) -> None:
@@ -101,42 +100,3 @@ def rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [rounded(each) for each in value]
     return value
-
-
-def check(profile: EngineProfile, where: str = "") -> None:
-    """Whether a profile can be interpolated. Raises ConfigError that begins with `where` and the key."""
-    for key in ("slots", "kv_tokens", "context_tokens", "block_tokens"):
-        if getattr(profile, key) < 1:
-            raise ConfigError(f"{where}{key} is {getattr(profile, key)}; it must be at least 1")
-    if profile.max_batched_tokens is not None and profile.max_batched_tokens < 1:
-        raise ConfigError(f"{where}max_batched_tokens is {profile.max_batched_tokens}; it must be at least 1")
-    for key in ("mixing", "change_s", "start_s", "overhead_s", "host_bytes", "device_bytes"):
-        if not 0 <= getattr(profile, key) < math.inf:
-            raise ConfigError(f"{where}{key} is {getattr(profile, key)}; it must be 0 or more")
-    prefill, decode = profile.prefill, profile.decode
-    _axis(prefill.tokens, f"{where}prefill.tokens", 0)
-    _axis(prefill.before, f"{where}prefill.before", 0)
-    _table(prefill.seconds, prefill.tokens, prefill.before, f"{where}prefill.seconds", "tokens", "before")
-    _axis(decode.sequences, f"{where}decode.sequences", 1)
-    _axis(decode.context, f"{where}decode.context", 0)
-    _table(decode.seconds, decode.sequences, decode.context, f"{where}decode.seconds", "sequences", "context")
-
-
-def _axis(values: Sequence[int], where: str, least: int) -> None:
-    if not values or values[0] < least or any(b <= a for a, b in itertools.pairwise(values)):
-        raise ConfigError(
-            f"{where} is {list(values)}; it must name at least one number from {least} on, each above the last"
-        )
-
-
-def _table(table: Sequence[Sequence[float]], rows: Sequence[int], columns: Sequence[int], *words: str) -> None:
-    where, down, across = words
-    if len(table) != len(rows):
-        raise ConfigError(f"{where} has {len(table)} rows; it needs one for each of the {len(rows)} `{down}`")
-    for at, row in enumerate(table):
-        if len(row) != len(columns):
-            raise ConfigError(
-                f"{where}[{at}] has {len(row)} figures; it needs one for each of the {len(columns)} `{across}`"
-            )
-        if not all(0 <= seconds < math.inf for seconds in row):
-            raise ConfigError(f"{where}[{at}] is {list(row)}; seconds must be 0 or more")

@@ -16,7 +16,7 @@ from foreserve.core import Outcome
 from foreserve.engines.profile import EngineProfile
 from foreserve.errors import ConfigError
 from foreserve.registry import choices
-from foreserve.settings import LLMSettings, StateSettings, UpstreamSettings
+from foreserve.settings import LLMSettings, ServiceSettings, StateSettings, UpstreamSettings
 from foreserve.simulation import clock
 from foreserve.simulation.drive import Drive
 from foreserve.simulation.figures import Result
@@ -77,7 +77,7 @@ def simulate(
         start_s=measured.began,
         span_s=measured.last_arrival,
         ended_s=max(measured.last_end, measured.last_arrival),
-        settings={each: msgspec.to_builtins(app.services[each].settings) for each in twins},
+        settings={each: _shown(app.services[each].settings) for each in twins},
         total=measured.total(),
         services=measured.services(preemptions),
         notes=[*notes, *remarks(app, twins, seen), *([] if faults is None else [happened(faults)])],
@@ -184,6 +184,12 @@ async def _run(
     for replica in started:
         preemptions[replica.name.rpartition("/")[0]] += replica.preemptions
     return measured, preemptions
+
+
+def _shown(settings: ServiceSettings) -> dict[str, Any]:
+    """As results have them: variables of an environment may be secret, and mean nothing to a simulation."""
+    shown: dict[str, Any] = msgspec.to_builtins(settings)
+    return {**shown, "env": dict.fromkeys(settings.env, "…")}
 
 
 def _error(context: dict[str, Any]) -> BaseException:

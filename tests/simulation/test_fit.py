@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foreserve.simulation import fit
+
+SECONDS = st.floats(0.0, 10.0)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> list[list[float]]:
+    columns = draw(st.integers(1, 5))
+    return draw(st.lists(st.lists(SECONDS, min_size=columns, max_size=columns), min_size=1, max_size=5))
+
+
+@given(tables())
+def test_what_was_smoothed_never_falls(table: list[list[float]]):
+    found = fit.monotone(table)
+    for row in (*found, *zip(*found, strict=True)):
+        assert all(a <= b for a, b in itertools.pairwise(row))
+    flat = [seconds for row in table for seconds in row]
+    assert all(min(flat) - 1e-9 <= seconds <= max(flat) + 1e-9 for row in found for seconds in row)
+
+
+def test_what_is_in_order_stays_as_it_is():
+    table = [[1.0, 2.0], [1.5, 2.0], [3.0, 9.0]]
+    assert fit.monotone(table) == table
+    assert fit.moved(table, fit.monotone(table)) == 0.0
+
+
+def test_neighbours_in_the_wrong_order_share_their_mean():
+    assert fit.monotone([[1.0, 3.0, 2.0, 4.0]]) == [[1.0, 2.5, 2.5, 4.0]]
+
+
+def test_missing_cells_follow_from_rows_times_columns():
+    cells = {(row, column): 1.0 + row + 0.5 * row * column for row in (1, 2, 4) for column in (0, 10)}
+    del cells[4, 10]
+    table, missing = fit.filled(cells, [1, 2, 4], [0, 10])
+    assert missing == [(4, 10)]
+    assert table == [[2.0, pytest.approx(7.0)], [3.0, pytest.approx(13.0)], [5.0, pytest.approx(25.0)]]
+
+
+def test_no_slope_is_found_in_what_does_not_grow():
+    assert fit.product_slope({(1, 10): 0.5}, {1: 1.0}) == 0.0
+    assert fit.product_slope({}, {1: 1.0}) == 0.0
+    assert fit.context_slope([(1, 10, 1.0), (1, 20, 0.5)]) == 0.0
+    assert fit.context_slope([(1, 10, 1.0)]) == 0.0
+
+
+def test_context_adds_the_same_whoever_runs():
+    points = [(n, c, 0.1 * n + 0.01 * n * c) for n in (1, 3) for c in (10, 20, 40)]
+    assert fit.context_slope(points) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("both", "share"), [(1.0, 0.0), (1.5, 0.5), (2.5, 1.0), (0.5, 0.0)])
+def test_the_share_of_a_decode_that_is_added_lies_between_none_and_all(both: float, share: float):
+    assert fit.share_added([(both, 1.0, 1.0)]) == share
