@@ -7,6 +7,7 @@ from foreserve.core import Cost, Work
 from foreserve.dispatch.placement import LeastRequests
 from foreserve.dispatch.rooms import Rooms
 from foreserve.ports import Ranked, Room
+from foreserve.simulation.checks import reachable
 
 
 class Counting:
@@ -127,3 +128,16 @@ def test_a_look_costs_the_same_however_many_there_are():
 
 def test_the_default_placement_ranks():
     assert isinstance(LeastRequests(), Ranked)
+
+
+def test_what_policies_are_shown_is_the_same_and_leads_to_no_replica():
+    rooms = Rooms()
+    one = Counting("r0", 2)
+    assert not rooms.shown
+    rooms.attach(one)
+    assert rooms.shown
+    assert len(rooms.shown) == 1
+    assert list(rooms.shown) == list(rooms) == [rooms.shown[0]]
+    assert rooms.shown[0:1] == rooms[0:1]
+    assert list(reachable(rooms, (Counting,))) == [one]
+    assert not list(reachable(rooms.shown, (Counting,)))

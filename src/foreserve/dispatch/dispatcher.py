@@ -77,7 +77,7 @@ class Dispatcher:
         started = 0
         try:
             while self._waiting and self._rooms:
-                match self._policy.pick(self._rooms, now):
+                match self._policy.pick(self._rooms.shown, now):
                     case Pick() as pick:
                         self._run(pick, now)
                         started += len(pick.ids)

@@ -6,6 +6,7 @@ is looked at when a policy comes to it, and not before.
 
 from __future__ import annotations
 
+import weakref
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Protocol, overload
@@ -57,6 +58,9 @@ class Rooms(Sequence[Room]):
         self._changed: dict[str, None] = {}
         self._free = 0.0
         self._order = 0
+        self.shown = Shown()
+        """What policies are given of this."""
+        _behind[self.shown] = weakref.ref(self)
         self.slots = 0.0
         """Of all replicas together, free or not."""
 
@@ -150,3 +154,36 @@ class Rooms(Sequence[Room]):
     def __getitem__(self, at: slice) -> Sequence[Room]: ...
     def __getitem__(self, at: int | slice) -> Room | Sequence[Room]:
         return list(self)[at]
+
+
+class Shown(Sequence[Room]):
+    """Rooms as a policy sees them. It leads to no replica, and so to no engine and nothing that one alone may know."""
+
+    __slots__ = ("__weakref__",)
+
+    def __iter__(self) -> Iterator[Room]:
+        return iter(_rooms(self))
+
+    def __bool__(self) -> bool:
+        return bool(_rooms(self))
+
+    def __len__(self) -> int:
+        return len(_rooms(self))
+
+    @overload
+    def __getitem__(self, at: int) -> Room: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Room]: ...
+    def __getitem__(self, at: int | slice) -> Room | Sequence[Room]:
+        return _rooms(self)[at]
+
+
+# Kept apart from what is shown, so that nothing is found there: see the boundary's tests.
+_behind: weakref.WeakKeyDictionary[Shown, weakref.ref[Rooms]] = weakref.WeakKeyDictionary()
+
+
+def _rooms(shown: Shown) -> Rooms:
+    rooms = _behind[shown]()
+    if rooms is None:
+        raise ReferenceError("these rooms were shown by a dispatcher that is gone")
+    return rooms
