@@ -2,6 +2,7 @@
 #
 #   make serve    the example app with SmolLM2 on 127.0.0.1:8000     make serve APP=my.py ARGS="--dry-run"
 #   make test     fast tests                                         make test ARGS="-k dispatcher"
+#   make soak     random simulations and all tests, over and over    make soak SOAK_SEEDS=10000 SOAK_MINUTES=0
 #
 # PYTHON=python3.12 chooses the interpreter of a new .venv. torch is taken from the indexes that pip is set up
 # with, at the version that constraints.txt names.
@@ -10,6 +11,7 @@ PYTHON ?= python3
 APP ?= examples/app.py
 ARGS ?=
 SOAK_MINUTES ?= 30
+SOAK_SEEDS ?= 1000
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -53,7 +55,10 @@ bench: dev ## every benchmark, in its full form; ARGS=--quick for the smoke form
 	@set -e; for file in $$(grep -l '^def main()' benchmarks/*.py); do \
 	    name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS); done
 
-soak: dev ## all tests over and over with new seeds, for SOAK_MINUTES
+soak: dev ## SOAK_SEEDS random simulations under faults, then all tests with new seeds for SOAK_MINUTES
+	@first=$$(od -An -N3 -tu4 /dev/urandom | tr -d ' '); \
+	echo "== $(SOAK_SEEDS) seeds of faults from $$first, commit $$(git rev-parse --short HEAD)"; \
+	$(BIN)/foreserve simulate --faults mixed --fault-seed $$first --seeds $(SOAK_SEEDS) --jobs 2
 	@end=$$(( $$(date +%s) + 60 * $(SOAK_MINUTES) )); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \
 	    round=$$((round + 1)); seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); \
