@@ -49,7 +49,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Checks:
-    """Looks on while a simulation runs, and once more when it is over. Changes nothing.
+    """Looks on while a simulation runs, and once more when it is over. Decides nothing.
 
     `begin` it with the stage, before the first row; `settle` after the last request has ended; `left` when the app has
     been stopped. `findings` is empty when all is well.
@@ -164,20 +164,23 @@ class Checks:
                 self._find("room", f"{replica.name} uses {used:.3f} of its KV cache", {"kv_fraction": used})
 
     def _idleness(self, service: Service) -> None:
-        """Nobody waits for long beside a replica that has nothing to do: such a one takes any request."""
+        """Nobody waits for long beside a replica that has nothing to do, nor the oldest beside one that has room."""
         now = self._loop.time()
-        idle = [one.name for one in service.replicas.all if one.state is State.READY and not one.held]
         waiting = service.dispatcher.waiting
-        if not idle or not waiting:
+        free = [one.name for one in service.replicas.all if one.state is State.READY and not one.held]
+        if waiting and not free:
+            oldest = min(waiting.values(), key=lambda flight: flight.work.arrival)
+            rooms = [room for one in service.replicas.all if (room := one.room()) is not None]
+            free = [room.replica for room in rooms if room.takes([oldest.work])]
+        if not free or not waiting:
             self._idle.pop(service.name, None)
             return
-        oldest = next(iter(waiting))
         request_id, since = self._idle.get(service.name, ("", now))
         if request_id not in waiting:
-            request_id, since = oldest, now
+            request_id, since = next(iter(waiting)), now
         self._idle[service.name] = (request_id, since)
         if now - since > IDLE_S:
-            words = f"{request_id} has waited for {now - since:.1f} s while {idle[0]} has nothing to do"
+            words = f"{request_id} has waited for {now - since:.1f} s while {free[0]} had room"
             self._find("idle", words, {"seconds": now - since, "waiting": float(len(waiting))})
 
     # --- when it is over
