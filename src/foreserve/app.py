@@ -50,8 +50,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 class Served(Kind, Protocol):
     """A kind as an app file makes it: with settings, and a slow first step that is done once."""
 
-    settings: ServiceSettings
-
+    @property
+    def settings(self) -> ServiceSettings: ...
     def prepare(self, progress: Progress | None) -> None:
         """Do what must be done once on a machine, such as turning weights into an engine's form. May take minutes."""
         ...

@@ -60,12 +60,12 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
         if self.ahead is None:
             return fits(total_cost(works), self.free)
         ramps = [work.ramp for work in works if work.ramp is not None]
-        foreseen = {ramp.resource for ramp in ramps}
         cost = total_cost(works)
         for name, free in self.free.items():
-            if cost.get(name, 0.0) > free and name not in foreseen:
+            # Loops, since this is asked at every pick, often of many replicas.
+            if cost.get(name, 0.0) > free and not any(ramp.resource == name for ramp in ramps):
                 return False
-        return self.ahead.takes(ramps)
+        return not ramps or self.ahead.takes(ramps)
 
 
 def total_cost(works: Sequence[Work]) -> Cost:
@@ -299,10 +299,13 @@ class Kind(Protocol):
     """
 
     name: str
-    policy: str
-    """The batch policy used when the settings say `auto`, by name."""
     idempotent: bool
     """Whether running a request twice does no harm, so that one whose replica is lost may run again."""
+
+    @property
+    def policy(self) -> str:
+        """The batch policy used when the settings say `auto`, by name."""
+        ...
 
     def engines(self) -> Sequence[EngineSpec]:
         """One for each replica, in order."""

@@ -52,6 +52,46 @@ def outcome(request_id: str, usage: dict[str, float], started: float | None = 0.
     return Outcome(id=request_id, service="s", kind=kind, arrival=0, started=started, ended=ended, usage=usage)
 
 
+# --- one that nothing waits beside
+
+
+class LinedUp(ResponseRatio):
+    """Puts every request in its line at once."""
+
+    def add(self, work: Work, now: float) -> None:
+        super().add(work, now)
+        self._line_up()
+
+
+def test_what_waits_alone_is_picked_as_if_it_stood_in_a_line():
+    draw = random.Random(11)
+    policies = ResponseRatio(oldest_every=3), LinedUp(oldest_every=3)
+    now, running, picked = 0.0, [], 0
+    for number in range(600):
+        now += draw.expovariate(2.0)
+        match draw.randrange(4):
+            case 0 | 1:
+                words = {"tenant": f"t{draw.randrange(3)}", "deadline": now + 3.0 if draw.random() < 0.3 else None}
+                one = work(f"w{number}", draw.expovariate(1.0), now - draw.choice((0.0, 50.0)), **words)
+                for policy in policies:
+                    policy.add(one, now)
+            case 2 if running:
+                end = outcome(running.pop(), {"output_tokens": draw.randrange(1, 500)}, ended=now)
+                for policy in policies:
+                    policy.settled(end)
+            case _:
+                rooms = [room(kv=1000.0)] if draw.random() < 0.8 else []
+                if number % 5 == 0:
+                    asked = work("asked", 1.0, now, tenant="t1")
+                    assert policies[0].ahead(asked, now) == policies[1].ahead(asked, now)
+                picks = [policy.pick(rooms, now) for policy in policies]
+                assert picks[0] == picks[1]
+                if isinstance(picks[0], Pick):
+                    running.extend(picks[0].ids)
+                    picked += 1
+    assert picked > 50
+
+
 # --- ratio
 
 

@@ -30,7 +30,7 @@ def test_a_file_that_is_no_profile_is_named(tmp_path):
         ({"slots": 0}, "`slots`"),
         ({"kv_tokens": 3, "block_tokens": 4}, "must hold a block of 4"),
         ({"max_batched_tokens": 0}, "`max_batched_tokens`"),
-        ({"mixing": -0.1}, "negative"),
+        ({"mixing": -0.1}, "`mixing`"),
         ({"prefill": {"tokens": [8, 8], "before": [0], "seconds": [[0.1], [0.2]]}}, "`prefill.tokens` must rise"),
         ({"prefill": {"tokens": [8], "before": [0, 1], "seconds": [[0.1]]}}, "1 rows of 2"),
         ({"decode": {"sequences": [1], "context": [0], "seconds": [[float("nan")]]}}, "not be negative"),

@@ -1,9 +1,11 @@
 import asyncio
 import random
 
+import msgspec
 import pytest
 
 from foreserve.core import Work
+from foreserve.engines.profile import DecodeTable, EngineProfile, PrefillTable, linear
 from foreserve.engines.simulated import SimulatedEngine
 from foreserve.simulation import clock
 from tests.engines.contract import work
@@ -295,3 +297,48 @@ def test_a_token_by_itself_costs_nothing():
     """A request of many tokens puts out two chunks, and wakes the loop as rarely."""
     seen = times(engine(context_tokens=10**6, kv_tokens=10**6), (0.0, work("a", output=500_000)))
     assert len(seen["a"]) == 2
+
+
+def test_a_prompt_that_was_there_before_costs_less_and_tells_so():
+    profile = msgspec.structs.replace(linear(prefill_s_per_token=0.01), prefix_caching=True, block_tokens=4)
+
+    async def main():
+        caching = SimulatedEngine(profile=profile)
+        await caching.start()
+        ends = []
+        for id, prompt in (("a", [*range(40)]), ("b", [*range(40)]), ("c", [*range(20), *range(20)])):
+            began = asyncio.get_running_loop().time()
+            chunks = [chunk async for chunk in caching.run(work(id, output=1, prompt=prompt))]
+            ends.append((asyncio.get_running_loop().time() - began, chunks[-1].finish.usage["cached_tokens"]))
+        return ends, (await caching.load()).cached_tokens
+
+    ends, hits = clock.run(main())
+    assert ends == [CLOSE((0.4, 0.0)), CLOSE((0.08, 32.0)), CLOSE((0.24, 16.0))]  # parts of 16 tokens
+    assert hits == 48
+
+
+def test_a_static_batch_reads_the_profiles_tables():
+    profile = EngineProfile(
+        batching="static",
+        slots=4,
+        kv_tokens=4096,
+        context_tokens=4096,
+        prefill=PrefillTable(tokens=[0, 100], before=[0], seconds=[[0.0], [1.0]]),
+        decode=DecodeTable(sequences=[1, 2], context=[0, 100], seconds=[[0.1, 0.2], [0.2, 0.3]]),
+    )
+
+    async def main():
+        static = SimulatedEngine(profile=profile)
+        await static.start()
+        works = [work("a", output=3, prompt=[1] * 10), work("b", output=2, prompt=[1] * 20)]
+        return [
+            (asyncio.get_running_loop().time(), [chunk.id for chunk in chunks])
+            async for chunks in static.run_batch(works)
+        ]
+
+    # Two places of 20 tokens; then steps of two with a padded context of 21 and 22 tokens.
+    assert clock.run(main()) == [
+        (CLOSE(0.4), ["a", "b"]),
+        (CLOSE(0.4 + 0.221), ["b"]),
+        (CLOSE(0.4 + 0.221 + 0.222), ["a"]),
+    ]

@@ -94,3 +94,20 @@ def test_it_survives_a_restart():
     assert again.seconds(300, 30) == time.seconds(300, 30)
     broken = PaceState(known=[1.0], sums=[], seen=3, paces=[])
     assert RequestTime.restored(broken).seen == 0
+
+
+def test_coefficients_are_those_of_least_squares():
+    time, weights = RequestTime(), []
+    for each in requests(60):
+        weights.append((each, took(each), 1.0 / max(time.seconds(*each), took(each) / 4.0, 1e-4)))
+        time.learn(*each, took(each))
+    faded = 0.995 ** np.arange(len(weights))[::-1]
+    x = np.array([[1.0, given / 100.0, made / 100.0] for (given, made), _, _ in weights])
+    scale = np.array([weight for _, _, weight in weights])
+    guess = np.array([BASE_S, 100.0 * INPUT_S, 100.0 * OUTPUT_S])
+    first = np.diag(1.0 / (guess**2 * 10_000.0))
+    known = (x * (scale**2 * faded)[:, None]).T @ x + first
+    sums = (x * (scale**2 * faded)[:, None]).T @ np.array([seconds for _, seconds, _ in weights]) + first @ guess
+    a, b, c = np.linalg.solve(known, sums)
+    assert min(a, b, c) > 0
+    assert time.seconds(300, 70) == pytest.approx(a + 3.0 * b + 0.7 * c, rel=1e-9)

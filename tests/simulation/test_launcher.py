@@ -179,6 +179,7 @@ def test_it_says_the_same_at_the_same_times_as_an_engine_host(batching):
     simulated_ones = said(SimulatedLauncher())
     assert len({id for _, id, _, _, reason in simulated_ones if reason}) == 120
     assert simulated_ones == said(InlineLauncher())
+    assert simulated_ones == said(SimulatedLauncher())
 
 
 def test_work_of_another_kind_takes_its_seconds():

@@ -145,11 +145,12 @@ class Buckets:
     def better(self, score: float, now: float, patience: float) -> float:
         """About how many have at least this ratio; within a bucket arrivals are taken to be even since its head's."""
         rows = len(self._rows)
-        counts, weight = self._counts[:rows], self._weight[:rows]
-        there = counts > 0
-        waited = np.where(there, now - self._arrival[:rows], 1.0)
+        weight = self._weight[:rows]
+        # Where nobody is, the arrival is infinite and the count 0: no case of its own.
+        waited = np.maximum(now - self._arrival[:rows], 1e-9)
         least = (score - self._utility[:rows]) * weight if self._own else score * weight - patience
-        return float((counts * np.clip(1.0 - least / np.maximum(waited, 1e-9), 0.0, 1.0))[there].sum())
+        share = np.minimum(np.maximum(1.0 - least / waited, 0.0), 1.0)
+        return float(self._counts[:rows] @ share)
 
     def head(self, row: int) -> Waiting:
         """The oldest of a bucket that is not empty."""

@@ -30,7 +30,10 @@ class Keeping:
         """Where it may start now; empty: wherever it fits. `None` when nowhere."""
         works = (waiting.work,)
         if self.kept is None or waiting is self.kept:
-            return () if any(room.takes(works) for room in rooms) else None
+            for room in rooms:
+                if room.takes(works):
+                    return ()
+            return None
         if any(room.replica == self._replica for room in rooms):
             self._seen = now
         elif now - self._seen > FORGOTTEN_S:

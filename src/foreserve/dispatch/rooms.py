@@ -132,7 +132,14 @@ class Rooms(Sequence[Room]):
                 yield room
 
     def __bool__(self) -> bool:
-        return next(iter(self), None) is not None
+        if self._changed:
+            self._look()
+        while self._open:
+            place = self._open[0][2]
+            if place.runner.room() is not None:
+                return True
+            self._close(place)
+        return False
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -10,16 +10,13 @@ import msgspec
 
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
 from foreserve.engines.answer import generate_of, refusal
-from foreserve.engines.generation import Count, Generate, Sized, Tokens, TrueLengths
+from foreserve.engines.generation import Count, Sized, Tokens, TrueLengths
 from foreserve.engines.profile import EngineProfile
-from foreserve.engines.simulated_prefix import whole_units
+from foreserve.engines.simulated_prefix import hashed, whole_units
 from foreserve.engines.simulated_sequence import Emission, draw
 from foreserve.engines.simulated_sequence import Sequence as Request
 from foreserve.engines.simulated_static import StaticSteps
 from foreserve.engines.simulated_steps import ContinuousSteps
-
-_LEAST_UNIT = 16
-"""Tokens of a prompt that are hashed together at least, where the request brings no hashes of its own."""
 
 
 class SimulatedCore:
@@ -200,7 +197,8 @@ class SimulatedCore:
         if self._output is not None and not payload.ignore_eos:
             drawn = draw(self._seed, work.id, self._output[0], self._output[1])
             output = min(output, max(drawn - payload.continued, 1))
-        units, unit = self._hashed(payload)
+        caches = self.profile.prefix_caching
+        units, unit = hashed(payload.prompt, self.profile.block_tokens) if caches else ((), 0)
         return Request(
             work.id,
             len(payload.prompt),
@@ -241,17 +239,6 @@ class SimulatedCore:
             ready=now + self._overhead_s,
             work=work,
         )
-
-    def _hashed(self, payload: Generate) -> tuple[tuple[int, ...], int]:
-        """Hashes of the whole units of a prompt, each of all before it too, and their size."""
-        if not self.profile.prefix_caching:
-            return (), 0
-        block = self.profile.block_tokens
-        unit = -(-_LEAST_UNIT // block) * block
-        units: list[int] = []
-        for end in range(unit, len(payload.prompt) + 1, unit):
-            units.append(hash((units[-1] if units else 0, *payload.prompt[end - unit : end])))
-        return tuple(units), unit
 
     def _run_seconds(self, work: Work, seconds: float, now: float) -> None:
         self._order += 1

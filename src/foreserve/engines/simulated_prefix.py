@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+_LEAST_UNIT = 16
+"""Tokens of a prompt that are hashed together at least, where the request brings no hashes of its own."""
+
 
 class _Part(msgspec.Struct):
     blocks: int
@@ -78,3 +81,15 @@ def whole_units(prefix: tuple[int, ...], tokens: int, block: int) -> tuple[tuple
     """
     group = block // math.gcd(block, tokens)
     return (prefix if group == 1 else prefix[group - 1 :: group]), group * tokens
+
+
+def hashed(prompt: Sequence[int], block: int) -> tuple[tuple[int, ...], int]:
+    """Hashes of the parts of a prompt that brings none, of whole KV blocks of `block` tokens, and the parts' size.
+
+    A hash of whole numbers is the same in every process.
+    """
+    unit = -(-_LEAST_UNIT // block) * block
+    units: list[int] = []
+    for end in range(unit, len(prompt) + 1, unit):
+        units.append(hash((units[-1] if units else 0, *prompt[end - unit : end])))
+    return tuple(units), unit

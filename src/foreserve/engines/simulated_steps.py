@@ -17,42 +17,33 @@ from collections import deque
 
 from foreserve.engines.profile import EngineProfile
 from foreserve.engines.simulated_cost import DecodeCost, Line, PrefillCost
-from foreserve.engines.simulated_prefix import PrefixCache
+from foreserve.engines.simulated_kv import KVBlocks
 from foreserve.engines.simulated_sequence import Emission, Sequence
 
 
-class ContinuousSteps:
+class ContinuousSteps(KVBlocks):
     """Tell it what happens, in order of time: `advance` to a moment first, then `add` and `cancel` at that moment.
 
     Who is added at the very moment at which a step begins still joins it.
     """
 
     def __init__(self, profile: EngineProfile) -> None:
+        super().__init__(profile)
         self.preemptions = 0
         """How often the KV cache was full, so that somebody's had to be computed again."""
         self.hits = 0
         """Prompt tokens that were found in the prefix cache."""
         self.waiting: deque[Sequence] = deque()
-        self.running: dict[str, Sequence] = {}
-        """Who has a slot, in the order in which they got it, the last time."""
         self._slots = profile.slots
-        self._block = profile.block_tokens
-        self._blocks = profile.kv_tokens // profile.block_tokens
         self._budget = profile.max_batched_tokens
         self._mixing = profile.mixing
         self._change_s = profile.change_s
         self._prefill = PrefillCost(profile.prefill)
         self._decode = DecodeCost(profile.decode)
-        self._cache = PrefixCache() if profile.prefix_caching else None
         self._slow = 1.0
         self._order = 0
         self._due: list[tuple[int, int, Sequence]] = []  # (decode step, place, who) of the next chunk of each
-        self._step = 0  # decode steps since the start
-        # Of those that decode: how many, and their sums at step 0, so that no step has to touch them.
-        self._decoding = 0
-        self._context = 0
-        self._private = 0  # KV tokens that they do not share
-        self._reserved = 0  # KV blocks of those that are prefilled
+        self._context = 0  # of those that decode, the sum at step 0
         # The step, or stretch of steps, that runs.
         self._began = 0.0
         self._plain = 0.0  # when the first of a stretch has spent what it takes for being of another size
@@ -79,7 +70,9 @@ class ContinuousSteps:
             self._begin()
         elif self._stretch and len(self.waiting) == 1 and len(self.running) < self._slots:
             self._cut(max(now, sequence.ready))
-            if self._due[0][0] > self._step + self._stretch and (sequence.ready <= now or self._last_runs(now)):
+            if (not self._due or self._due[0][0] > self._step + self._stretch) and (
+                sequence.ready <= now or self._last_runs(now)
+            ):
                 # Nothing is put out there: the next step can be told now, and one event less is waited for.
                 self._end_step([])
                 self._began = self._ends
@@ -175,9 +168,7 @@ class ContinuousSteps:
         if self.waiting:
             self._take_prompts()
         if self._parts:
-            computed = sum(tokens for _, tokens in self._parts)
-            self._size = computed if self._budget is None else computed + self._decoding
-            self._ends = self._began + (self._mixed_s() + self._changed_s()) * self._slow
+            self._ends = self._began + self._mixed_s() * self._slow
         elif self._decoding:
             self._decode_on()
         else:
@@ -231,9 +222,10 @@ class ContinuousSteps:
         self.running[sequence.id] = sequence
         return True
 
-    def _changed_s(self) -> float:
-        """What the step that begins now takes for being of another size than the one before it."""
-        return self._change_s if self._size != self._last_size else 0.0
+    def _changed_s(self, tokens: int) -> float:
+        """What a step of so many tokens takes for being of another size than the one before it."""
+        self._size = tokens
+        return self._change_s if tokens != self._last_size else 0.0
 
     def _mixed_s(self) -> float:
         """Of the step that begins now and computes `_parts`."""
@@ -249,7 +241,8 @@ class ContinuousSteps:
             seconds = self._prefill.at(tokens, before / tokens)
         if self._decoding and self._budget is not None:
             seconds += self._mixing * self._decode.line(self._decoding).at(self._mean())
-        return seconds
+            tokens += self._decoding
+        return seconds + self._changed_s(tokens)
 
     def _decode_on(self) -> None:
         """Nothing but decoding, up to the next chunk of anybody, a full KV cache, or who is ready in between."""
@@ -260,9 +253,8 @@ class ContinuousSteps:
         if not self._room(steps):
             steps = bisect_right(range(1, steps), False, key=lambda step: not self._room(step))
         self._stretch = steps
-        self._size = self._decoding
         self._line, self._from = self._decode.line(self._decoding), self._mean()
-        self._plain = self._began + self._changed_s() * self._slow
+        self._plain = self._began + self._changed_s(self._decoding) * self._slow
         self._ends = self._plain + self._line.total(self._from, steps) * self._slow
         if self.waiting and len(self.running) < self._slots and self.waiting[0].ready > self._began:
             self._cut(self.waiting[0].ready)
@@ -278,7 +270,7 @@ class ContinuousSteps:
 
     def _last_runs(self, now: float) -> bool:
         """Whether the last step of the stretch has begun."""
-        if self._stretch < 2:
+        if self._stretch == 1:
             return self._began <= now
         return self._plain + self._line.total(self._from, self._stretch - 1) * self._slow <= now
 
@@ -306,6 +298,8 @@ class ContinuousSteps:
         self._last_size = self._size
         if self._stretch:
             self._last_s = None
+            if self._stretch == 1:
+                self._last_s = self._ends - self._began
             self._last = (self._line, self._from + self._stretch - 1, self._slow)
             self._step += self._stretch
             self._stretch = 0
@@ -337,15 +331,6 @@ class ContinuousSteps:
         self._context += sequence.prompt - sequence.zero
         self._private += sequence.prompt - sequence.zero - sequence.held * sequence.unit
         heapq.heappush(self._due, (sequence.zero + sequence.next, sequence.place, sequence))
-
-    def _publish(self, sequence: Sequence, cache: PrefixCache) -> None:
-        """Put the whole units of its prompt that have been computed into the prefix cache."""
-        computed, blocks = sequence.prompt + sequence.made - sequence.todo, sequence.unit // self._block
-        while sequence.held < len(sequence.units) and (sequence.held + 1) * sequence.unit <= computed:
-            cache.hold(sequence.units[sequence.held], blocks)
-            sequence.held += 1
-            sequence.reserved -= blocks
-            self._reserved -= blocks
 
     def _emit(self, sequence: Sequence, out: list[Emission]) -> None:
         """Put out the chunk that is due, and note when the next one is."""
@@ -385,26 +370,3 @@ class ContinuousSteps:
         self._leave(newest)
         self.waiting.appendleft(newest)
         self.preemptions += 1
-
-    def _room(self, steps: int, blocks: int = 0) -> bool:
-        """Whether so many more steps of those that decode fit the KV cache, beside `blocks` more."""
-        most = self._private + self._decoding * (self._step + steps + self._block - 1)  # each one's last block is begun
-        used = self._reserved + blocks + most // self._block + (self._cache.shared if self._cache else 0)
-        return used <= self._blocks or self._used(self._step + steps) + blocks <= self._blocks
-
-    def _used(self, step: int) -> int:
-        """KV blocks that somebody holds at a decode step, if all go on as they are."""
-        block, shared = self._block, self._cache.shared if self._cache is not None else 0
-        if block == 1:
-            return self._reserved + shared + self._private + self._decoding * step
-        private = 0
-        for sequence in self.running.values():
-            if sequence.zero is not None:
-                private -= (sequence.zero + sequence.held * sequence.unit - sequence.prompt - step) // block
-        return self._reserved + shared + private
-
-    def _evict(self) -> None:
-        """Let go what nobody holds and the others have grown over."""
-        cache = self._cache
-        if cache is not None and cache.idle and (over := self._used(self._step) + cache.idle - self._blocks) > 0:
-            cache.shrink(over)

@@ -44,12 +44,13 @@ class StepClock:
 
     def passed(self, now: float) -> int:
         """Whole steps since the last call; what is left of one is carried over."""
-        if self._steps_per_s is None:
+        if self._steps_per_s is None or now <= self._since:
             return 0
-        steps = self._fraction + max(now - self._since, 0.0) * self._steps_per_s
-        self._since = max(now, self._since)
-        self._fraction = steps % 1.0
-        return int(steps)
+        steps = self._fraction + (now - self._since) * self._steps_per_s
+        whole = int(steps)
+        self._since = now
+        self._fraction = steps - whole
+        return whole
 
 
 class FrozenAhead(msgspec.Struct, frozen=True):
