@@ -85,7 +85,10 @@ def live(plan: Plan, mix_name: str, keep: Path, *, steps: bool, known: Path | No
     file = keep / "profile.yaml"
     save_profile(profiled(model, plan.effort) if known is None else load_profile(known), file)
     profile = load_profile(file)
-    server = Live(mix, MODEL, WORDS, MAX_TOKENS, keep, steps=steps, control=file if control else None)
+    bare = keep / "control.yaml"
+    if control:  # what lies around the engine is real there, and need not be told
+        save_profile(msgspec.structs.replace(profile, overhead_s=0.0), bare)
+    server = Live(mix, MODEL, WORDS, MAX_TOKENS, keep, steps=steps, control=bare if control else None)
     need = Need(profile)
 
     def cost(asks: list[mixes.Ask]) -> list[float]:
