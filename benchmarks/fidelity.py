@@ -85,7 +85,10 @@ def live(plan: Plan, mix_name: str, keep: Path, *, steps: bool, known: Path | No
     file = keep / "profile.yaml"
     save_profile(profiled(model, plan.effort) if known is None else load_profile(known), file)
     profile = load_profile(file)
-    server = Live(mix, MODEL, WORDS, MAX_TOKENS, keep, steps=steps, control=file if control else None)
+    bare = keep / "control.yaml"
+    if control:  # what lies around the engine is real there, and need not be told
+        save_profile(msgspec.structs.replace(profile, overhead_s=0.0), bare)
+    server = Live(mix, MODEL, WORDS, MAX_TOKENS, keep, steps=steps, control=bare if control else None)
     need = Need(profile)
 
     def cost(asks: list[mixes.Ask]) -> list[float]:
@@ -152,17 +155,17 @@ def again(keep: Path, report: Report) -> None:
     report.settings |= msgspec.to_builtins(kept)
     runs: dict[float, Run] = {}
     for load in kept.loads:
+        if not all(_went(keep, load, side).exists() for side in SIDES):
+            report.note(f"at {load:g} of saturation live did not come to its end: left out")
+            continue
         arrivals = [row.arrival for row in open_trace(_trace(keep, load))]
-        sides = [
-            msgspec.json.decode(_went(keep, load, side).read_bytes(), type=list[Went])
-            for side in SIDES
-            if _went(keep, load, side).exists()
-        ]
+        sides = [msgspec.json.decode(_went(keep, load, side).read_bytes(), type=list[Went]) for side in SIDES]
         went = simulated(profile, kept, _trace(keep, load))
         warm = kept.warm
         runs[load] = Run(arrivals=arrivals[warm:], live=[one[warm:] for one in sides], simulated=went[warm:])
         (keep / f"{load:g}.simulated.json").write_bytes(msgspec.json.encode(went))
     fidelity_report.add(report, runs)
+    report.note("requests bring no deadlines; who would wait for more than the default of 30 s is refused")
     report.note("latencies are the server's own, from a request's arrival, of requests that were done")
     report.note("errors are against the mean of both live runs; the profile was measured on random tokens before them")
 

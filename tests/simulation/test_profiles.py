@@ -94,3 +94,13 @@ def test_files_that_are_no_profile(tmp_path: Path, text: str):
 def test_the_linear_profile_can_be_written(tmp_path: Path):
     save_profile(linear(), tmp_path / "deep" / "linear.yaml")
     assert load_profile(tmp_path / "deep" / "linear.yaml").slots == 16
+
+
+def test_the_profile_that_the_documentation_explains_is_one(tmp_path: Path):
+    page = (Path(__file__).parents[2] / "docs" / "calibration.md").read_text()
+    file = tmp_path / "chat.yaml"
+    file.write_text(page.split("```yaml\n")[1].split("```")[0])
+    explained = load_profile(file)
+    told = set(file.read_text().replace(":", " ").split())
+    assert {field.name for field in msgspec.structs.fields(EngineProfile)} <= told
+    assert explained.slots == 8

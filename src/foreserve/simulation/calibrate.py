@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+import numpy as np
 from msgspec.structs import replace
 
 from foreserve.clock import wall
@@ -197,8 +198,6 @@ def _table(
 
 def _between(known: Mapping[int, float], tokens: int) -> float:
     """On the straight line between the two nearest."""
-    import numpy as np
-
     lengths = sorted(known)
     return float(np.interp(tokens, lengths, [known[length] for length in lengths]))
 

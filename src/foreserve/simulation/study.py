@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from threadpoolctl import threadpool_limits
 
 from foreserve.app import App
 from foreserve.core import Outcome
@@ -68,7 +69,9 @@ def simulate(
     oracle = Oracle()
     twins = make_twins(app, profiles, oracle, seen)
     main = _run(app, twins, oracle, trace, seen, faults, progress, observers, decisions)
-    measured, preemptions = clock.run(main, epoch=trace.header.epoch)
+    # Small matrices are slower on several cores, far slower beside other work, and would be summed in another order.
+    with threadpool_limits(1, user_api="blas"):
+        measured, preemptions = clock.run(main, epoch=trace.header.epoch)
     return Result(
         name=name,
         trace=trace.header.name,
