@@ -7,6 +7,7 @@ compared, payloads and chunks are passed on.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
@@ -351,7 +352,7 @@ class Dispatcher:
             self._alarm.cancel()
         self._alarm = self._loop.call_at(until, self.wake)
 
-    @property
+    @functools.cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
 

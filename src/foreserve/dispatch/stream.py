@@ -37,7 +37,7 @@ class Stream:
         self._stall_s = stall_s
         self._on_leave = on_leave
         self._events: list[Any] = []
-        self._news = asyncio.Event()
+        self._news: asyncio.Event | None = None  # made when its reader first waits
         self._stall: asyncio.TimerHandle | None = None
         self._listeners: list[Callable[[Outcome], None]] = []
 
@@ -60,7 +60,8 @@ class Stream:
             self._events.extend(decoded.events)
             if self.tap is not None:
                 self.tap(decoded.events)
-            self._news.set()
+            if self._news is not None:
+                self._news.set()
             if len(self._events) > self._bound:
                 self._on_leave(self.id, f"the client is more than {self._bound} events behind")
             elif self._stall is None:
@@ -75,7 +76,8 @@ class Stream:
     def end(self, outcome: Outcome) -> None:
         """Called once, by the dispatcher."""
         self.outcome = outcome
-        self._news.set()
+        if self._news is not None:
+            self._news.set()
         for tell in self._listeners:
             tell(outcome)
 
@@ -90,6 +92,8 @@ class Stream:
         while not self._events:
             if self.outcome is not None:
                 return None
+            if self._news is None:
+                self._news = asyncio.Event()
             self._news.clear()
             await self._news.wait()
         events, self._events = self._events, []

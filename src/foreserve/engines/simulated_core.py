@@ -42,6 +42,7 @@ class SimulatedCore:
         self._seed = seed
         self._output = output_tokens
         self._every = emit_every
+        self._overhead_s = profile.overhead_s
         self._lengths = lengths
         self._steps: ContinuousSteps | StaticSteps = StaticSteps(profile) if self.static else ContinuousSteps(profile)
         whole = profile.kv_tokens // profile.block_tokens * profile.block_tokens
@@ -77,18 +78,24 @@ class SimulatedCore:
         """Take them in: as one batch when static. Returns the ends of those that cannot run."""
         refused: list[Chunk] = []
         rows: list[Request] = []
-        seconds = [_seconds(work) for work in works]
-        longest = max((each for each in seconds if each is not None), default=0.0)
-        for work, own in zip(works, seconds, strict=True):
-            if own is not None:
-                self._run_seconds(work.id, longest if self.static else own, now, work)
+        timed: list[tuple[Work, float]] = []
+        for work in works:
+            if type(work.payload) is Sized:
+                row = self._sized(work, work.payload, now)
+            elif (seconds := _seconds(work)) is not None:
+                timed.append((work, seconds))
                 continue
-            row = self._request(work, now)
-            if isinstance(row, Finish):
+            else:
+                row = self._generate(work, now)
+            if type(row) is Request:
+                self._live[work.id] = row
+                rows.append(row)
+            elif type(row) is Finish:
                 refused.append(Chunk(id=work.id, index=0, attempt=work.attempt, finish=row))
-                continue
-            self._live[work.id] = row
-            rows.append(row)
+        if timed:
+            longest = max(seconds for _, seconds in timed)
+            for work, seconds in timed:
+                self._run_seconds(work, longest if self.static else seconds, now)
         if isinstance(self._steps, ContinuousSteps):
             for row in rows:
                 self._steps.add(row, now)
@@ -116,9 +123,12 @@ class SimulatedCore:
 
     def advance(self, now: float) -> list[Chunk]:
         """What has come by `now` since the last call, in order."""
-        chunks = [self._chunk(emission) for emission in self._steps.advance(now)]
-        while self._due and self._due[0][0] <= now:
-            _, order, request_id = heapq.heappop(self._due)
+        steps, due = self._steps, self._due
+        chunks: list[Chunk] = []
+        if (at := steps.next_at()) is not None and at <= now:
+            chunks = [self._chunk(emission) for emission in steps.advance(now)]
+        while due and due[0][0] <= now:
+            _, order, request_id = heapq.heappop(due)
             if request_id in self._timed and self._timed[request_id][1] == order:
                 chunks.append(self._chunk((self._live[request_id], 0, "stop")))
                 del self._timed[request_id]
@@ -176,11 +186,8 @@ class SimulatedCore:
 
     # ---
 
-    def _request(self, work: Work, now: float) -> Request | Finish:
+    def _generate(self, work: Work, now: float) -> Request | Finish:
         """What `work` will put out, or why it cannot run."""
-        ready = now + self.profile.overhead_s
-        if isinstance(work.payload, Sized):
-            return self._sized(work, work.payload, ready)
         try:
             payload = generate_of(work)
         except msgspec.ValidationError as error:
@@ -200,11 +207,11 @@ class SimulatedCore:
             every=self._every,
             units=units,
             unit=unit,
-            ready=ready,
+            ready=now + self._overhead_s,
             work=work,
         )
 
-    def _sized(self, work: Work, sized: Sized, ready: float) -> Request | Finish:
+    def _sized(self, work: Work, sized: Sized, now: float) -> Request | Finish:
         """An answer that would outgrow the context ends there, as its limit would end it."""
         prompt = sized.prompt_tokens
         if self._lengths is None:
@@ -229,7 +236,7 @@ class SimulatedCore:
             every=self._every,
             units=units,
             unit=unit,
-            ready=ready,
+            ready=now + self._overhead_s,
             work=work,
         )
 
@@ -244,11 +251,11 @@ class SimulatedCore:
             units.append(hash((units[-1] if units else 0, *payload.prompt[end - unit : end])))
         return tuple(units), unit
 
-    def _run_seconds(self, request_id: str, seconds: float, now: float, work: Work) -> None:
+    def _run_seconds(self, work: Work, seconds: float, now: float) -> None:
         self._order += 1
-        self._live[request_id] = Request(request_id, 0, 1, work=work)
-        self._timed[request_id] = (now + seconds * self._slow, self._order, seconds)
-        heapq.heappush(self._due, (now + seconds * self._slow, self._order, request_id))
+        self._live[work.id] = Request(work.id, 0, 1, work=work)
+        self._timed[work.id] = (now + seconds * self._slow, self._order, seconds)
+        heapq.heappush(self._due, (now + seconds * self._slow, self._order, work.id))
 
     def _chunk(self, emission: Emission) -> Chunk:
         request, tokens, end = emission

@@ -20,7 +20,7 @@ _SLACK = 1e-9
 class Line:
     """A function of x >= 0 through points, straight between them and beyond the last, never falling, never negative."""
 
-    __slots__ = ("_slopes", "_xs", "_ys", "flat")
+    __slots__ = ("_flat", "_last", "_slopes", "_xs", "_ys")
 
     def __init__(self, xs: Sequence[float], ys: Sequence[float]) -> None:
         xs, ys = [float(x) for x in xs], list(accumulate(map(float, ys), max))
@@ -30,7 +30,8 @@ class Line:
         slopes = [(b - a) / (right - left) for (left, right), (a, b) in zip(pairwise(xs), pairwise(ys), strict=True)]
         self._xs, self._ys = xs, ys
         self._slopes = [*slopes, slopes[-1] if slopes else 0.0]
-        self.flat = not any(self._slopes)
+        self._last = len(xs) - 1
+        self._flat = not any(self._slopes)
 
     def at(self, x: float) -> float:
         """Its value."""
@@ -39,21 +40,12 @@ class Line:
 
     def total(self, x: float, steps: int) -> float:
         """The sum of its values at x, x + 1, …, `steps` of them, in closed form."""
-        if self.flat:
-            return self._ys[0] * steps
         xs = self._xs
-        total, piece, last = 0.0, bisect_right(xs, x) - 1, len(xs) - 1
-        while True:
-            here = steps
-            if piece < last and x + steps - 1 >= xs[piece + 1]:
-                here = math.ceil(xs[piece + 1] - x)
-            slope = self._slopes[piece]
-            total += here * (self._ys[piece] + slope * (x - xs[piece] + (here - 1) * 0.5))
-            steps -= here
-            if steps <= 0:
-                return total
-            x += here
-            piece = bisect_right(xs, x) - 1
+        piece = bisect_right(xs, x) - 1
+        if piece == self._last or x + steps - 1 < xs[piece + 1]:
+            return steps * (self._ys[piece] + self._slopes[piece] * (x - xs[piece] + (steps - 1) * 0.5))
+        here = math.ceil(xs[piece + 1] - x)
+        return self.total(x, here) + self.total(x + here, steps - here)
 
     def steps(self, x: float, seconds: float, most: int) -> int:
         """How many of those it takes until their sum is at least `seconds`, at most `most`."""
@@ -61,13 +53,13 @@ class Line:
         seconds -= _SLACK * first
         if seconds <= 0.0:
             return 0
-        if first <= 0.0 and self.flat:
+        if first <= 0.0 and self._flat:
             return most
         xs, taken, piece = self._xs, 0, bisect_right(self._xs, x) - 1
         while taken < most:
             slope, first = self._slopes[piece], self.at(x)
             here = most - taken
-            if piece < len(xs) - 1 and x + here - 1 >= xs[piece + 1]:
+            if piece < self._last and x + here - 1 >= xs[piece + 1]:
                 here = math.ceil(xs[piece + 1] - x)
             if here * (first + slope * (here - 1) * 0.5) >= seconds:
                 return taken + min(here, _steps(first, slope, seconds))

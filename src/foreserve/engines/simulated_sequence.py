@@ -17,7 +17,7 @@ class Sequence:
     """
 
     __slots__ = (
-        "cached", "due", "ended", "every", "given", "held", "id", "limited", "made", "next", "number", "output",
+        "cached", "ended", "every", "given", "held", "id", "limited", "made", "next", "number", "output",
         "place", "prompt", "ready", "reserved", "todo", "unit", "units", "work", "zero",
     )  # fmt: skip
 
@@ -61,8 +61,6 @@ class Sequence:
         """How many of its units it shares with the prefix cache."""
         self.cached: int | None = None
         """Tokens of its prompt that were in the prefix cache when it first began."""
-        self.due = 0
-        """The order of its entry among the chunks that are due; 0 is none."""
         self.place = 0
         """The order in which it joined those that run, the last time; 0: it does not run."""
         self.ended = False

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections import deque
 
 from foreserve.engines.profile import EngineProfile
-from foreserve.engines.simulated_cost import DecodeCost, PrefillCost
+from foreserve.engines.simulated_cost import DecodeCost, Line, PrefillCost
 from foreserve.engines.simulated_prefix import PrefixCache
 from foreserve.engines.simulated_sequence import Emission, Sequence
 
@@ -45,7 +45,7 @@ class ContinuousSteps:
         self._cache = PrefixCache() if profile.prefix_caching else None
         self._slow = 1.0
         self._order = 0
-        self._due: list[tuple[int, int, Sequence]] = []  # (decode step, order, who) of the next chunk of each
+        self._due: list[tuple[int, int, Sequence]] = []  # (decode step, place, who) of the next chunk of each
         self._step = 0  # decode steps since the start
         # Of those that decode: how many, and their sums at step 0, so that no step has to touch them.
         self._decoding = 0
@@ -58,7 +58,10 @@ class ContinuousSteps:
         self._stretch = 0  # its decode steps; 0 when it computes prompts
         self._parts: list[tuple[Sequence, int]] = []  # what it computes of whose prompt
         self._left = 0  # tokens that it could compute beside
+        self._line = self._decode.line(1)  # how long its decode steps take, by context
+        self._from = 0.0  # the context at its first
         self._last_s: float | None = None
+        self._last: tuple[Line, float, float] | None = None  # after a stretch: what to read that from
 
     # --- what happens
 
@@ -72,7 +75,7 @@ class ContinuousSteps:
             self._begin()
         elif self._stretch and len(self.waiting) == 1 and len(self.running) < self._slots:
             self._cut(max(now, sequence.ready))
-            if self._due[0][0] > self._step + self._stretch:
+            if self._due[0][0] > self._step + self._stretch and (sequence.ready <= now or self._last_runs(now)):
                 # Nothing is put out there: the next step can be told now, and one event less is waited for.
                 self._end_step([])
                 self._began = self._ends
@@ -87,12 +90,14 @@ class ContinuousSteps:
             # A step that has been told of before it begins counts the one that still runs.
             reached = max(sequence.reached(self._step + self.under_way(now)) - (now < self._began), sequence.given)
             self._leave(sequence)
-            if now <= self._began:
-                self._forget(sequence)
-                self._begin()
         else:
             reached = sequence.made
             self.waiting.remove(sequence)
+            if self.waiting and len(self.running) < self._slots:
+                self._interrupt(now)  # who waited behind it may fit
+        if self._ends is not None and now <= self._began:
+            self._parts.clear()
+            self._begin()
         sequence.ended = True
         tokens, sequence.given = reached - sequence.given, reached
         return sequence, tokens, "cancelled"
@@ -137,9 +142,9 @@ class ContinuousSteps:
             return self._stretch
         if self._stretch == 1:
             return 0
-        line = self._decode.line(self._decoding)
-        at_least = line.steps(self._mean(), (now - self._began) / self._slow, self._stretch)
-        return at_least - (line.total(self._mean(), at_least) * self._slow > (now - self._began) * (1.0 + 1e-9))
+        at_least = self._line.steps(self._from, (now - self._began) / self._slow, self._stretch)
+        took = self._line.total(self._from, at_least) * self._slow
+        return at_least - (took > (now - self._began) * (1.0 + 1e-9))
 
     def kv_fraction(self, now: float) -> float:
         """The share of the KV cache that somebody holds."""
@@ -148,7 +153,10 @@ class ContinuousSteps:
     def last_step_s(self, now: float) -> float | None:
         """How long the newest step took that is over; `None` before the first."""
         if over := self.under_way(now):
-            return self._decode.line(self._decoding).at(self._mean() + over - 1) * self._slow
+            return self._line.at(self._from + over - 1) * self._slow
+        if self._last_s is None and self._last is not None:
+            line, context, slow = self._last
+            return line.at(context) * slow
         return self._last_s
 
     # --- a step begins
@@ -169,24 +177,13 @@ class ContinuousSteps:
         else:
             self._ends = self.waiting[0].ready if self.waiting else None
 
-    def _forget(self, sequence: Sequence) -> None:
-        """The step that begins computes nothing of it after all."""
-        for at, (other, tokens) in enumerate(self._parts):
-            if other is sequence:
-                self._left += tokens
-                del self._parts[at]
-                return
-
     def _continue_prompts(self) -> None:
         """Of those that have begun, in their order."""
-        if self._budget is None:
-            self._left = 1
-            return
-        self._left = self._budget - self._decoding
+        self._left = 1 if self._budget is None else self._budget - self._decoding
         if self._reserved:
             for sequence in self.running.values():
                 if sequence.todo and self._left > 0:
-                    tokens = min(sequence.todo, self._left)
+                    tokens = sequence.todo if self._budget is None else min(sequence.todo, self._left)
                     self._parts.append((sequence, tokens))
                     self._left -= tokens
 
@@ -247,14 +244,14 @@ class ContinuousSteps:
     def _decode_on(self) -> None:
         """Nothing but decoding, up to the next chunk of anybody, a full KV cache, or who is ready in between."""
         due = self._due
-        while due[0][1] != due[0][2].due:
+        while due[0][1] != due[0][2].place:
             heapq.heappop(due)  # of one that was cancelled or preempted
         steps = due[0][0] - self._step
         if not self._room(steps):
             steps = bisect_right(range(1, steps), False, key=lambda step: not self._room(step))
         self._stretch = steps
-        seconds = self._decode.line(self._decoding).total(self._mean(), steps)
-        self._ends = self._began + seconds * self._slow
+        self._line, self._from = self._decode.line(self._decoding), self._mean()
+        self._ends = self._began + self._line.total(self._from, steps) * self._slow
         if self.waiting and len(self.running) < self._slots and self.waiting[0].ready > self._began:
             self._cut(self.waiting[0].ready)
 
@@ -263,10 +260,13 @@ class ContinuousSteps:
         assert self._ends is not None
         if self._stretch < 2 or at >= self._ends:
             return
-        line = self._decode.line(self._decoding)
-        steps = line.steps(self._mean(), (at - self._began) / self._slow, self._stretch)
-        self._stretch = max(steps, 1)
-        self._ends = self._began + line.total(self._mean(), self._stretch) * self._slow
+        line = self._line
+        self._stretch = max(line.steps(self._from, (at - self._began) / self._slow, self._stretch), 1)
+        self._ends = self._began + line.total(self._from, self._stretch) * self._slow
+
+    def _last_runs(self, now: float) -> bool:
+        """Whether the last step of the stretch has begun."""
+        return self._began + self._line.total(self._from, self._stretch - 1) * self._slow <= now
 
     def _interrupt(self, now: float) -> None:
         """Let nothing but the step that runs now be under way, so that who decodes may change, and how fast."""
@@ -274,10 +274,10 @@ class ContinuousSteps:
             return
         self._cut(now)
         if over := self._stretch - 1:
-            line = self._decode.line(self._decoding)
-            self._last_s = line.at(self._mean() + over - 1) * self._slow
-            self._began += line.total(self._mean(), over) * self._slow
+            self._last_s = self._line.at(self._from + over - 1) * self._slow
+            self._began += self._line.total(self._from, over) * self._slow
             self._step += over
+            self._from += over
             self._stretch = 1
 
     def _mean(self) -> float:
@@ -289,10 +289,8 @@ class ContinuousSteps:
     def _end_step(self, out: list[Emission]) -> None:
         assert self._ends is not None
         if self._stretch:
-            self._last_s = self._ends - self._began
-            if self._stretch > 1:
-                line = self._decode.line(self._decoding)
-                self._last_s = line.at(self._mean() + self._stretch - 1) * self._slow
+            self._last_s = None
+            self._last = (self._line, self._from + self._stretch - 1, self._slow)
             self._step += self._stretch
             self._stretch = 0
         elif self._parts:
@@ -302,14 +300,14 @@ class ContinuousSteps:
             parts, self._parts = self._parts, []
             for sequence, tokens in parts:
                 if sequence.place:
-                    self._computed(sequence, tokens, out)
+                    self._computed(sequence, tokens)
         due, step = self._due, self._step
         while due and due[0][0] <= step:
-            _, order, sequence = heapq.heappop(due)
-            if sequence.due == order:
+            _, place, sequence = heapq.heappop(due)
+            if sequence.place == place:
                 self._emit(sequence, out)
 
-    def _computed(self, sequence: Sequence, tokens: int, out: list[Emission]) -> None:
+    def _computed(self, sequence: Sequence, tokens: int) -> None:
         """So many tokens more of its prompt; after the last it has made its next token and decodes."""
         sequence.todo -= tokens
         if self._cache is not None and sequence.held < len(sequence.units):
@@ -322,7 +320,7 @@ class ContinuousSteps:
         self._decoding += 1
         self._context += sequence.prompt - sequence.zero
         self._private += sequence.prompt - sequence.zero - sequence.held * sequence.unit
-        self._emit(sequence, out)
+        heapq.heappush(self._due, (sequence.zero + sequence.next, sequence.place, sequence))
 
     def _publish(self, sequence: Sequence, cache: PrefixCache) -> None:
         """Put the whole units of its prompt that have been computed into the prefix cache."""
@@ -334,7 +332,7 @@ class ContinuousSteps:
             self._reserved -= blocks
 
     def _emit(self, sequence: Sequence, out: list[Emission]) -> None:
-        """Put out what has come, if a chunk is due, and note when the next one is."""
+        """Put out the chunk that is due, and note when the next one is."""
         assert sequence.zero is not None
         reached = self._step - sequence.zero
         if reached >= sequence.output:
@@ -343,13 +341,10 @@ class ContinuousSteps:
             sequence.ended = True
             out.append((sequence, tokens, sequence.end))
             return
-        if reached >= sequence.next:
-            out.append((sequence, reached - sequence.given, None))
-            sequence.given = reached
-            sequence.next = sequence.after(reached)
-        self._order += 1
-        sequence.due = self._order
-        heapq.heappush(self._due, (sequence.zero + sequence.next, self._order, sequence))
+        out.append((sequence, reached - sequence.given, None))
+        sequence.given = reached
+        sequence.next = sequence.after(reached)
+        heapq.heappush(self._due, (sequence.zero + sequence.next, sequence.place, sequence))
 
     # --- KV blocks
 
@@ -365,7 +360,7 @@ class ContinuousSteps:
             self._private -= sequence.prompt - sequence.zero - sequence.held * sequence.unit
         self._reserved -= sequence.reserved
         sequence.zero = None
-        sequence.held = sequence.reserved = sequence.todo = sequence.due = sequence.place = 0
+        sequence.held = sequence.reserved = sequence.todo = sequence.place = 0
         del self.running[sequence.id]
 
     def _preempt(self) -> None:

@@ -94,9 +94,10 @@ class Ahead:
 
     def map(self, resource: str) -> Anticipator:
         """The map of one resource."""
-        if resource not in self.maps:
-            self.maps[resource] = Anticipator()
-        return self.maps[resource]
+        known = self.maps.get(resource)
+        if known is None:
+            known = self.maps[resource] = Anticipator()
+        return known
 
 
 class Occupancy:
@@ -122,10 +123,12 @@ class Occupancy:
         """These begin now. What is still held under one of their ids is forgotten."""
         self._advance(now)
         for work in works:
-            self.end(work.id)
+            if work.id in self._held:
+                self.end(work.id)
             self._held[work.id] = work
-            self._set_free(subtract(self._free, self._plain(work)))
-            if (ramp := self._ramp(work)) is not None:
+            ramp = self._ramp(work)
+            self._set_free(subtract(self._free, self._plain(work, ramp)))
+            if ramp is not None:
                 self._ahead.map(ramp.resource).add(work.id, ramp)
 
     def end(self, work_id: str) -> None:
@@ -133,9 +136,10 @@ class Occupancy:
         work = self._held.pop(work_id, None)
         if work is None:
             return
+        ramp = self._ramp(work)
         # From the capacity, once nothing is held: sums of fractions would drift.
-        self._set_free(restore(self._free, self._plain(work)) if self._held else dict(self.capacity))
-        if (ramp := self._ramp(work)) is not None:
+        self._set_free(restore(self._free, self._plain(work, ramp)) if self._held else dict(self.capacity))
+        if ramp is not None:
             self._ahead.map(ramp.resource).remove(work.id)
 
     def clear(self) -> None:
@@ -169,8 +173,12 @@ class Occupancy:
 
     def _ramp(self, work: Work) -> Ramp | None:
         """The ramp of a work, where it is of something that is limited here."""
-        return work.ramp if work.ramp is not None and work.ramp.resource in self.capacity else None
+        ramp = work.ramp
+        return ramp if ramp is not None and ramp.resource in self.capacity else None
 
-    def _plain(self, work: Work) -> Cost:
-        ramp = self._ramp(work)
-        return work.cost if ramp is None else {name: cost for name, cost in work.cost.items() if name != ramp.resource}
+    def _plain(self, work: Work, ramp: Ramp | None) -> Cost:
+        if ramp is None:
+            return work.cost
+        plain = dict(work.cost)
+        plain.pop(ramp.resource, None)
+        return plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -174,6 +175,6 @@ class Replica:
         if self.connection is not None and self.state is not State.GONE:
             self.connection.send(message)
 
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
+    @functools.cached_property
+    def _now(self) -> Callable[[], float]:
+        return asyncio.get_running_loop().time

@@ -22,6 +22,9 @@ LEAST_EXTENSION = 16
 """Steps; a short answer that goes on is not asked after every few steps."""
 
 
+_NEVER = 2**63
+
+
 class Held(msgspec.Struct, array_like=True):
     """One ramp on the map, in absolute steps: it began at `began` and is foreseen to end at `end`, at most at `last`.
 
@@ -72,6 +75,8 @@ class Anticipator:
         self._a = 0
         self._b = 0
         self._changes: dict[int, tuple[int, int]] = {}
+        self._soonest = _NEVER
+        """No step before it changes anything."""
         self._held: dict[str, Held] = {}
         self._most = 0
         """The sum of what each holds at its highest: U is never above it."""
@@ -141,6 +146,8 @@ class Anticipator:
     def advance(self, steps: int) -> None:
         """So many steps have passed. Whoever has outlived its prediction by then is extended."""
         begun, self.now = self.now, self.now + steps
+        if self.now < self._soonest:
+            return
         passed: list[int] | range = range(begun + 1, self.now + 1)
         if steps > len(self._changes):
             passed = [step for step in self._changes if step <= self.now]
@@ -150,6 +157,7 @@ class Anticipator:
                 self._a += change[0]
                 self._b += change[1]
                 ended = True
+        self._soonest = min(self._changes, default=_NEVER)
         if ended:
             self._profile = None
             for ramp_id, held in self._held.items():
@@ -179,6 +187,8 @@ class Anticipator:
             self._a += x
             self._b += y
             return
+        if step < self._soonest:
+            self._soonest = step
         was_x, was_y = self._changes.get(step, (0, 0))
         if x + was_x or y + was_y:
             self._changes[step] = (x + was_x, y + was_y)

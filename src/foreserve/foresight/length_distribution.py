@@ -69,7 +69,7 @@ def means(cdf: Floats, most: Floats) -> Floats:
 
 
 def read(cdf: Floats, most: Sequence[int], source: str, *, levels: Floats, mean: Floats) -> list[Length]:
-    """Lengths of a batch: quantiles at `levels` (rows, 3), every number within 1 and the request's `most`."""
+    """Lengths of a batch: quantiles at `levels` (3 a row, or one row), all within 1 and the request's `most`."""
     limits = np.maximum(np.asarray(most, np.float64), 1.0)
     found = np.minimum(np.maximum(quantiles(cdf, levels), 1.0), limits[:, None])
     p50, p80, p95 = np.maximum.accumulate(found, axis=1).T.tolist()

@@ -65,15 +65,17 @@ class _Histogram:
         """Answers that still count."""
         return self.weight / self.grown
 
-    def cdf(self) -> Floats:
-        """At `EDGES`. An answer that was cut in a cell was at risk up to there; what outlived all ends in the last."""
-        leaving = self.ended + self.cut
-        at_risk = np.cumsum(leaving[::-1])[::-1]
-        hazard = np.divide(self.ended, at_risk, out=np.zeros(CELLS), where=at_risk > 0)
-        found = np.zeros(CELLS + 1)
-        found[1:] = 1.0 - np.cumprod(1.0 - hazard)
-        found[-1] = 1.0
-        return found
+
+def _cdfs(histograms: Sequence[_Histogram]) -> Floats:
+    """Of each a row, at `EDGES`. What was cut in a cell was at risk up to there; what outlived all ends in the last."""
+    ended = np.array([histogram.ended for histogram in histograms])
+    leaving = ended + np.array([histogram.cut for histogram in histograms])
+    at_risk = np.cumsum(leaving[:, ::-1], axis=1)[:, ::-1]
+    hazard = np.divide(ended, at_risk, out=np.zeros_like(ended), where=at_risk > 0)
+    found = np.zeros((len(histograms), CELLS + 1))
+    found[:, 1:] = 1.0 - np.cumprod(1.0 - hazard, axis=1)
+    found[:, -1] = 1.0
+    return found
 
 
 class History:
@@ -108,7 +110,7 @@ class History:
 
     def past(self, app: int, tenant: int) -> NDArray[np.float32]:
         """What a model is told of the application and the tenant: of each mean log length, mean log ratio, weight."""
-        found = np.zeros(PAST, np.float32)
+        found = [0.0] * PAST
         for place, name in ((0, ("app", app, -1)), (3, ("tenant", tenant, -1))):
             histogram = self._known.get(name) if name[1] else None
             if histogram is not None:
@@ -116,23 +118,39 @@ class History:
                 found[place] = share * histogram.log_tokens / histogram.weight
                 found[place + 1] = share * histogram.log_ratio / histogram.weight
                 found[place + 2] = share
-        return found
+        return np.array(found, np.float32)
 
     def predict(self, batch: Sequence[Features], levels: Sequence[float] = LEVELS) -> list[Length]:
         """From the narrowest histogram that has seen enough; from the request's own limit where none has."""
-        return [self._predict(one, levels) for one in batch]
+        # Many share a histogram and a limit, and so a length.
+        places: dict[tuple[Key, int], int] = {}
+        chosen: list[_Histogram] = []
+        known: list[int | None] = []
+        for one in batch:
+            name = self._narrowest(one)
+            if name is None:
+                known.append(None)
+                continue
+            place = places.setdefault((name, one.most), len(places))
+            if place == len(chosen):
+                chosen.append(self._known[name])
+            known.append(place)
+        lengths: list[Length] = []
+        if chosen:
+            most = [most for _, most in places]
+            cdf = _cdfs(chosen)
+            mean = means(cdf, np.array([max(limit, 1) for limit in most], np.float64))
+            lengths = read(cdf, most, "histogram", levels=np.array([levels]), mean=mean)
+        return [_limit(one) if place is None else lengths[place] for one, place in zip(batch, known, strict=True)]
 
-    def _predict(self, one: Features, levels: Sequence[float]) -> Length:
-        limit = float(max(one.most, 1))
+    def _narrowest(self, one: Features) -> Key | None:
+        """The name of the narrowest histogram that has seen enough."""
         for name in _keys(one.app, one.tenant, one.input_tokens):
             histogram = self._known.get(name)
             enough = ENOUGH_OF_ALL if name[0] == "all" else ENOUGH
             if histogram is not None and histogram.count >= enough:
-                cdf = histogram.cdf()[None]
-                return read(
-                    cdf, [one.most], "histogram", levels=np.array([levels]), mean=means(cdf, np.array([limit]))
-                )[0]
-        return Length(mean=limit, p50=limit, p80=limit, p95=limit, source="limit")
+                return name
+        return None
 
     def knows(self, app: int) -> bool:
         """Whether enough answers of this application were seen for a histogram of its own."""
@@ -144,6 +162,12 @@ class History:
         wanted = None if tenant is None else key(tenant)
         for name in [name for name in self._known if wanted is None or (name[0] == "tenant" and name[1] == wanted)]:
             del self._known[name]
+
+
+def _limit(one: Features) -> Length:
+    """What is said of a request where nothing is known."""
+    limit = float(max(one.most, 1))
+    return Length(mean=limit, p50=limit, p80=limit, p95=limit, source="limit")
 
 
 def _keys(app: int, tenant: int, input_tokens: int) -> list[Key]:

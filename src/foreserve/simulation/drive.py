@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, Protocol
 
@@ -69,15 +69,40 @@ class Drive:
         while block := self._block(rows, held):
             if (due := start + block[0].arrival) > loop.time():
                 await asyncio.sleep(due - loop.time())
-            for row, payload, about in await self._foreseen(block):
-                if (due := start + row.arrival) > loop.time():
-                    await asyncio.sleep(due - loop.time())
-                self.submit(row, payload, about)
+            await self._submit_all(await self._foreseen(block), start)
         while self._open or self._coming_again:
             self._idle.clear()
             await self._idle.wait()
         for tell in self.over:
             tell()
+
+    async def _submit_all(self, block: Sequence[tuple[TraceRow, Sized, Foreseen]], start: float) -> None:
+        """Each at its time, by a timer for the next one: a turn of a task would cost several times as much."""
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[None] = loop.create_future()
+        coming = iter(block)
+        timer: asyncio.TimerHandle | None = None
+
+        def come(row: TraceRow, payload: Sized, about: Foreseen) -> None:
+            nonlocal timer
+            try:
+                self.submit(row, payload, about)
+                for row, payload, about in coming:
+                    if (due := start + row.arrival) > loop.time():
+                        timer = loop.call_at(due, come, row, payload, about)
+                        return
+                    self.submit(row, payload, about)
+            except Exception as error:
+                over.set_exception(error)
+            else:
+                over.set_result(None)
+
+        row, payload, about = next(coming)
+        timer = loop.call_at(start + row.arrival, come, row, payload, about)
+        try:
+            await over
+        finally:
+            timer.cancel()
 
     def comes_again(self, row: TraceRow, request: Request, request_id: str, after_s: float) -> asyncio.TimerHandle:
         """Submit a request once more under another id, `after_s` seconds from now, as it was asked and foreseen."""

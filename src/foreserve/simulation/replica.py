@@ -70,6 +70,7 @@ class SimulatedConnection:
         self._out: list[Chunk] = []
         self._flush: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._at: float | None = None  # when it is set for
 
     # --- Connection
 
@@ -210,11 +211,12 @@ class SimulatedConnection:
     def _arm(self) -> None:
         """Have the next event happen at its time."""
         assert self._core is not None
-        at, timer = self._core.next_at(), self._timer
-        if timer is not None:
-            if timer.when() == at:
+        at = self._core.next_at()
+        if self._timer is not None:
+            if at == self._at:
                 return
-            timer.cancel()
+            self._timer.cancel()
+        self._at = at
         self._timer = None if at is None else self._loop.call_at(at, self._tick, at)
 
     def _tick(self, at: float) -> None:
