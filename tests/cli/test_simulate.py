@@ -194,7 +194,7 @@ def test_a_report_and_a_timeline_for_each_run(house: Path):
     assert "Simulation of monday" in (house / "r.html").read_text()
     for name in ("t.json", "t.2.json"):
         events = msgspec.json.decode((house / name).read_bytes())["traceEvents"]
-        assert sum(event["ph"] == "b" for event in events) == 50
+        assert sum(event.get("cat") == "run" for event in events) == 50
 
 
 def test_a_part_of_the_trace_faster(house: Path):

@@ -143,6 +143,17 @@ def test_what_a_callback_raises_ends_the_run():
         simulate(chat(), profiles(), poisson(50, 2.0), faults=Wrong())
 
 
+def test_prefixes_that_an_engine_keeps_are_found_again():
+    keeps = msgspec.structs.replace(PROFILE, prefix_caching=True, block_tokens=16)
+    rows = [TraceRow(arrival=at, input_tokens=1100, output_tokens=5, prefix=(7, 8)) for at in range(20)]
+    with_, without = (simulate(chat(), {"chat": profile}, Rows(rows)).total for profile in (keeps, PROFILE))
+    assert without.cached_tokens == 0
+    assert with_.cached_tokens > 0.8 * with_.prompt_tokens
+    assert with_.ttft
+    assert without.ttft
+    assert with_.ttft.p50 < without.ttft.p50
+
+
 def test_a_result_has_the_settings_without_what_may_be_secret():
     result = simulate(chat(policy="fcfs", env={"TOKEN": "hush"}), profiles(), poisson(3, 1.0))
     assert result.settings["chat"]["policy"] == "fcfs"

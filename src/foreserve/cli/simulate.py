@@ -56,7 +56,7 @@ def simulate(
         list[str] | None,
         typer.Option(
             metavar="SERVICE=FILE",
-            help="A service's engine profile. May be repeated. [default: what foreserve calibrate has measured]",
+            help="A service's engine profile. May be repeated. Default: what foreserve calibrate measured.",
             rich_help_panel=_RUNS,
         ),
     ] = None,
@@ -70,7 +70,7 @@ def simulate(
     ] = None,
     fault_seed: Annotated[
         int | None,
-        typer.Option(help="Seed of the faults, the first of --seeds. [default: --seed]", rich_help_panel=_FAULTS),
+        typer.Option(help="Seed of the faults, the first of --seeds. Default: --seed.", rich_help_panel=_FAULTS),
     ] = None,
     seeds: Annotated[
         int | None,
