@@ -225,8 +225,9 @@ class Dispatcher:
             latest_start = min(latest_start, flight.work.deadline - self._pace.least_service(flight.work.forecast))
         flight.latest_start = latest_start
         self._came.append(flight)
-        self._policy.add(flight.work, now)
+        # First, so that the latest start is set in the coming turn even if the policy fails to take it.
         self.wake()
+        self._policy.add(flight.work, now)
 
     def _unqueue(self, request_id: str) -> None:
         """It waits no more, if it did."""
