@@ -6,7 +6,7 @@ from typing import Any
 from foreserve.core import Cost, Work
 from foreserve.dispatch.placement import LeastRequests
 from foreserve.dispatch.rooms import Rooms
-from foreserve.ports import Ranked, Room
+from foreserve.ports import Room
 from foreserve.simulation.checks import reachable
 
 
@@ -124,10 +124,6 @@ def test_a_look_costs_the_same_however_many_there_are():
             assert rooms.free_slots > 0
         looks.append(sum(replica.looked_at for replica in replicas) - before)
     assert looks[1] <= looks[0]
-
-
-def test_the_default_placement_ranks():
-    assert isinstance(LeastRequests(), Ranked)
 
 
 def test_what_policies_are_shown_is_the_same_and_leads_to_no_replica():

@@ -18,7 +18,7 @@ from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
 from foreserve.dispatch.rooms import Rooms, Runner
 from foreserve.dispatch.stream import Stream
-from foreserve.ports import Admission, Ahead, BatchPolicy, HearsRanks, Pick, Placement, QueueView, Ranked, Room, Wait
+from foreserve.ports import Admission, Ahead, BatchPolicy, HearsRanks, Pick, Placement, QueueView, Room, Wait, ranked
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +54,10 @@ class Dispatcher:
         self._max_wait_s = max_wait_s
         self._settled = settled
         self._runners: dict[str, Runner] = {}
-        self._ranked = isinstance(placement, Ranked)
-        self._heard_rank = placement.chosen if isinstance(placement, HearsRanks) else None
-        self._rooms = Rooms(placement.rank if isinstance(placement, Ranked) else None)
+        by_rank = ranked(placement)
+        self._ranked = by_rank is not None
+        self._heard_rank = by_rank.chosen if isinstance(by_rank, HearsRanks) else None
+        self._rooms = Rooms(None if by_rank is None else by_rank.rank)
         self._waiting: dict[str, Flight] = {}
         self._running: dict[str, Flight] = {}
         self._by_tenant: dict[str, int] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -23,7 +23,19 @@ from foreserve.dispatch.decisions import (
     frozen,
 )
 from foreserve.dispatch.journal import Journal
-from foreserve.ports import Admission, Ahead, BatchPolicy, Pick, Placement, QueueView, Ranked, Refusal, Room, Wait
+from foreserve.ports import (
+    Admission,
+    Ahead,
+    BatchPolicy,
+    Pick,
+    Placement,
+    QueueView,
+    Ranked,
+    Refusal,
+    Room,
+    Wait,
+    ranked,
+)
 
 MOST_ROOMS: Final = 4096
 """Rooms that are remembered so as not to be written twice."""
@@ -140,9 +152,15 @@ class RecordedPlacement:
 class RecordedRanks(RecordedPlacement):
     """A placement that ranks: what its ranks have led to is written as if it had been asked."""
 
-    def __init__(self, placement: Placement, ranked: Ranked, tape: Tape) -> None:
+    by_rank: ClassVar[bool] = True
+
+    def __init__(self, placement: Ranked, tape: Tape) -> None:
         super().__init__(placement, tape)
-        self.rank = ranked.rank
+        self._by_rank = placement
+
+    def rank(self, room: Room) -> Any:
+        """See `Ranked`."""
+        return self._by_rank.rank(room)
 
     def chosen(self, works: Sequence[Work], replica: str, now: float) -> None:
         """See `ports.HearsRanks`. The rooms are those of the pick, of which nothing has been taken yet."""
@@ -187,9 +205,6 @@ def recorded(
     """These, as `made`, from now on written down."""
     tape.write(made)
     order = RecordedOrder(policy, policy, tape) if isinstance(policy, Ahead) else RecordedPolicy(policy, tape)
-    where = (
-        RecordedRanks(placement, placement, tape)
-        if isinstance(placement, Ranked)
-        else RecordedPlacement(placement, tape)
-    )
+    by_rank = ranked(placement)
+    where = RecordedPlacement(placement, tape) if by_rank is None else RecordedRanks(by_rank, tape)
     return order, where, RecordedAdmission(admission, tape)
