@@ -27,6 +27,7 @@ from foreserve.ports import (
     Admission,
     Ahead,
     BatchPolicy,
+    HearsRanks,
     Pick,
     Placement,
     QueueView,
@@ -157,6 +158,7 @@ class RecordedRanks(RecordedPlacement):
     def __init__(self, placement: Ranked, tape: Tape) -> None:
         super().__init__(placement, tape)
         self._by_rank = placement
+        self._heard_rank = placement.chosen if isinstance(placement, HearsRanks) else None
 
     def rank(self, room: Room) -> Any:
         """See `Ranked`."""
@@ -168,6 +170,8 @@ class RecordedRanks(RecordedPlacement):
         among = tape.among
         fitting = [room for room in tape.seen if (not among or room.replica in among) and room.takes(works)]
         tape.write(Placed(service=tape.service, now=now, ids=ids, rooms=tape.rooms(fitting), replica=replica))
+        if self._heard_rank is not None:
+            self._heard_rank(works, replica, now)
 
 
 class RecordedAdmission:

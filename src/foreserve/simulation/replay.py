@@ -29,7 +29,7 @@ from foreserve.dispatch.recorded import answered
 from foreserve.errors import ConfigError
 from foreserve.fleet.occupancy import Ahead as OccupancyAhead
 from foreserve.fleet.occupancy import FrozenAhead
-from foreserve.ports import Admission, Ahead, BatchPolicy, Placement, Room
+from foreserve.ports import Admission, Ahead, BatchPolicy, HearsRanks, Placement, Room, ranked
 from foreserve.settings import QueueSettings
 
 Asked = Picked | Placed | Stood | Admitted
@@ -156,10 +156,7 @@ class _Service:
             case Picked():
                 return self._pick(entry)
             case Placed():
-                works = [self._works[request_id] for request_id in entry.ids]
-                return msgspec.structs.replace(
-                    entry, replica=self._placement.place(works, self._thawed(entry.rooms), entry.now)
-                )
+                return msgspec.structs.replace(entry, replica=self._place(entry))
             case Stood():
                 work = self._last(entry.work)
                 if isinstance(self._policy, Ahead):
@@ -185,6 +182,18 @@ class _Service:
             if request_id not in picked:
                 self._policy.remove(request_id)
         return answer
+
+    def _place(self, entry: Placed) -> str:
+        """As the dispatcher asks: by the least rank, or all at once."""
+        works = [self._works[request_id] for request_id in entry.ids]
+        rooms = self._thawed(entry.rooms)
+        by_rank = ranked(self._placement)
+        if by_rank is None:
+            return self._placement.place(works, rooms, entry.now)
+        replica = min(rooms, key=by_rank.rank).replica  # of equals the first: they are recorded in their order
+        if isinstance(by_rank, HearsRanks):
+            by_rank.chosen(works, entry.replica, entry.now)
+        return replica
 
     def _last(self, work: Work | None) -> Work:
         if work is not None:
