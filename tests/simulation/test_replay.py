@@ -103,6 +103,14 @@ def test_a_ranked_placement_of_a_users_own_is_asked_and_told_as_it_was_then(
     assert replay(path, Instead(placement="least_requests")).differed["placed"]
 
 
+@pytest.mark.parametrize("policy", ["hrrn", "magnus"])
+def test_numbers_without_an_end_are_decided_by_again(tmp_path: Path, policy: str):
+    queue = {"max_waiting": 12, "max_wait_s": float("inf"), "admission": "patient"}
+    found = replay(recorded(tmp_path / "d.jsonl", policy=policy, queue=queue), Instead())
+    assert not found.differed, found.first
+    assert found.agreed["picked"] > 100
+
+
 LIVE = {
     "hrrn": {"placement": "least_requests", "admission": "foreseen"},
     "fcfs": {"placement": "round_robin", "admission": "bounded"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import msgspec
 import typer
 import yaml
 from rich.console import Console
@@ -86,7 +85,9 @@ def _show(console: Console, found: Replayed, others: bool) -> None:
 
 
 def _words(asked: Any) -> str:
-    return msgspec.json.encode(asked).decode()
+    from foreserve.dispatch.decisions import encoded
+
+    return encoded(asked).decode()
 
 
 def _options(assignments: list[str]) -> dict[str, Any]:

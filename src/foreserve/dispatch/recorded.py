@@ -20,6 +20,7 @@ from foreserve.dispatch.decisions import (
     Remove,
     Settled,
     Stood,
+    encoded,
     frozen,
 )
 from foreserve.dispatch.journal import Journal
@@ -51,13 +52,12 @@ class Tape:
         self.among: tuple[str, ...] = ()
         """The rooms of the last pick, and which of them it allowed."""
         self._journal = journal
-        self._encoder = msgspec.json.Encoder(order="deterministic")
         self._work: Work | None = None
         self._rooms: dict[str, FrozenRoom] = {}
 
     def write(self, line: Line) -> None:
         """One line."""
-        self._journal.put(self._encoder.encode(line))
+        self._journal.put(encoded(line))
 
     def again(self, work: Work) -> Work | None:
         """`None` where the last work that was written is this one; else it, without its payload."""
@@ -200,7 +200,7 @@ def answered(asked: Picked, answer: Pick | Wait | None) -> Picked:
 
 def begin(journal: Journal, version: str) -> None:
     """The first line of a recording."""
-    journal.put(msgspec.json.encode(Begun(version=version)))
+    journal.put(encoded(Begun(version=version)))
 
 
 def recorded(

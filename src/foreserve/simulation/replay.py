@@ -17,13 +17,14 @@ from foreserve.dispatch.decisions import (
     Begun,
     Entry,
     FrozenRoom,
-    Line,
     Made,
     Picked,
     Placed,
     Remove,
     Settled,
     Stood,
+    decoded,
+    encoded,
 )
 from foreserve.dispatch.recorded import answered
 from foreserve.errors import ConfigError
@@ -103,7 +104,6 @@ def replay(path: Path, instead: Instead, *, heard: Callable[[int], None] | None 
 
 def read(path: Path, heard: Callable[[int], None] | None = None) -> Iterator[tuple[int, Entry]]:
     """The lines of a recording, numbered from 1. A last line that was cut off in the middle is left out."""
-    decoder = msgspec.json.Decoder(Line)
     try:
         file = path.open("rb")
     except OSError as error:
@@ -113,7 +113,7 @@ def read(path: Path, heard: Callable[[int], None] | None = None) -> Iterator[tup
             if not line.endswith(b"\n"):
                 return
             try:
-                entry: Line = decoder.decode(line)
+                entry = decoded(line)
             except msgspec.DecodeError as error:
                 raise ConfigError(f"{path}:{number}: no line of a recording of decisions: {error}") from None
             if (number == 1) is not isinstance(entry, Begun):
@@ -216,7 +216,7 @@ class _Service:
             capacity=room.capacity,
             running=room.running,
             load=room.load,
-            ahead=None if ahead is None else OccupancyAhead.restored(msgspec.convert(ahead, FrozenAhead)),
+            ahead=None if ahead is None else OccupancyAhead.restored(msgspec.convert(ahead, FrozenAhead, strict=False)),
         )
 
 
@@ -238,10 +238,11 @@ def _plain(asked: Asked) -> Any:
     """The answer as plain values, such as a file gives them."""
     match asked:
         case Picked():
-            return msgspec.json.decode(msgspec.json.encode((asked.pick, asked.until, asked.raised)))
+            answer: Any = (asked.pick, asked.until, asked.raised)
         case Placed():
-            return asked.replica
+            answer = asked.replica
         case Stood():
-            return asked.place
+            answer = asked.place
         case Admitted():
-            return asked.refusal
+            answer = asked.refusal
+    return msgspec.json.decode(encoded(answer))
