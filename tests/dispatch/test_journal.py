@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -51,6 +53,55 @@ def test_a_full_buffer_ends_it_rather_than_leave_a_gap(tmp_path: Path):
     journal.close()
     written = path.read_bytes().splitlines()
     assert written == [b"%d" % n for n in range(len(written))]
+
+
+class Disk:
+    """Takes some bytes at a time, has no room left once, in the middle of a line, and all the room there is later."""
+
+    def __init__(self, inner: BinaryIO) -> None:
+        self._inner = inner
+        self._left = 1003
+        self.failed, self.go_on = threading.Event(), threading.Event()
+        self.close = inner.close
+
+    def write(self, lines: memoryview) -> int:
+        if self.failed.is_set():
+            return self._inner.write(lines)
+        if not self._left:
+            self.failed.set()
+            assert self.go_on.wait(10.0)
+            raise OSError(28, "No space left on device")
+        taken = min(len(lines), self._left, 100)
+        self._left -= taken
+        return self._inner.write(lines[:taken])
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_nothing_comes_after_what_a_disk_did_not_take(
+    tmp_path: Path, threaded: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    disks: list[Disk] = []
+
+    def opened(path: Path, mode: str, buffering: int) -> Disk:
+        disks.append(Disk(open(path, mode, buffering)))  # type: ignore[arg-type]  # noqa: SIM115
+        return disks[0]
+
+    path = tmp_path / "j.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", opened)
+        journal = Journal(path, "the test's file", threaded=threaded)
+    if not threaded:
+        disks[0].go_on.set()
+    for n in range(200):
+        journal.put(b"%09d" % n)
+    assert disks[0].failed.wait(10.0)
+    for n in range(200, 400):
+        journal.put(b"%09d" % n)  # with a thread these are in the queue when it fails
+    disks[0].go_on.set()
+    journal.close()
+    assert path.read_bytes() == b"".join(b"%09d\n" % n for n in range(100)) + b"000"
+    assert "No space left" in journal.stopped
+    assert len([one for one in caplog.records if "ends here" in one.message]) == 1
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path):

@@ -34,13 +34,16 @@ class Journal:
         self._what = what
         self._most_bytes = most_bytes
         self._bytes = 0
+        self._failed = False
+        """A line was cut off, and there must be none after it."""
         self._lines: queue.Queue[bytes | None] = queue.Queue(buffer)
         self._hurry = threading.Event()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
                 path.replace(path.with_name(path.name + ".previous"))
-            self._file = path.open("xb")
+            # Without a buffer of Python's: nothing is left in one that a later call might write.
+            self._file = path.open("xb", buffering=0)
         except OSError as error:
             raise ConfigError(
                 f"{what} {path} cannot be written: {error}; valid: a file in a folder that can be"
@@ -85,12 +88,14 @@ class Journal:
         self.stopped = self.stopped or "closed"
 
     def _append(self, lines: list[bytes]) -> None:
-        if not lines:
+        if not lines or self._failed:
             return
+        rest = memoryview(b"\n".join(lines) + b"\n")
         try:
-            self._file.write(b"\n".join(lines) + b"\n")
-            self._file.flush()
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except (OSError, ValueError) as error:
+            self._failed = True
             self.stop(str(error))
 
     def _write(self) -> None:
