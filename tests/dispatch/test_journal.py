@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,6 +65,10 @@ class Disk:
         self.failed, self.go_on = threading.Event(), threading.Event()
         self.close = inner.close
 
+    @property
+    def closed(self) -> bool:
+        return self._inner.closed
+
     def write(self, lines: memoryview) -> int:
         if self.failed.is_set():
             return self._inner.write(lines)
@@ -108,3 +113,35 @@ def test_a_file_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "a").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         Journal(tmp_path / "a" / "b", "the test's file", threaded=False)
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_the_last_line_tells_why_it_ends(tmp_path: Path, threaded: bool):
+    def written(name: str, most_bytes: int = 1 << 20, count: int = 9, buffer: int = 100) -> list[bytes]:
+        path = tmp_path / name
+        last = b"ended: %s"
+        journal = Journal(
+            path, "the test's file", threaded=threaded, most_bytes=most_bytes, buffer=buffer,
+            last=lambda why: last % why.encode(),
+        )  # fmt: skip
+        for n in range(count):
+            journal.put(b"%d" % n)
+        if most_bytes < 100:  # before it is closed, which a server that is killed never does
+            until = time.monotonic() + 10.0
+            while last.partition(b"%")[0] not in path.read_bytes() and time.monotonic() < until:
+                time.sleep(0.01)
+        else:
+            journal.close()
+        found = path.read_bytes().splitlines()
+        journal.close()
+        journal.close()
+        assert path.read_bytes().splitlines() == found
+        return found
+
+    plain = [b"%d" % n for n in range(9)]
+    assert written("all") == [*plain, b"ended: closed"]
+    assert written("bound", most_bytes=12) == [*plain[:6], b"ended: it is full: it may have 12 bytes"]
+    if threaded:
+        *lines, end = written("full", count=100_000, buffer=8)
+        assert lines == [b"%d" % n for n in range(len(lines))]
+        assert end == b"ended: lines came faster than they could be written"

@@ -73,8 +73,11 @@ def _show(console: Console, found: Replayed, others: bool) -> None:
         table.add_row(kind, f"{found.agreed[kind]:,}", f"{found.differed[kind]:,}")
     console.print(table)
     total, differed = found.agreed.total() + found.differed.total(), found.differed.total()
+    if not found.whole:
+        why = found.ended or "it was cut off: its server was killed or still runs, or the disk failed"
+        line(f"the recording is not whole; it ends after {found.calls:,} calls, because {why}")
     if not differed:
-        line(f"all {total:,} decisions are the same")
+        line(f"all {total:,} decisions {'' if found.whole else 'in it '}are the same")
         return
     line(f"{differed:,} of {total:,} decisions {'would have been' if others else 'are'} others")
     first = found.first

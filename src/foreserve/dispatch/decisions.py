@@ -23,6 +23,12 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True, tag_field="call", tag="re
     version: str
 
 
+class Ended(msgspec.Struct, frozen=True, kw_only=True, tag_field="call", tag="ended"):
+    """The last line, of a recording that was not cut off. `why`: `closed` where it has all that was decided."""
+
+    why: str
+
+
 class Call(msgspec.Struct, frozen=True, kw_only=True, tag_field="call", tag=str.lower, omit_defaults=True):
     """Base of all others. `now` is in loop seconds."""
 
@@ -109,7 +115,7 @@ class Settled(Call, frozen=True, kw_only=True):
     outcome: Outcome
 
 
-Line = Begun | Made | Add | Remove | Picked | Placed | Stood | Admitted | Settled
+Line = Begun | Ended | Made | Add | Remove | Picked | Placed | Stood | Admitted | Settled
 Entry = Made | Add | Remove | Picked | Placed | Stood | Admitted | Settled
 
 

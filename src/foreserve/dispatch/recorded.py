@@ -12,6 +12,7 @@ from foreserve.dispatch.decisions import (
     Add,
     Admitted,
     Begun,
+    Ended,
     FrozenRoom,
     Line,
     Made,
@@ -201,6 +202,11 @@ def answered(asked: Picked, answer: Pick | Wait | None) -> Picked:
 def begin(journal: Journal, version: str) -> None:
     """The first line of a recording."""
     journal.put(encoded(Begun(version=version)))
+
+
+def ended(why: str) -> bytes:
+    """The last line of a recording."""
+    return encoded(Ended(why=why))
 
 
 def recorded(

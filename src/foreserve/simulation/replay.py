@@ -15,6 +15,7 @@ from foreserve.dispatch.decisions import (
     Add,
     Admitted,
     Begun,
+    Ended,
     Entry,
     FrozenRoom,
     Made,
@@ -26,6 +27,7 @@ from foreserve.dispatch.decisions import (
     decoded,
     encoded,
 )
+from foreserve.dispatch.journal import CLOSED
 from foreserve.dispatch.recorded import answered
 from foreserve.errors import ConfigError
 from foreserve.fleet.occupancy import Ahead as OccupancyAhead
@@ -52,6 +54,13 @@ class Replayed(msgspec.Struct, kw_only=True):
     differed: Counter[str] = msgspec.field(default_factory=Counter)
     first: Difference | None = None
     calls: int = 0
+    ended: str | None = None
+    """Why the recording ends, in words, where it tells: not if its server was killed or runs, or the disk failed."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all is in it that was decided until the server stopped."""
+        return self.ended == CLOSED
 
 
 class Instead(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +89,9 @@ def replay(path: Path, instead: Instead, *, heard: Callable[[int], None] | None 
     found = Replayed()
     services: dict[str, _Service] = {}
     for number, entry in read(path, heard):
+        if isinstance(entry, Ended):
+            found.ended = entry.why
+            break
         found.calls += 1
         if isinstance(entry, Made):
             services[entry.service] = _Service(entry, instead, services.get(entry.service))
@@ -102,7 +114,7 @@ def replay(path: Path, instead: Instead, *, heard: Callable[[int], None] | None 
     return found
 
 
-def read(path: Path, heard: Callable[[int], None] | None = None) -> Iterator[tuple[int, Entry]]:
+def read(path: Path, heard: Callable[[int], None] | None = None) -> Iterator[tuple[int, Entry | Ended]]:
     """The lines of a recording, numbered from 1. A last line that was cut off in the middle is left out."""
     try:
         file = path.open("rb")

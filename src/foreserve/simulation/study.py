@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from foreserve.app import App
 from foreserve.core import Outcome
+from foreserve.dispatch.journal import CLOSED, Journal
 from foreserve.engines.profile import EngineProfile
 from foreserve.errors import ConfigError
 from foreserve.registry import choices
@@ -71,7 +72,7 @@ def simulate(
     main = _run(app, twins, oracle, trace, seen, faults, progress, observers, decisions)
     # Small matrices are slower on several cores, far slower beside other work, and would be summed in another order.
     with threadpool_limits(1, user_api="blas"):
-        measured, preemptions = clock.run(main, epoch=trace.header.epoch)
+        measured, preemptions, found = clock.run(main, epoch=trace.header.epoch)
     return Result(
         name=name,
         trace=trace.header.name,
@@ -83,8 +84,14 @@ def simulate(
         settings={each: _shown(app.services[each].settings) for each in twins},
         total=measured.total(),
         services=measured.services(preemptions),
-        notes=[*notes, *remarks(app, twins, seen), *([] if faults is None else [happened(faults)])],
+        notes=[*notes, *remarks(app, twins, seen), *([] if faults is None else [happened(faults)]), *found],
     )
+
+
+def simulated_state(app: App, decisions: Path | None) -> StateSettings:
+    """Nothing is kept of a simulation but, where asked for, its decisions: as many as the app would record."""
+    told = None if decisions is None else str(decisions)
+    return StateSettings(history=False, decisions=told, decisions_mb=app.settings.state.decisions_mb)
 
 
 def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, seen: Survey) -> dict[str, Twin]:
@@ -150,16 +157,15 @@ async def _run(
     progress: Callable[[int], None] | None,
     observers: Sequence[Callable[[Outcome], None]],
     decisions: Path | None,
-) -> tuple[Measured, dict[str, int]]:
-    """What was measured, and how often each service's engines preempted."""
+) -> tuple[Measured, dict[str, int], list[str]]:
+    """What was measured, how often each service's engines preempted, and what is to be noted."""
     raised: list[BaseException] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(_error(context)))
     launcher = SimulatedLauncher()
     started: list[SimulatedConnection] = []
     launcher.launched.append(started.append)
     served: dict[str, Any] = dict(twins)
-    state = StateSettings(history=False, decisions=None if decisions is None else str(decisions))
-    running = App(server=app.settings.server, state=state, **served).run(launcher)
+    running = App(server=app.settings.server, state=simulated_state(app, decisions), **served).run(launcher)
     needs = {name: Need(twin.profile) for name, twin in twins.items()}
     measured = Measured(running, needs, width_for(seen.span_s, seen.rows))
     drive = Drive(running, twins, oracle, block_tokens=trace.header.block_tokens, before=measured.came)
@@ -186,7 +192,14 @@ async def _run(
     preemptions = dict.fromkeys(twins, 0)
     for replica in started:
         preemptions[replica.name.rpartition("/")[0]] += replica.preemptions
-    return measured, preemptions
+    return measured, preemptions, _recorded(running.decisions)
+
+
+def _recorded(decisions: Journal | None) -> list[str]:
+    """A note where not all decisions were recorded."""
+    if decisions is None or decisions.stopped == CLOSED:
+        return []
+    return [f"the recording of decisions {decisions.path} is not whole: {decisions.stopped}"]
 
 
 def _shown(settings: ServiceSettings) -> dict[str, Any]:

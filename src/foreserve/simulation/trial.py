@@ -21,7 +21,7 @@ from foreserve.simulation.clock import run
 from foreserve.simulation.drive import Drive
 from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.stage import FaultPlan, Happened, Stage
-from foreserve.simulation.study import make_twins
+from foreserve.simulation.study import make_twins, simulated_state
 from foreserve.simulation.survey import Survey
 from foreserve.simulation.twin import Twin
 from foreserve.traces.row import Header, TraceRow
@@ -71,7 +71,8 @@ def try_out(
     else:
         twins = {name: Twin(name, kind, profiles[name], oracle) for name, kind in app.services.items()}
     header = Header() if header is None else header
-    return run(_play(twins, oracle, rows, plan, launcher, header, decisions, settle_s), epoch=header.epoch)
+    state = simulated_state(app, decisions)
+    return run(_play(twins, oracle, rows, plan, launcher, header, state, settle_s), epoch=header.epoch)
 
 
 async def _play(
@@ -81,11 +82,10 @@ async def _play(
     plan: FaultPlan | None,
     launcher: Launcher,
     header: Header,
-    decisions: Path | None,
+    state: StateSettings,
     settle_s: float,
 ) -> Trial:
     served: dict[str, Any] = dict(twins)
-    state = StateSettings(history=False, decisions=None if decisions is None else str(decisions))
     twinned = App(state=state, **served)
     if plan is not None:
         plan.launching(launcher)
