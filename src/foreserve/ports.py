@@ -104,7 +104,15 @@ class BatchPolicy(Protocol):
         """Forget a waiting request. Unknown ids are ignored."""
         ...
 
-    def pick(self, rooms: Sequence[Room], now: float) -> Pick | Wait | None: ...
+    def pick(self, rooms: Sequence[Room], now: float) -> Pick | Wait | None:
+        """`rooms` are of replicas with a free slot, in the order in which a ranked placement prefers them.
+
+        Where the placement does not rank they come as they became ready. They are looked up one by one, as far as they
+        are read, stay the same for the whole call and are not to be read after it, but for a `list` made in it, whose
+        `ahead` is then the replica's as it is by then.
+        """
+        ...
+
     def settled(self, outcome: Outcome) -> None:
         """Learn how a request that was added has ended."""
         ...

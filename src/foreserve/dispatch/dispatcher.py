@@ -78,7 +78,7 @@ class Dispatcher:
         started = 0
         try:
             while self._waiting and self._rooms:
-                match self._policy.pick(self._rooms.shown, now):
+                match self._policy.pick(self._rooms.show(), now):
                     case Pick() as pick:
                         self._run(pick, now)
                         started += len(pick.ids)
@@ -90,6 +90,7 @@ class Dispatcher:
         except Exception:
             log.exception("the policies of %s failed; they are asked again in %g s", self.service, AGAIN_S)
             self._wake_at(now + AGAIN_S)
+        self._rooms.hide()
         self._set_latest_starts()
         if started:
             self._pace.started(started, len(self._waiting), now)
