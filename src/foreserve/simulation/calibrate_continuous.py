@@ -180,10 +180,7 @@ def _step_of(first: float, times: list[float]) -> int:
 
 async def _beside(probe: Probe, others: list[Asked], length: int) -> float:
     """When the first token of a prompt came that was sent between two steps, after a few that only decoded."""
-    for _ in range(3):
-        seen = len(others[0].times)
-        while len(others[0].times) == seen and others[0].ended is None:
-            await probe.news()
+    await probe.more(others[0], 3)
     (one,) = await probe.ask((length, 1))
     return one.times[0]
 
