@@ -69,3 +69,15 @@ async def test_when_the_server_stops_what_has_ended_can_still_be_read(recordings
         recordings.begin(tenant=None, block_tokens=32, text=False, seconds=None)
     recordings.end(recording)
     recordings.end(recording)
+
+
+async def test_a_row_that_no_reader_would_take_is_lost_and_spoils_nothing(recordings):
+    recording = recordings.begin(tenant=None, block_tokens=32, text=False, seconds=None)
+    at_once = msgspec.structs.replace(request("soon"), deadline=1e-7)
+    recording.came(None, at_once)
+    recording.ended(outcome("soon"), None)
+    recording.came(None, msgspec.structs.replace(request("worthless"), utility=float("nan")))
+    recording.ended(outcome("worthless"), None)
+    lines = [msgspec.json.decode(line) for line in (await recording.next()).splitlines()]
+    assert lines[1]["deadline_s"] == 1e-6
+    assert lines[2] == {"foreserve_trace": "lost", "rows": 1}

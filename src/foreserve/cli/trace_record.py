@@ -17,12 +17,12 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from foreserve.cli.bench_options import check_writable
 from foreserve.cli.trace_words import console, wrong
 from foreserve.errors import ConfigError, ForeserveError
+from foreserve.traces.files import MAX_LINE_BYTES
 from foreserve.traces.own import open_own, write_trace
 from foreserve.traces.row import Lost
 
 PATH: Final = "/v1/foreserve/trace"
 CONNECT_S: Final = 10.0
-MAX_LINE_BYTES: Final = 16 * 2**20
 
 _lost = msgspec.json.Decoder(Lost)
 
@@ -60,6 +60,8 @@ def record(
     part = out.with_name(f".{out.name}.recording")
     try:
         check_writable(out)
+        if part.exists():
+            raise ConfigError(f"{part} is of a recording that was not finished; {_rescue(part, out)}, or delete it")
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"--url: {url!r} must start with http:// or https://")
         if minutes is not None and not minutes > 0:
@@ -70,12 +72,8 @@ def record(
         if minutes is not None:
             asked["seconds"] = str(minutes * 60.0)
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        try:
-            written = asyncio.run(_record(url.rstrip("/").removesuffix("/v1") + PATH, asked, headers, part))
-            # They came as requests ended; a trace has them as they arrived.
-            write_trace(out, open_own(part, sort=True))
-        finally:
-            part.unlink(missing_ok=True)
+        written = asyncio.run(_record(url.rstrip("/").removesuffix("/v1") + PATH, asked, headers, part, out))
+        _finish(part, out)
     except ForeserveError as error:
         wrong(str(error))
     console.print(f"{out}: {written.rows:,} requests", soft_wrap=True)
@@ -85,8 +83,22 @@ def record(
         console.print(f"the recording was broken off: {written.broken}", style="yellow", soft_wrap=True, markup=False)
 
 
-async def _record(url: str, asked: dict[str, str], headers: dict[str, str], part: Path) -> Written:
-    """Write what comes to `part`, until it ends or Ctrl-C. Raises ConfigError when it cannot begin."""
+def _finish(part: Path, out: Path) -> None:
+    """Rows came as requests ended; a trace has them as they arrived. What came stays until all of it is written."""
+    try:
+        write_trace(out, open_own(part, skip_bad=True, sort=True))
+    except (ForeserveError, OSError, KeyboardInterrupt) as error:
+        why = str(error) or "it was interrupted"
+        raise ConfigError(f"{why}; what was recorded is in {part}: {_rescue(part, out)}") from None
+    part.unlink()
+
+
+def _rescue(part: Path, out: Path) -> str:
+    return f"make a trace of it with `foreserve trace convert --sort --skip-bad {part} -o {out}`"
+
+
+async def _record(url: str, asked: dict[str, str], headers: dict[str, str], part: Path, out: Path) -> Written:
+    """Write what comes to `part`, which becomes `out`, until it ends or Ctrl-C. Raises ConfigError when it cannot begin."""
     stop = asyncio.Event()
     for ends in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(ends, stop.set)
@@ -110,7 +122,8 @@ async def _record(url: str, asked: dict[str, str], headers: dict[str, str], part
     except aiohttp.ClientError as error:
         raise ConfigError(f"{url}: cannot be reached: {error}") from None
     except OSError as error:
-        raise ConfigError(f"{part}: cannot be written: {error.strerror or error}") from None
+        kept = f"; what came before is in it: {_rescue(part, out)}" if written.rows else ""
+        raise ConfigError(f"{part}: cannot be written: {error.strerror or error}{kept}") from None
     return written
 
 

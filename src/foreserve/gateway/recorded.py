@@ -17,11 +17,15 @@ from foreserve.services.foreseen import Foreseen
 from foreserve.services.llm import LLM
 from foreserve.services.llm_decoder import TextDelta
 from foreserve.services.upstream_asked import CHARS_PER_TOKEN, asked_upstream
-from foreserve.traces.reading import MOST_TOKENS
+from foreserve.traces.reading import MOST_TOKENS, check
 from foreserve.traces.row import TraceRow
 
 MOST_TEXT: Final = 2**20
 """Characters (of another server's answer: bytes) that are kept of a prompt and of an answer."""
+
+
+LEAST_S: Final = 1e-6
+"""What a row tells of times; a deadline is not sooner."""
 
 
 class Came(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -77,9 +81,10 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 def came(kind: Any, request: Request, hashes: Hashes, start: float, *, text: bool) -> Came:
     """Of a request to a service of `kind`, in a recording that began at `start` (loop seconds)."""
     payload = request.payload
+    deadline_s = _seconds(request.arrival, request.deadline)
     known = Came(
         arrival=_seconds(start, request.arrival) or 0.0,
-        deadline_s=_seconds(request.arrival, request.deadline),
+        deadline_s=None if deadline_s is None else max(LEAST_S, deadline_s),
         utility=request.utility,
         tenant=request.tenant,
     )
@@ -130,26 +135,28 @@ def _forwarded(known: Came, payload: Forward, about: Foreseen | None, hashes: Ha
 
 
 def row(known: Came, outcome: Outcome, hashes: Hashes, answer: str | None) -> TraceRow:
-    """How it went, with all that was known when it came."""
+    """How it went, with all that was known when it came. Raises ValueError for one that no reader would take."""
     prompt = _tokens(outcome, "prompt_tokens") or known.input_tokens
     on_replica = None if outcome.started is None else _seconds(outcome.started, outcome.ended)
-    return TraceRow(
-        arrival=known.arrival,
-        input_tokens=prompt,
-        output_tokens=_tokens(outcome, "output_tokens"),
-        most_tokens=known.most_tokens,
-        seconds=on_replica if known.function else None,
-        service=outcome.service,
-        tenant=known.tenant,
-        deadline_s=known.deadline_s,
-        utility=known.utility,
-        prefix=known.prefix[: prompt // hashes.block_tokens],
-        app=known.app,
-        outcome=outcome.kind.value,
-        first_s=_seconds(outcome.arrival, outcome.first),
-        total_s=_seconds(outcome.arrival, outcome.ended),
-        text=known.text,
-        answer=answer,
+    return check(
+        TraceRow(
+            arrival=known.arrival,
+            input_tokens=prompt,
+            output_tokens=_tokens(outcome, "output_tokens"),
+            most_tokens=known.most_tokens,
+            seconds=on_replica if known.function else None,
+            service=outcome.service,
+            tenant=known.tenant,
+            deadline_s=known.deadline_s,
+            utility=known.utility,
+            prefix=known.prefix[: prompt // hashes.block_tokens],
+            app=known.app,
+            outcome=outcome.kind.value,
+            first_s=_seconds(outcome.arrival, outcome.first),
+            total_s=_seconds(outcome.arrival, outcome.ended),
+            text=known.text,
+            answer=answer,
+        )
     )
 
 
