@@ -49,7 +49,7 @@ def record(
         str | None, typer.Option(envvar="FORESERVE_API_KEY", help="The key to show, where the server wants one.")
     ] = None,
     block_tokens: Annotated[
-        int, typer.Option(min=1, max=65_536, help="Tokens of a prompt that one prefix hash stands for.")
+        int, typer.Option(min=16, max=65_536, help="Tokens of a prompt that one prefix hash stands for.")
     ] = 32,
 ) -> None:
     """Record what a server is asked and how it went: times, lengths, tenants, hashes of shared prefixes; no text.
@@ -98,7 +98,7 @@ def _rescue(part: Path, out: Path) -> str:
 
 
 async def _record(url: str, asked: dict[str, str], headers: dict[str, str], part: Path, out: Path) -> Written:
-    """Write what comes to `part`, which becomes `out`, until it ends or Ctrl-C. Raises ConfigError when it cannot begin."""
+    """Write what comes to `part`, which becomes `out`, until it ends or Ctrl-C. Raises ConfigError."""
     stop = asyncio.Event()
     for ends in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(ends, stop.set)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -24,6 +25,9 @@ MOST_TEXT: Final = 2**20
 """Characters (of another server's answer: bytes) that are kept of a prompt and of an answer."""
 
 
+MOST_HASHES: Final = 16_384
+"""Hashes of one row; what follows of its prompt is as if nobody shared it."""
+
 LEAST_S: Final = 1e-6
 """What a row tells of times; a deadline is not sooner."""
 
@@ -42,6 +46,27 @@ class Came(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     text: str | None = None
     function: bool = False
 
+    @property
+    def size(self) -> int:
+        """Bytes in memory, about."""
+        return _ROW_BYTES + _HASH_BYTES * len(self.prefix) + len((self.text or "").encode(errors="replace"))
+
+
+_ROW_BYTES, _HASH_BYTES = 512, 40
+
+
+class Ids:
+    """The tokens of a prompt as bytes, made once for all who record it."""
+
+    def __init__(self, payload: Any) -> None:
+        self._payload = payload
+
+    @cached_property
+    def data(self) -> bytes:
+        """Four bytes each; none of what has no tokens. Raises OverflowError for what is no token."""
+        prompt = self._payload.prompt if isinstance(self._payload, Generate) else ()
+        return np.asarray(prompt, dtype=np.uint32).tobytes()
+
 
 class Hashes:
     """Hashes of prompts, of no use to who does not have `key`: nobody can try out which prompt it was.
@@ -53,9 +78,9 @@ class Hashes:
         self._key = key
         self.block_tokens = block_tokens
 
-    def tokens(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """One for each whole block of a prompt, of all of it up to the block's end."""
-        return self._chained(np.asarray(ids, dtype=np.uint32).tobytes(), 4 * self.block_tokens)
+    def tokens(self, ids: bytes) -> tuple[int, ...]:
+        """One for each whole block of a prompt (see `Ids`), of all of it up to the block's end."""
+        return self._chained(ids, 4 * self.block_tokens)
 
     def text(self, prompt: bytes) -> tuple[int, ...]:
         """As of tokens, of which a byte is a fourth."""
@@ -69,7 +94,7 @@ class Hashes:
         found = []
         before = b""
         view = memoryview(data)
-        for at in range(0, len(data) - size + 1, size):
+        for at in range(0, min(len(data) - size + 1, size * MOST_HASHES), size):
             before = blake2b(before + view[at : at + size], key=self._key, digest_size=8).digest()
             found.append(int.from_bytes(before, "big") >> 1)
         return tuple(found)
@@ -78,7 +103,7 @@ class Hashes:
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def came(kind: Any, request: Request, hashes: Hashes, start: float, *, text: bool) -> Came:
+def came(kind: Any, request: Request, ids: Ids, hashes: Hashes, start: float, *, text: bool) -> Came:
     """Of a request to a service of `kind`, in a recording that began at `start` (loop seconds)."""
     payload = request.payload
     deadline_s = _seconds(request.arrival, request.deadline)
@@ -97,7 +122,7 @@ def came(kind: Any, request: Request, hashes: Hashes, start: float, *, text: boo
             known,
             input_tokens=len(payload.prompt),
             most_tokens=None if _as_much_as_fits(kind, payload) else payload.max_tokens,
-            prefix=hashes.tokens(payload.prompt),
+            prefix=hashes.tokens(ids.data),
             app=hashes.word(app.to_bytes(8, "big")) if app else "",
             text=kind.text.decode(payload.prompt)[:MOST_TEXT] if text and isinstance(kind, LLM) else None,
         )
