@@ -227,12 +227,12 @@ def test_what_was_recorded_is_kept_until_the_trace_is_written(tmp_path, monkeypa
     part, out = tmp_path / ".o.jsonl.recording", tmp_path / "o.jsonl"
     part.write_text('{"foreserve_trace": 1}\n{"arrival": 2.0}\n{"arrival": 1.0}\n')
 
-    def breaks(path, trace):
+    def breaks(*_):
         raise fails
 
-    monkeypatch.setattr(trace_record, "write_trace", breaks)
+    monkeypatch.setattr(trace_record, "write_rows", breaks)
     with pytest.raises(ConfigError, match=r"what was recorded is in .*\.recording"):
-        trace_record._finish(part, out)
+        trace_record._finish(part, out, trace_record.Written())
     result = cli("record", "-o", out)
     assert result.exit_code == 2
     assert "convert --sort --skip-bad" in result.output
@@ -243,6 +243,23 @@ def test_what_was_recorded_is_kept_until_the_trace_is_written(tmp_path, monkeypa
 def test_a_malformed_row_does_not_cost_the_recording(tmp_path):
     part, out = tmp_path / "part", tmp_path / "o.jsonl"
     part.write_text('{"foreserve_trace": 1}\n{"arrival": 2.0}\n{"arrival": 1.0, "deadline_s": 0.0}\n')
-    trace_record._finish(part, out)
+    trace_record._finish(part, out, trace_record.Written(rows=2, lost=4))
     assert [row.arrival for row in open_trace(out)] == [2.0]
+    assert open_trace(out).header.lost == 5
+    assert "5 more came while it was recorded and are missing" in cli("show", out).output
     assert not part.exists()
+
+
+def test_a_recording_that_broke_off_is_written_and_exits_1(tmp_path):
+    (tmp_path / "app.py").write_text(APP)
+    out = tmp_path / "o.jsonl"
+    with serve(tmp_path, str(tmp_path / "app.py")) as live:
+        process = recorder(live, out)
+        ask(live)
+        time.sleep(0.3)
+        live.process.kill()
+        live.process.wait(20)
+        said = ends(process)
+    assert process.returncode == 1, said
+    assert "broken off" in said
+    assert list(open_trace(out))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Annotated, Any, Final
 
@@ -18,10 +19,13 @@ from foreserve.cli.bench_options import check_writable
 from foreserve.cli.trace_words import console, wrong
 from foreserve.errors import ConfigError, ForeserveError
 from foreserve.traces.files import MAX_LINE_BYTES
-from foreserve.traces.own import open_own, write_trace
+from foreserve.traces.own import open_own, write_rows
 from foreserve.traces.row import Lost
 
 PATH: Final = "/v1/foreserve/trace"
+EXIT_BROKEN: Final = 1
+"""The recording was broken off; what came until then is written."""
+
 CONNECT_S: Final = 10.0
 
 _lost = msgspec.json.Decoder(Lost)
@@ -56,6 +60,8 @@ def record(
 
     Ctrl-C ends it; requests that are open then are not in it. The server's end ends it too. Example:
     `foreserve trace record --minutes 60 -o monday.jsonl`.
+
+    Exit status: 0; 1 when it was broken off; 2 when it could not begin or be written.
     """
     part = out.with_name(f".{out.name}.recording")
     try:
@@ -73,20 +79,26 @@ def record(
             asked["seconds"] = str(minutes * 60.0)
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         written = asyncio.run(_record(url.rstrip("/").removesuffix("/v1") + PATH, asked, headers, part, out))
-        _finish(part, out)
+        _finish(part, out, written)
     except ForeserveError as error:
         wrong(str(error))
     console.print(f"{out}: {written.rows:,} requests", soft_wrap=True)
     if written.lost:
-        console.print(f"{written.lost:,} more came faster than they could be written", style="yellow")
+        console.print(f"{written.lost:,} more came and are missing: too many at once, or malformed", style="yellow")
     if written.broken:
         console.print(f"the recording was broken off: {written.broken}", style="yellow", soft_wrap=True, markup=False)
+        raise typer.Exit(EXIT_BROKEN)
 
 
-def _finish(part: Path, out: Path) -> None:
+def _finish(part: Path, out: Path, written: Written) -> None:
     """Rows came as requests ended; a trace has them as they arrived. What came stays until all of it is written."""
     try:
-        write_trace(out, open_own(part, skip_bad=True, sort=True))
+        trace = open_own(part, skip_bad=True, sort=True)
+        rows = iter(trace)
+        first = next(rows, None)  # all of them have been read when the first comes, in order
+        written.lost += trace.skipped
+        header = msgspec.structs.replace(trace.header, lost=written.lost)
+        written.rows = write_rows(out, header, chain([] if first is None else [first], rows))
     except (ForeserveError, OSError, KeyboardInterrupt) as error:
         why = str(error) or "it was interrupted"
         raise ConfigError(f"{why}; what was recorded is in {part}: {_rescue(part, out)}") from None

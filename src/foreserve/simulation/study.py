@@ -84,7 +84,7 @@ def simulate(
         settings={each: _shown(app.services[each].settings) for each in twins},
         total=measured.total(),
         services=measured.services(preemptions),
-        notes=[*notes, *remarks(app, twins, seen), *([] if faults is None else [happened(faults)])],
+        notes=[*notes, *missing(trace), *remarks(app, twins, seen), *([] if faults is None else [happened(faults)])],
     )
 
 
@@ -114,6 +114,12 @@ def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, 
                 f"simulated{choices(asked, twins)}"
             )
     return twins
+
+
+def missing(trace: Trace) -> list[str]:
+    """What a recording says that it has not, in words."""
+    lost = trace.header.lost
+    return [f"{lost:,} more requests came while the trace was recorded and are not in it"] if lost else []
 
 
 def remarks(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
