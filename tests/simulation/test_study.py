@@ -165,3 +165,10 @@ def test_an_empty_trace_is_a_run_of_nothing():
     result = simulate(chat(), profiles(), Rows([]))
     assert result.total.requests == 0
     assert result.total.e2e is None
+
+
+def test_what_a_recording_lost_is_told():
+    trace = poisson(5, 2.0)
+    trace.header = msgspec.structs.replace(trace.header, lost=12)
+    notes = simulate(chat(), profiles(), trace).notes
+    assert "12 more requests came while the trace was recorded and are not in it" in notes

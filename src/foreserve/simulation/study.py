@@ -60,16 +60,17 @@ def simulate(
 ) -> Result:
     """Play a trace to an app on a virtual clock and tell how it went. The same arguments give the same Result.
 
-    `profiles` are by service. `seed` is noted down with the result: it is that of `faults`, and of what made the trace.
-    `progress` hears now and then how many requests have ended, `observers` every outcome. `surveyed` saves a reading of
-    the trace where the caller has done it; `notes` are put before the result's own; decisions are recorded in
+    `profiles` are by service. `seed` is noted down with the result: it is that of `faults`, of what made the trace, and
+    of the true lengths that a recording's rows lack. `progress` hears now and then how many requests have ended,
+    `observers` every outcome. `surveyed` saves a reading of the trace where the caller has done it; `notes` are put
+    before the result's own; decisions are recorded in
     `decisions`. Raises ConfigError for a service without a profile, a wrong setting and a row of the trace that cannot
     be played; LedgerError, after any run, if a request was lost or ended twice.
     """
     seen = survey(trace) if surveyed is None else surveyed
     oracle = Oracle()
     twins = make_twins(app, profiles, oracle, seen)
-    main = _run(app, twins, oracle, trace, seen, faults, progress, observers, decisions)
+    main = _run(app, twins, oracle, trace, seen, seed, faults, progress, observers, decisions)
     # Small matrices are slower on several cores, far slower beside other work, and would be summed in another order.
     with threadpool_limits(1, user_api="blas"):
         measured, preemptions, found = clock.run(main, epoch=trace.header.epoch)
@@ -84,7 +85,13 @@ def simulate(
         settings={each: _shown(app.services[each].settings) for each in twins},
         total=measured.total(),
         services=measured.services(preemptions),
-        notes=[*notes, *remarks(app, twins, seen), *([] if faults is None else [happened(faults)]), *found],
+        notes=[
+            *notes,
+            *missing(trace),
+            *remarks(app, twins, seen),
+            *([] if faults is None else [happened(faults)]),
+            *found,
+        ],
     )
 
 
@@ -122,6 +129,12 @@ def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, 
     return twins
 
 
+def missing(trace: Trace) -> list[str]:
+    """What a recording says that it has not, in words."""
+    lost = trace.header.lost
+    return [f"{lost:,} more requests came while the trace was recorded and are not in it"] if lost else []
+
+
 def remarks(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
     """What was left out or changed, in words."""
     found = [
@@ -137,6 +150,8 @@ def remarks(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
                 f"{name}: its length model is trained every {train_s:.0f} s, not every {set_s:g} s, so that a trace of "
                 f"{seen.span_s / 3600:.1f} h takes at most {MOST_TRAININGS} trainings"
             )
+    if (remark := seen.lengths.remark()) is not None:
+        found.append(remark)
     return found
 
 
@@ -153,6 +168,7 @@ async def _run(
     oracle: Oracle,
     trace: Trace,
     seen: Survey,
+    seed: int,
     faults: FaultPlan | None,
     progress: Callable[[int], None] | None,
     observers: Sequence[Callable[[Outcome], None]],
@@ -180,7 +196,8 @@ async def _run(
     measured.start()
     try:
         async with asyncio.timeout(seen.span_s + MOST_AFTER_S):
-            await drive.play(iter(trace) if faults is None else faults.rows(iter(trace)))
+            rows = seen.lengths.completed(iter(trace), seed)
+            await drive.play(rows if faults is None else faults.rows(rows))
     except TimeoutError:
         log.error("%d requests had not ended %g s after the trace", len(running.ledger.open), MOST_AFTER_S)
     finally:
