@@ -162,6 +162,7 @@ async def _run(
     running = App(server=app.settings.server, state=state, **served).run(launcher)
     needs = {name: Need(twin.profile) for name, twin in twins.items()}
     measured = Measured(running, needs, width_for(seen.span_s, seen.rows))
+    launcher.launched.append(measured.launched)
     drive = Drive(running, twins, oracle, block_tokens=trace.header.block_tokens, before=measured.came)
     running.observers += [measured.ended, *observers]
     if progress is not None:
