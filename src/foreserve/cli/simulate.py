@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 
 from foreserve.cli import trace_words as words
-from foreserve.cli.bench_options import check_writable
 from foreserve.errors import ConfigError, ForeserveError
 
 EXIT_FAILED = 1
@@ -136,15 +135,13 @@ def simulate(
     from foreserve.appfile import load_app_file
     from foreserve.cli.simulate_runs import Outputs, play
     from foreserve.cli.simulate_sweep import Asked, sweep, sweep_random
-    from foreserve.simulation.comparison import variants
+    from foreserve.simulation.comparison import files_read, variants
     from foreserve.simulation.variants import assignments
 
     # Replicas are lost and lengths learned by the thousand; what is wrong with the house itself is an error.
     logging.basicConfig(level=logging.ERROR)
     console = Console(stderr=json == "-")
     try:
-        for where in (None if json == "-" else json, report, timeline, record_decisions):
-            check_writable(where)
         first = seed if fault_seed is None else fault_seed
         if trace is None or app is None:
             if trace or app or faults is None or seeds is None:
@@ -174,8 +171,9 @@ def simulate(
             raise typer.Exit(EXIT_FAILED if failed else 0)
         files = [*(compare or []), *trace[1:]]
         runs = variants(load_app_file(app), Path(app).name, assignments(set_ or []), files, profile or [])
-        read = words.read(Path(trace[0]), *reading, seed)
         outputs = Outputs(report, timeline, timeline_requests, json, record_decisions)
+        outputs.check(len(runs), [Path(trace[0]), *files_read(app, files, profile or [], runs[0].app)])
+        read = words.read(Path(trace[0]), *reading, seed)
         play(console, read, runs, seed, outputs, quiet=quiet, faults=faults, fault_seed=first)
     except ForeserveError as error:
         _wrong(str(error), EXIT_WRONG if isinstance(error, ConfigError) else EXIT_FAILED)
