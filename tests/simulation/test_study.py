@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 
 import msgspec
@@ -26,6 +27,7 @@ class Plan:
 
     def __init__(self) -> None:
         self.happened: list[Happened] = []
+        self.struck: Counter[str] = Counter()
 
     def launching(self, launcher: Launcher) -> None:
         self.launcher = launcher

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -38,7 +39,10 @@ class FaultPlan(Protocol):
     """What will go wrong in one simulation. Of no use for a second one: make another of the same words and seed."""
 
     happened: list[Happened]
-    """What has gone wrong so far, in order."""
+    """What has gone wrong so far: the first of it, for there may be much."""
+
+    struck: Counter[str]
+    """How often each fault has struck, by its name: all of it."""
 
     def launching(self, launcher: Launcher) -> None:
         """Called once, before the app is started: for what befalls the first starts."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -135,8 +134,7 @@ def remarks(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
 
 def happened(faults: FaultPlan) -> str:
     """What went wrong in a run, in words."""
-    counts = Counter(each.fault for each in faults.happened)
-    told = ", ".join(f"{name} {n} times" for name, n in sorted(counts.items()))
+    told = ", ".join(f"{name} {n:,} times" if n > 1 else f"{name} once" for name, n in sorted(faults.struck.items()))
     return f"faults: {told}" if told else "faults: none struck"
 
 

@@ -42,6 +42,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     findings: list[Finding]
     outcomes: dict[str, int]
     happened: list[Happened]
+    """The first of what went wrong; `struck` counts all of it by fault."""
+    struck: dict[str, int]
     seconds: float
     digest: str
 
@@ -121,6 +123,7 @@ async def _play(
         findings=checks.findings,
         outcomes=outcomes if started else {NOT_STARTED: 1},
         happened=[] if plan is None else plan.happened,
+        struck={} if plan is None else dict(plan.struck),
         seconds=seconds,
         digest=digest.hexdigest(),
     )
