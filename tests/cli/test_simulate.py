@@ -276,6 +276,34 @@ def test_the_command_of_a_seed_says_all_that_was_asked():
     )
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--fault-seed", "3"], "--fault-seed goes with --faults, which is missing"),
+        (["--faults", "mixed", "--jobs", "2"], "--jobs goes with --seeds, which is missing"),
+        (["--timeline-requests", "5"], "--timeline-requests goes with --timeline, which is missing"),
+        (
+            ["--faults", "mixed", "--seeds", "2", "--json", "-", "--report", "x.html"],
+            "--report, --json would do nothing",
+        ),
+    ],
+)
+def test_no_option_is_silently_left_out(house: Path, args: list[str], words: str):
+    assert words in refused(house, *args)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["--report", "r.html"], ["--set", "chat.replicas=3"], ["--limit", "5"], ["--profile", "p.yaml"], ["--json", "-"]],
+)
+def test_a_random_sweep_heeds_no_option_of_a_trace(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    wrong = CliRunner().invoke(app, ["simulate", "--faults", "mixed", "--seeds", "1", *args])
+    assert wrong.exit_code == 2
+    assert f"{args[0]} would do nothing without TRACE and --app" in wrong.stderr
+    assert not list(tmp_path.iterdir())
+
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "simulation.md").read_text()
 
