@@ -34,7 +34,10 @@ from foreserve.traces.row import Trace
 log = logging.getLogger(__name__)
 
 MOST_TRAININGS: Final = 40
-"""Trainings of a length model in one run at most, about: each takes real seconds, and a week of them an hour."""
+LEAST_TRAININGS: Final = 4
+ROWS_PER_TRAINING: Final = 5_000
+"""A length model is trained about once for so many rows, within these bounds: each training takes real time, up to half
+a second, in which so many rows are simulated."""
 
 PROGRESS_EVERY: Final = 256
 
@@ -99,7 +102,7 @@ def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, 
             )
         twin = Twin(name, kind, profiles[name], oracle)
         foresight = twin.foreseer.settings
-        if (least_s := seen.span_s / MOST_TRAININGS) > foresight.train_s:
+        if (least_s := seen.span_s / most_trainings(seen.rows)) > foresight.train_s:
             twin.foreseer.settings = msgspec.structs.replace(foresight, train_s=least_s)
         twins[name] = twin
     if not twins:
@@ -112,6 +115,11 @@ def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, 
                 f"simulated{choices(asked, twins)}"
             )
     return twins
+
+
+def most_trainings(rows: int) -> int:
+    """Of one length model in a run over so many rows, about."""
+    return min(max(rows // ROWS_PER_TRAINING, LEAST_TRAININGS), MOST_TRAININGS)
 
 
 def remarks(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
@@ -127,7 +135,8 @@ def remarks(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
         if train_s > set_s:
             found.append(
                 f"{name}: its length model is trained every {train_s:.0f} s, not every {set_s:g} s, so that a trace of "
-                f"{seen.span_s / 3600:.1f} h takes at most {MOST_TRAININGS} trainings"
+                f"{seen.span_s / 3600:.1f} h and {seen.rows:,} requests takes at most "
+                f"{most_trainings(seen.rows)} trainings"
             )
     return found
 
