@@ -123,7 +123,8 @@ def test_trainings_of_a_long_trace_are_bounded_and_told():
     assert result.total.outcomes["done"] == 84
 
 
-def test_trainings_are_as_many_as_the_rows_are_worth(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("hours", [1, 60])
+def test_trainings_are_as_many_as_the_rows_are_worth(monkeypatch: pytest.MonkeyPatch, hours: int):
     assert [most_trainings(rows) for rows in (0, 19_000, 100_000, 10**6)] == [4, 4, 20, 40]
     trained: list[int] = []
     train = Learner.train
@@ -133,9 +134,9 @@ def test_trainings_are_as_many_as_the_rows_are_worth(monkeypatch: pytest.MonkeyP
         return await train(self)
 
     monkeypatch.setattr(Learner, "train", counted)
-    rows = [TraceRow(arrival=i * 3.6, input_tokens=20, output_tokens=1 + i % 7) for i in range(1000)]
+    rows = [TraceRow(arrival=i * 3.6 * hours, input_tokens=20, output_tokens=1 + i % 7) for i in range(1000)]
     result = simulate(chat(), profiles(), Rows(rows))
-    assert any("every 899 s, not every 180 s" in note for note in result.notes)
+    assert any(f"every {899.1 * hours:.0f} s, not every 180 s" in note for note in result.notes)
     assert 1 <= len(trained) <= 5
 
 
