@@ -29,6 +29,9 @@ LOOK_S: Final = 1.0
 IDLE_S: Final = 10.0
 """So long a request may wait while a replica has nothing at all to do: policies hold batches back for less."""
 
+SETTLE_S: Final = 600.0
+"""Bounds what a replica takes to come back: its silence, its backoff and a late start."""
+
 HUNG_S: Final = 3600.0
 """Nothing takes so long: when nobody has come or ended for this time while requests are open, they never will."""
 
@@ -83,7 +86,6 @@ class Checks:
         """Look on from now."""
         self._stage.running.observers.append(self._heard)
         logging.getLogger("foreserve").addHandler(self._errors)
-        self._loop.set_exception_handler(self._raised)
         self._look_later = self._loop.call_later(LOOK_S, self._look)
 
     def submitted(self, request: Request) -> None:
@@ -95,8 +97,8 @@ class Checks:
 
     # --- while it runs
 
-    def _raised(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What a callback or a task raised and nobody caught."""
+    def raised(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What a callback or a task raised and nobody caught: an exception handler of the loop."""
         self._find("raised", f"{context.get('message')}: {context.get('exception')!r}")
 
     def _heard(self, outcome: Outcome) -> None:
@@ -252,13 +254,19 @@ class Checks:
 
     def left(self) -> None:
         """The app has been stopped: nothing of it is still to happen."""
-        logging.getLogger("foreserve").removeHandler(self._errors)
+        self.leave()
         current = asyncio.current_task()
         for task in asyncio.all_tasks():
             if task is not current and not task.done():
                 self._find("left", f"a task still runs: {task.get_name()} ({task.get_coro()})")
         for timer in self._loop.timers() if isinstance(self._loop, VirtualLoop) else ():
             self._find("left", f"a timer is still set: {timer}")
+
+    def leave(self) -> None:
+        """Look on no more. Idempotent."""
+        logging.getLogger("foreserve").removeHandler(self._errors)
+        if self._look_later is not None:
+            self._look_later.cancel()
 
     def _find(self, check: str, words: str, figures: Mapping[str, float] | None = None) -> None:
         if len(self.findings) < MOST_FINDINGS:

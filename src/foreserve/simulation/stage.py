@@ -3,27 +3,52 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 
-from foreserve.app import Running
+from foreserve.app import App, Running
+from foreserve.core import Request
 from foreserve.ports import Launcher
+from foreserve.settings import ServerSettings, StateSettings
 from foreserve.simulation.drive import Drive
+from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.twin import Twin
 from foreserve.traces.row import TraceRow
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One simulation, started, before its first row."""
+    """The parts of one simulation."""
 
     running: Running
     launcher: Launcher
     drive: Drive
     twins: Mapping[str, Twin]
+
+
+def set_stage(
+    twins: Mapping[str, Twin],
+    oracle: Oracle,
+    launcher: Launcher,
+    *,
+    block_tokens: int,
+    before: Callable[[Request, TraceRow], None],
+    server: ServerSettings | None = None,
+    decisions: Path | None = None,
+) -> Stage:
+    """The twins as an app that keeps nothing on disk but, where asked for, its decisions: wired, not yet started.
+
+    `before` hears of each request that is about to be submitted, as `Drive` tells it.
+    """
+    served: dict[str, Any] = dict(twins)
+    state = StateSettings(history=False, decisions=None if decisions is None else str(decisions))
+    running = App(server=server, state=state, **served).run(launcher)
+    drive = Drive(running, twins, oracle, block_tokens=block_tokens, before=before)
+    return Stage(running=running, launcher=launcher, drive=drive, twins=twins)
 
 
 class Happened(msgspec.Struct, frozen=True, kw_only=True):

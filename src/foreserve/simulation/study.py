@@ -12,24 +12,24 @@ import msgspec
 from threadpoolctl import threadpool_limits
 
 from foreserve.app import App
-from foreserve.core import Outcome
+from foreserve.core import Outcome, Request
 from foreserve.engines.profile import EngineProfile
 from foreserve.errors import ConfigError
 from foreserve.registry import choices
-from foreserve.settings import LLMSettings, ServiceSettings, StateSettings, UpstreamSettings
+from foreserve.settings import LLMSettings, ServiceSettings, UpstreamSettings
 from foreserve.simulation import clock
-from foreserve.simulation.drive import Drive
+from foreserve.simulation.checks import SETTLE_S, Checks, Finding
 from foreserve.simulation.figures import Result
 from foreserve.simulation.launcher import SimulatedLauncher
 from foreserve.simulation.measured import Measured
 from foreserve.simulation.need import Need
 from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.replica import SimulatedConnection
-from foreserve.simulation.stage import FaultPlan, Stage
+from foreserve.simulation.stage import FaultPlan, set_stage
 from foreserve.simulation.survey import Survey, survey
 from foreserve.simulation.twin import Twin
 from foreserve.simulation.windows import width_for
-from foreserve.traces.row import Trace
+from foreserve.traces.row import Trace, TraceRow
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def simulate(
     main = _run(app, twins, oracle, trace, seen, faults, progress, observers, decisions)
     # Small matrices are slower on several cores, far slower beside other work, and would be summed in another order.
     with threadpool_limits(1, user_api="blas"):
-        measured, preemptions = clock.run(main, epoch=trace.header.epoch)
+        measured, preemptions, findings = clock.run(main, epoch=trace.header.epoch)
     return Result(
         name=name,
         trace=trace.header.name,
@@ -86,6 +86,7 @@ def simulate(
         total=measured.total(),
         services=measured.services(preemptions),
         notes=[*notes, *remarks(app, twins, seen), *([] if faults is None else [happened(faults)])],
+        findings=[f"{each.check} at {each.at:.3f} s: {each.words}" for each in findings],
     )
 
 
@@ -157,44 +158,67 @@ async def _run(
     progress: Callable[[int], None] | None,
     observers: Sequence[Callable[[Outcome], None]],
     decisions: Path | None,
-) -> tuple[Measured, dict[str, int]]:
-    """What was measured, and how often each service's engines preempted."""
+) -> tuple[Measured, dict[str, int], list[Finding]]:
+    """What was measured, how often each service's engines preempted, and under faults what did not hold."""
     raised: list[BaseException] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(_error(context)))
     launcher = SimulatedLauncher()
     started: list[SimulatedConnection] = []
     launcher.launched.append(started.append)
-    served: dict[str, Any] = dict(twins)
-    state = StateSettings(history=False, decisions=None if decisions is None else str(decisions))
-    running = App(server=app.settings.server, state=state, **served).run(launcher)
+
+    def before(request: Request, row: TraceRow) -> None:
+        measured.came(request, row)
+        if checks is not None:
+            checks.submitted(request)
+
+    stage = set_stage(
+        twins,
+        oracle,
+        launcher,
+        block_tokens=trace.header.block_tokens,
+        before=before,
+        server=app.settings.server,
+        decisions=decisions,
+    )
+    running = stage.running
+    checks = None if faults is None else Checks(stage, oracle)
     needs = {name: Need(twin.profile) for name, twin in twins.items()}
     measured = Measured(running, needs, width_for(seen.span_s, seen.rows))
     launcher.launched.append(measured.launched)
-    drive = Drive(running, twins, oracle, block_tokens=trace.header.block_tokens, before=measured.came)
     running.observers += [measured.ended, *observers]
     if progress is not None:
         running.observers.append(_counted(progress))
     if faults is not None:
         faults.launching(launcher)
     await running.start()
-    if faults is not None:
-        faults.begin(Stage(running=running, launcher=launcher, drive=drive, twins=twins))
-    measured.start()
+    if checks is not None:
+        checks.begin()
     try:
-        async with asyncio.timeout(seen.span_s + MOST_AFTER_S):
-            await drive.play(iter(trace) if faults is None else faults.rows(iter(trace)))
-    except TimeoutError:
-        log.error("%d requests had not ended %g s after the trace", len(running.ledger.open), MOST_AFTER_S)
+        if faults is not None:
+            faults.begin(stage)
+        measured.start()
+        try:
+            async with asyncio.timeout(seen.span_s + MOST_AFTER_S):
+                await stage.drive.play(iter(trace) if faults is None else faults.rows(iter(trace)))
+        except TimeoutError:
+            log.error("%d requests had not ended %g s after the trace", len(running.ledger.open), MOST_AFTER_S)
+        finally:
+            measured.stop()
+        if raised:  # a callback's error would only be logged live; here it spoils the figures
+            raise raised[0]
+        running.ledger.check(idle=True)  # before the stop, which would end what is left
+        if checks is not None:
+            await checks.settle(SETTLE_S)
+        await running.stop(0.0)
+        if checks is not None:
+            checks.left()
     finally:
-        measured.stop()
-    if raised:  # a callback's error would only be logged live; here it spoils the figures
-        raise raised[0]
-    running.ledger.check(idle=True)  # before the stop, which would end what is left
-    await running.stop(0.0)
+        if checks is not None:
+            checks.leave()
     preemptions = dict.fromkeys(twins, 0)
     for replica in started:
         preemptions[replica.name.rpartition("/")[0]] += replica.preemptions
-    return measured, preemptions
+    return measured, preemptions, [] if checks is None else checks.findings
 
 
 def _shown(settings: ServiceSettings) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -15,19 +15,14 @@ from foreserve.core import Outcome
 from foreserve.engines.profile import EngineProfile
 from foreserve.errors import EngineStartError
 from foreserve.ports import Launcher
-from foreserve.settings import StateSettings
-from foreserve.simulation.checks import Checks, Finding
+from foreserve.simulation.checks import SETTLE_S, Checks, Finding
 from foreserve.simulation.clock import run
-from foreserve.simulation.drive import Drive
 from foreserve.simulation.oracle import Oracle
-from foreserve.simulation.stage import FaultPlan, Happened, Stage
+from foreserve.simulation.stage import FaultPlan, Happened, set_stage
 from foreserve.simulation.study import make_twins
 from foreserve.simulation.survey import Survey
 from foreserve.simulation.twin import Twin
 from foreserve.traces.row import Header, TraceRow
-
-SETTLE_S: Final = 600.0
-"""Bounds what a replica takes to come back: its silence, its backoff and a late start."""
 
 NOT_STARTED: Final = "not started"
 """The outcome of a simulation whose replicas were all too late."""
@@ -86,15 +81,18 @@ async def _play(
     decisions: Path | None,
     settle_s: float,
 ) -> Trial:
-    served: dict[str, Any] = dict(twins)
-    state = StateSettings(history=False, decisions=None if decisions is None else str(decisions))
-    twinned = App(state=state, **served)
     if plan is not None:
         plan.launching(launcher)
         rows = plan.rows(rows)
-    running = twinned.run(launcher)
-    drive = Drive(running, twins, oracle, block_tokens=header.block_tokens, before=lambda one, _: checks.submitted(one))
-    stage = Stage(running=running, launcher=launcher, drive=drive, twins=twins)
+    stage = set_stage(
+        twins,
+        oracle,
+        launcher,
+        block_tokens=header.block_tokens,
+        before=lambda request, _: checks.submitted(request),
+        decisions=decisions,
+    )
+    running, drive = stage.running, stage.drive
     checks = Checks(stage, oracle)
     digest = hashlib.sha256()
     encode = msgspec.json.Encoder(order="sorted").encode
@@ -106,6 +104,7 @@ async def _play(
     started = await _start(running)
     if started:
         checks.begin()
+        asyncio.get_running_loop().set_exception_handler(checks.raised)
         if plan is not None:
             plan.begin(stage)
         played = asyncio.create_task(drive.play(rows))
