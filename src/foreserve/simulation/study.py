@@ -27,7 +27,7 @@ from foreserve.simulation.need import Need
 from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.replica import SimulatedConnection
 from foreserve.simulation.stage import FaultPlan, Stage
-from foreserve.simulation.survey import Survey, survey
+from foreserve.simulation.survey import Survey, begun
 from foreserve.simulation.twin import Twin
 from foreserve.simulation.windows import width_for
 from foreserve.traces.row import Trace
@@ -65,7 +65,10 @@ def simulate(
     `decisions`. Raises ConfigError for a service without a profile, a wrong setting and a row of the trace that cannot
     be played; LedgerError, after any run, if a request was lost or ended twice.
     """
-    seen = survey(trace) if surveyed is None else surveyed
+    if surveyed is None:
+        trace, seen = begun(trace)
+    else:
+        seen = surveyed
     oracle = Oracle()
     twins = make_twins(app, profiles, oracle, seen)
     main = _run(app, twins, oracle, trace, seen, faults, progress, observers, decisions)

@@ -12,11 +12,15 @@ from foreserve.core import OutcomeKind
 from foreserve.simulation.histogram import Distribution, Histogram
 from foreserve.simulation.windows import Windows, width_for
 from foreserve.traces.row import Trace, TraceRow
+from foreserve.traces.scaling import between
 
 PROGRESS_EVERY: Final = 4096
 
 FIRST_WIDTH_S: Final = 0.1
 """Of the windows of a trace whose length is not known yet."""
+
+LONG_BEFORE_S: Final = 3600.0
+"""A trace in which nothing comes for longer than this at first begins with what comes."""
 
 
 class Course(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +48,8 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
-    """`services` are those that rows name; `None` is where they name none. `span_s` is the last arrival.
+    """`services` are those that rows name; `None` is where they name none. `span_s` is the last arrival, `first_s` the
+    first.
 
     `live` is what the trace tells of all its requests, `live_of` of those of each service that rows name.
     """
@@ -55,6 +60,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     services: tuple[str | None, ...]
     live: Live | None
     live_of: dict[str, Live] = {}
+    first_s: float = 0.0
 
     def live_for(self, service: str, *, only: bool) -> Live | None:
         """Of one service; `only`: it is the only one, so that requests that name none are its own."""
@@ -63,11 +69,13 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
 
 def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Survey:
     """Read all of it. `progress` hears how many rows there were so far. Raises ConfigError where a row is wrong."""
-    rows, last = 0, 0.0
+    rows, first, last = 0, 0.0, 0.0
     heard: dict[str | None, _Heard] = {}
     everything = _Heard()
     for row in trace:
         rows += 1
+        if rows == 1:
+            first = row.arrival
         last = row.arrival
         if row.service not in heard:
             heard[row.service] = _Heard()
@@ -84,7 +92,20 @@ def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Surve
         services=tuple(heard),
         live=everything.told(rows, last),
         live_of={name: live for name, live in told.items() if live is not None},
+        first_s=first,
     )
+
+
+def begun(trace: Trace, progress: Callable[[int], None] | None = None) -> tuple[Trace, Survey]:
+    """A trace whose first request comes long after its start (a part of a longer one), from that request on.
+
+    Any other as it is; with what `survey` finds, and raises.
+    """
+    seen = survey(trace, progress)
+    if seen.first_s <= LONG_BEFORE_S:
+        return trace, seen
+    trace = between(trace, seen.first_s)
+    return trace, survey(trace, progress)
 
 
 class _Heard:
