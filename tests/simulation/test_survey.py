@@ -30,6 +30,7 @@ def test_what_was_recorded_is_told_for_all_and_by_service():
     )
     assert seen.live
     assert seen.live.outcomes == {"done": 2, "shed": 1, "expired": 0, "cancelled": 0, "failed": 0}
+    assert (seen.live.good, seen.live.output_tokens, seen.live.ended_s) == (2, 10, 3.0)
     assert seen.live.tpot
     assert seen.live.tpot.max == 0.5  # (3 - 1) / (5 - 1)
     chat = seen.live_for("chat", only=False)

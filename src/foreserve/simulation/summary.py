@@ -20,7 +20,8 @@ MOST_REASONS = 4
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One figure of every run. `changes` are shares of the first run's (0.1: a tenth more), `None` where none can be.
 
-    `better` says in which direction it is meant to go; `group` is where it belongs.
+    `better` says in which direction it is meant to go; `group` is where it belongs. `off` is the first run's difference
+    to what was measured live, as a share of that.
     """
 
     group: str
@@ -29,6 +30,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     changes: list[float | None]
     better: Better = None
     live: str = ""
+    off: float | None = None
 
 
 def summary(results: Sequence[Result], live: Live | None, service: str | None = None) -> list[Row]:
@@ -37,11 +39,14 @@ def summary(results: Sequence[Result], live: Live | None, service: str | None = 
     rows = [row for name in _LATENCIES for row in _latency(name, tallies, live)]
     ended = [result.ended_s for result in results]
     rate = _Rows("throughput", "higher", rows)
-    rate.add(
-        "goodput (done in time), requests/s", [_per(t.good, s) for t, s in zip(tallies, ended, strict=True)], number
-    )
-    rate.add("output tokens/s", [_per(t.output_tokens, s) for t, s in zip(tallies, ended, strict=True)], number)
-    rate.add("prompt tokens/s", [_per(t.prompt_tokens, s) for t, s in zip(tallies, ended, strict=True)], number)
+    for label, of in (
+        ("goodput (done in time), requests/s", "good"),
+        ("output tokens/s", "output_tokens"),
+        ("prompt tokens/s", "prompt_tokens"),
+    ):
+        values = [_per(getattr(t, of), s) for t, s in zip(tallies, ended, strict=True)]
+        told = None if live is None or not live.ended_s else _per(getattr(live, of), live.ended_s)
+        rate.add(label, values, number, live=told)
     houses = [_services(result, service) for result in results]
     use = _Rows("replicas", None, rows)
     use.add("replica-hours", [sum(each.replica_hours for each in house) for house in houses], number, better="lower")
@@ -118,6 +123,7 @@ class _Rows:
                 changes=[None if not first or value is None else value / first - 1 for value in values],
                 better=better or self._better,
                 live="" if live is None else told(live),
+                off=None if not live or first is None else first / live - 1,
             )
         )
 

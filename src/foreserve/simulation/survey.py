@@ -36,7 +36,8 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
 class Live(msgspec.Struct, frozen=True, kw_only=True):
     """What a recording says of itself, to hold a simulation against. Latencies are seconds, of requests that were done.
 
-    `tpot` is from the first token to the end by the answer's length, as in a simulation.
+    `tpot` is from the first token to the end by the answer's length, as in a simulation. `good` were done within the
+    deadline that their row has, or it has none; tokens are of what was done; `ended_s` is when the last one ended.
     """
 
     requests: int
@@ -45,6 +46,10 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
     tpot: Distribution | None
     e2e: Distribution | None
     course: Course
+    good: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    ended_s: float = 0.0
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,12 +118,18 @@ class _Heard:
         self._outcomes: Counter[str] = Counter()
         self._ttft, self._tpot, self._e2e = Histogram(), Histogram(), Histogram()
         self._windows = Windows(FIRST_WIDTH_S)
+        self._good = self._prompt_tokens = self._output_tokens = 0
+        self._ended_s = 0.0
 
     def hear(self, row: TraceRow) -> None:
         assert row.outcome is not None
         self._outcomes[row.outcome] += 1
+        self._ended_s = max(self._ended_s, row.arrival + (row.total_s or 0.0))
         if row.outcome != OutcomeKind.DONE.value:
             return
+        self._good += row.deadline_s is None or row.total_s is None or row.total_s <= row.deadline_s
+        self._prompt_tokens += row.input_tokens
+        self._output_tokens += row.output_tokens
         window = self._windows.at(row.arrival)
         if row.first_s is not None:
             self._ttft.add(row.first_s)
@@ -147,4 +158,8 @@ class _Heard:
                 e2e_p50=[each.e2e.quantile(0.5) for each in windows],
                 e2e_p99=[each.e2e.quantile(0.99) for each in windows],
             ),
+            good=self._good,
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens,
+            ended_s=self._ended_s,
         )
