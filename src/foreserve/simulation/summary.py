@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -90,13 +91,38 @@ def _outcomes(rows: list[Row], tallies: Sequence[Tally], live: Live | None) -> N
             ends.add(kind.value, values, count, better=better, live=told)
     if any(tally.again for tally in tallies):
         ends.add("run again", [float(tally.again) for tally in tallies], count, better="lower")
-    reasons: dict[str, int] = {}
-    for tally in tallies:
-        for reason, n in tally.reasons.items():
-            reasons[reason] = max(reasons.get(reason, 0), n)
+    worded = [_in_words(tally) for tally in tallies]
+    most: Counter[str] = Counter()
+    for reasons in worded:
+        most |= reasons
+    shown = sorted(most, key=lambda each: (-most[each], each))
+    if len(shown) > MOST_REASONS + 1:  # one more takes no more room than a row for the rest of them
+        shown = shown[:MOST_REASONS]
     why = _Rows("why not done", None, rows)
-    for reason in sorted(reasons, key=lambda each: (-reasons[each], each))[:MOST_REASONS]:
-        why.add(reason, [float(tally.reasons.get(reason, 0)) for tally in tallies], count)
+    for reason in shown:
+        why.add(reason, [float(reasons[reason]) for reasons in worded], count)
+    if len(shown) < len(most):
+        rest = [float(reasons.total() - sum(reasons[each] for each in shown)) for reasons in worded]
+        why.add(f"{len(most) - len(shown)} other reasons", rest, count)
+
+
+def _in_words(tally: Tally) -> Counter[str]:
+    """Its reasons, those that differ in figures alone as one. Their sum is what was not done."""
+    found: Counter[str] = Counter()
+    for reason, n in tally.reasons.items():
+        found[next((plain for begins, plain in _PLAIN if begins in reason), reason)] += n
+    return found
+
+
+_PLAIN: Final = (
+    ("the predicted wait of", "a wait predicted beyond the limit"),
+    ("predicted wait and", "a wait predicted beyond the deadline"),
+    ("the queue is full", "the queue was full"),
+    ("it could no longer be done", "waited until it was too late for the deadline"),
+    ("the most that the queue allows", "waited as long as the queue allows"),
+    ("no replica was ready", "no replica was ready in time"),
+)
+"""What a reason has in it, and its words without figures."""
 
 
 class _Rows:

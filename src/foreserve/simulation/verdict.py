@@ -32,7 +32,7 @@ def against_live(results: Sequence[Result], seen: Survey) -> list[tuple[str, boo
             continue
         side = "below" if off < 0 else "above"
         words = (
-            f"{where} {100 * abs(off):.0f} % {side} live: measure the profile again on a quiet machine, with "
+            f"{where} {100 * abs(off):.0f} % {side} live: measure the profile again on a quiet machine, with"
             " as many replicas as serve, and check that the app's settings are those of the recording"
         )
         told.append((words, True))
