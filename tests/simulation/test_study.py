@@ -165,3 +165,16 @@ def test_an_empty_trace_is_a_run_of_nothing():
     result = simulate(chat(), profiles(), Rows([]))
     assert result.total.requests == 0
     assert result.total.e2e is None
+
+
+def test_a_run_in_which_nothing_was_done_says_so_first():
+    result = simulate(chat(), profiles(), poisson(5, 1.0, deadline_s=1e-9), notes=["a note"])
+    assert result.notes == [
+        "warning: chat: of 5 requests not one was done: its deadline passed while it ran (5 of them)",
+        "a note",
+    ]
+
+
+def test_without_replicas_nothing_is_simulated():
+    with pytest.raises(ConfigError, match=r"service 'chat' has no replicas.*`chat\.replicas` to 1 or more"):
+        simulate(chat(replicas=0), profiles(), poisson(5, 1.0))

@@ -29,6 +29,7 @@ from foreserve.simulation.replica import SimulatedConnection
 from foreserve.simulation.stage import FaultPlan, Stage
 from foreserve.simulation.survey import Survey, begun
 from foreserve.simulation.twin import Twin
+from foreserve.simulation.verdict import nothing_done, ordered
 from foreserve.simulation.windows import width_for
 from foreserve.traces.row import Trace
 
@@ -75,6 +76,12 @@ def simulate(
     # Small matrices are slower on several cores, far slower beside other work, and would be summed in another order.
     with threadpool_limits(1, user_api="blas"):
         measured, preemptions = clock.run(main, epoch=trace.header.epoch)
+    services = measured.services(preemptions)
+    odd = [
+        words
+        for each, found in services.items()
+        for words in nothing_done(found.tally, f"{name}, {each}" if name else each)
+    ]
     return Result(
         name=name,
         trace=trace.header.name,
@@ -85,8 +92,8 @@ def simulate(
         ended_s=max(measured.last_end, measured.last_arrival),
         settings={each: _shown(app.services[each].settings) for each in twins},
         total=measured.total(),
-        services=measured.services(preemptions),
-        notes=[*notes, *remarks(app, twins, seen), *([] if faults is None else [happened(faults)])],
+        services=services,
+        notes=ordered([*odd, *notes, *remarks(app, twins, seen), *([] if faults is None else [happened(faults)])]),
     )
 
 
@@ -100,6 +107,11 @@ def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, 
             raise ConfigError(
                 f"service {name!r} has no engine profile; measure one with `foreserve calibrate` and name it with "
                 f"--profile {name}=FILE"
+            )
+        if kind.settings.replicas == 0:
+            raise ConfigError(
+                f"service {name!r} has no replicas: nothing would be served; set `{name}.replicas` to 1 or more (there "
+                "is no autoscaler yet that would start one)"
             )
         twin = Twin(name, kind, profiles[name], oracle)
         foresight = twin.foreseer.settings

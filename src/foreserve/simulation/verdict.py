@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from foreserve.simulation.figures import Result
+from foreserve.core import OutcomeKind
+from foreserve.simulation.figures import Result, Tally
 from foreserve.simulation.survey import Survey
 
 FAR: Final = 0.25
 """A median that is off by more than this share of the live one says that the profile is not that of the machine."""
+
+WARNING: Final = "warning: "
+"""What a note begins with that a reader must not miss."""
 
 ENOUGH: Final = 20
 """Requests that were done live, of which a median can be judged."""
@@ -37,3 +41,17 @@ def against_live(results: Sequence[Result], seen: Survey) -> list[tuple[str, boo
         )
         told.append((words, True))
     return told
+
+
+def nothing_done(tally: Tally, service: str) -> list[str]:
+    """A warning where requests came and not one of them was done, with the most frequent reason."""
+    if not tally.requests or tally.outcomes[OutcomeKind.DONE.value]:
+        return []
+    why = next(iter(tally.reasons), "")
+    most = f": {why} ({tally.reasons[why]:,} of them)" if why else ""
+    return [f"{WARNING}{service}: of {tally.requests:,} requests not one was done{most}"]
+
+
+def ordered(notes: Sequence[str]) -> list[str]:
+    """Each once, warnings first."""
+    return sorted(dict.fromkeys(notes), key=lambda note: not note.startswith(WARNING))
