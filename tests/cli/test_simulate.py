@@ -180,7 +180,16 @@ def test_what_a_recording_tells_stands_beside(house: Path):
     result = simulate(house, trace="live.jsonl")
     assert "live" in result.stdout
     assert "1.50 s" in result.stdout
+    assert "against live" in result.stdout
+    assert re.search(r"chat: simulated end-to-end p50 is \d+ % (below|above) live: measure the profile", result.stdout)
     assert "live" not in simulate(house).stdout
+
+
+def test_what_the_profile_says_of_itself_is_told(house: Path):
+    noted = msgspec.structs.replace(PROFILE, notes=["the machine was busy: measure it again"])
+    save_profile(noted, house / "state" / "profiles" / "chat.yaml")
+    told = figures(house)["runs"][0]
+    assert "chat's profile: the machine was busy: measure it again" in told["notes"]
 
 
 def test_where_nothing_can_be_written_nothing_runs(house: Path):
