@@ -64,6 +64,7 @@ class Dispatcher:
         """How many wait, of those tenants of which any do."""
         self._pace = Pace()
         self._started = 0
+        self._most_waiting = 0
         self._came: list[Flight] = []
         """Those that have joined the queue since its last turn."""
         self._turn: asyncio.Handle | None = None
@@ -91,6 +92,7 @@ class Dispatcher:
             log.exception("the policies of %s failed; they are asked again in %g s", self.service, AGAIN_S)
             self._wake_at(now + AGAIN_S)
         self._rooms.hide()
+        self._most_waiting = max(self._most_waiting, len(self._waiting))
         self._set_latest_starts()
         if started:
             self._pace.started(started, len(self._waiting), now)
@@ -321,6 +323,12 @@ class Dispatcher:
     def tenants_waiting(self) -> Mapping[str, int]:
         """How many wait of each tenant, of those of which any do."""
         return self._by_tenant
+
+    def most_waiting(self) -> int:
+        """The most that were left waiting by a turn since this was last asked. For statistics alone."""
+        most = self._most_waiting
+        self._most_waiting = len(self._waiting) if self._turn is None else 0  # a turn to come will tell
+        return most
 
     def view(self, work: Work | None = None) -> QueueView:
         """Counts and pace, as admission sees them; `own`, `tenants` and `ahead` are those of `work`, which has come."""
