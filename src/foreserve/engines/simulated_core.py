@@ -169,6 +169,11 @@ class SimulatedCore:
         return None if request is None else request.work.attempt
 
     @property
+    def holds(self) -> int:
+        """How many requests run or wait."""
+        return len(self._live)
+
+    @property
     def idle(self) -> bool:
         """Whether nothing runs or waits."""
         return not self._live
