@@ -7,10 +7,8 @@ serves; nothing of ours is between but the connection.
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from statistics import median
 from typing import Final
 
@@ -27,6 +25,7 @@ from foreserve.simulation import calibrate_continuous as continuous
 from foreserve.simulation import calibrate_static as static
 from foreserve.simulation import fit
 from foreserve.simulation.calibrate_plan import Effort, Limits, Tell
+from foreserve.simulation.machine import machine
 from foreserve.simulation.probe import Probe
 from foreserve.simulation.probe_engine import EngineProbe
 
@@ -223,15 +222,3 @@ def _block(info: EngineInfo, notes: list[str]) -> int:
         return int(info.facts["block_tokens"])
     notes.append(f"the engine does not tell its KV block: {DEFAULT_BLOCK} tokens are assumed")
     return DEFAULT_BLOCK
-
-
-def machine() -> str:
-    """Processor and cores that this process may use, in words. No name of the host."""
-    model = ""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    except OSError:
-        pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{model or platform.processor() or platform.machine()}, {cores} core{'s' * (cores > 1)}"

@@ -14,10 +14,10 @@ from foreserve.errors import ConfigError
 from foreserve.registry import choices
 from foreserve.rows import state_folder
 from foreserve.settings import LLMSettings, UpstreamSettings
+from foreserve.simulation.adapted import adapted
 from foreserve.simulation.figures import Result
-from foreserve.simulation.fitting import fitted
 from foreserve.simulation.oracle import Oracle
-from foreserve.simulation.profiles import load_profile, profile_file, profile_for
+from foreserve.simulation.profiles import profile_file, profile_for, read_profile
 from foreserve.simulation.study import make_twins
 from foreserve.simulation.survey import Survey
 from foreserve.simulation.variants import changed, check_policies, compared, differences
@@ -47,7 +47,7 @@ def profiles_of(app: App, named: Sequence[str]) -> dict[str, EngineProfile]:
             raise ConfigError(f"--profile {each}: no service {service!r} can be simulated{choices(service, services)}")
         files[service if equals else services[0]] = Path(file if equals else each)
     folder = state_folder(app.settings.state)
-    found = {name: load_profile(files[name]) if name in files else profile_for(name, folder) for name in services}
+    found = {name: read_profile(files[name]) if name in files else profile_for(name, folder) for name in services}
     return {name: profile for name, profile in found.items() if profile is not None}
 
 
@@ -64,7 +64,7 @@ def variants(
 ) -> list[Variant]:
     """The app with what `sets` change, then as each of `files` has it. Raises ConfigError for whatever is wrong.
 
-    A file's profiles are those of the app, fitted to its settings where these differ (see `fitting`).
+    A file's profiles are those of the app, adapted to its settings where these differ (see `adapted`).
     """
     measured = profiles_of(app, named)
     base = changed(app, sets, "--set ") if sets else app
@@ -74,7 +74,7 @@ def variants(
         profiles, notes = {**own}, list[str]()
         for each, profile in measured.items():
             if each in one.services:
-                kept, told = fitted(each, profile, app.services[each].settings, one.services[each].settings)
+                kept, told = adapted(each, profile, app.services[each].settings, one.services[each].settings)
                 profiles[each] = kept
                 notes += told
         notes += [f"{each}'s profile: {note}" for each, profile in profiles.items() for note in profile.notes]

@@ -12,7 +12,7 @@ MEASURED = ("model", "engine", "weights", "exact", "threads", "engine_options", 
 """Settings of which only another measurement tells what they bring."""
 
 
-def fitted(
+def adapted(
     name: str, profile: EngineProfile, measured: ServiceSettings, asked: ServiceSettings
 ) -> tuple[EngineProfile, list[str]]:
     """`profile`, measured under one set of settings, for another; and notes on what that leaves open.
