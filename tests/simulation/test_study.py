@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 
 import msgspec
@@ -11,9 +12,10 @@ from foreserve.app import App
 from foreserve.core import Outcome
 from foreserve.errors import ConfigError
 from foreserve.ports import Launcher
+from foreserve.services.learning import Learner
 from foreserve.services.llm import LLM
 from foreserve.simulation.stage import Happened, Stage
-from foreserve.simulation.study import MOST_TRAININGS, simulate
+from foreserve.simulation.study import LEAST_TRAININGS, most_trainings, simulate
 from foreserve.traces.row import TraceRow
 from tests.simulation.traces import PROFILE, Rows, chat, poisson, profiles
 
@@ -26,6 +28,7 @@ class Plan:
 
     def __init__(self) -> None:
         self.happened: list[Happened] = []
+        self.struck: Counter[str] = Counter()
 
     def launching(self, launcher: Launcher) -> None:
         self.launcher = launcher
@@ -116,8 +119,25 @@ def test_services_are_told_apart():
 def test_trainings_of_a_long_trace_are_bounded_and_told():
     rows = [TraceRow(arrival=i * 7200.0, input_tokens=20, output_tokens=5) for i in range(84)]
     result = simulate(chat(), profiles(), Rows(rows))
-    assert any(f"at most {MOST_TRAININGS} trainings" in note for note in result.notes)
+    assert any(f"84 requests takes at most {LEAST_TRAININGS} trainings" in note for note in result.notes)
     assert result.total.outcomes["done"] == 84
+
+
+@pytest.mark.parametrize("hours", [1, 60])
+def test_trainings_are_as_many_as_the_rows_are_worth(monkeypatch: pytest.MonkeyPatch, hours: int):
+    assert [most_trainings(rows) for rows in (0, 19_000, 100_000, 10**6)] == [4, 4, 20, 40]
+    trained: list[int] = []
+    train = Learner.train
+
+    async def counted(self: Learner) -> str:
+        trained.append(1)
+        return await train(self)
+
+    monkeypatch.setattr(Learner, "train", counted)
+    rows = [TraceRow(arrival=i * 3.6 * hours, input_tokens=20, output_tokens=1 + i % 7) for i in range(1000)]
+    result = simulate(chat(), profiles(), Rows(rows))
+    assert any(f"every {899.1 * hours:.0f} s, not every 180 s" in note for note in result.notes)
+    assert 1 <= len(trained) <= 5
 
 
 def test_faults_see_the_stage_and_the_rows():
@@ -141,6 +161,17 @@ def test_what_a_callback_raises_ends_the_run():
 
     with pytest.raises(ValueError, match="no number"):
         simulate(chat(), profiles(), poisson(50, 2.0), faults=Wrong())
+
+
+def test_prefixes_that_an_engine_keeps_are_found_again():
+    keeps = msgspec.structs.replace(PROFILE, prefix_caching=True, block_tokens=16)
+    rows = [TraceRow(arrival=at, input_tokens=1100, output_tokens=5, prefix=(7, 8)) for at in range(20)]
+    with_, without = (simulate(chat(), {"chat": profile}, Rows(rows)).total for profile in (keeps, PROFILE))
+    assert without.cached_tokens == 0
+    assert with_.cached_tokens > 0.8 * with_.prompt_tokens
+    assert with_.ttft
+    assert without.ttft
+    assert with_.ttft.p50 < without.ttft.p50
 
 
 def test_a_result_has_the_settings_without_what_may_be_secret():

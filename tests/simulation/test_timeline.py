@@ -30,16 +30,19 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, list[dict[st
     return write(tmp_path_factory.mktemp("timeline") / "t.json")
 
 
-def test_every_request_has_its_wait_and_what_ran_its_slice(told: tuple[Result, list[dict[str, Any]]]):
+def test_every_request_has_a_slice_where_it_ran_and_one_where_it_waited(told: tuple[Result, list[dict[str, Any]]]):
     result, events = told
-    begun = {event["id"]: event["ts"] for event in events if event["ph"] == "b"}
+    waits = [event for event in events if event["ph"] == "b"]
     over = {event["id"]: event["ts"] for event in events if event["ph"] == "e"}
-    assert len(begun) == len(over) == 300
-    assert all(over[id] >= begun[id] for id in begun)
-    runs = [event for event in events if event.get("cat") == "run"]
-    assert 0 < result.total.outcomes["shed"] == 300 - len(runs)
-    assert all(event["ts"] == over[event["name"]] for event in runs)
-    assert all(event["args"]["output tokens"] > 0 and event["args"]["why"] for event in runs)
+    assert len(waits) == len(over)
+    assert all(over[wait["id"]] > wait["ts"] or wait["name"] != "queue" for wait in waits)
+    assert {wait["name"] for wait in waits} == {"queue", "queue, then shed"}
+    assert sum(wait["name"] == "queue, then shed" for wait in waits) == result.total.outcomes["shed"] > 0
+    assert all(wait["args"]["request"] == wait["id"] for wait in waits)
+    runs = {event["name"]: event for event in events if event.get("cat") == "run"}
+    assert len(runs) + result.total.outcomes["shed"] == 300
+    assert all(runs[id]["ts"] == ts for id, ts in over.items() if id in runs)
+    assert all(event["args"]["output tokens"] > 0 and event["args"]["why"] for event in runs.values())
 
 
 def test_slices_of_a_slot_nest_and_never_overlap(told: tuple[Result, list[dict[str, Any]]]):
@@ -78,4 +81,6 @@ def test_counters_tell_the_course(told: tuple[Result, list[dict[str, Any]]]):
 
 def test_it_is_bounded(tmp_path: Path):
     _, events = write(tmp_path / "few.json", most=25)
-    assert sum(event["ph"] == "b" for event in events) == 25
+    ids = {event["id"] for event in events if event["ph"] == "b"}
+    ids |= {event["name"] for event in events if event.get("cat") == "run"}
+    assert len(ids) == 25

@@ -84,6 +84,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     `span_s` is from there to the last arrival, `ended_s` until the last request ended. `settings` has those of each
     service in the app file's words, `notes` what a reader should know of the run.
+    `findings` are what did not hold in a run under faults (see `checks`).
     """
 
     name: str
@@ -97,6 +98,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     total: Tally
     services: dict[str, ServiceFigures]
     notes: list[str] = []
+    findings: list[str] = []
 
     def goodput_per_s(self) -> float:
         """Good requests a second, over the time until the last has ended."""

@@ -49,6 +49,9 @@ def summary(results: Sequence[Result], live: Live | None, service: str | None = 
     use.add("time in which a replica is busy", [_mean(house, lambda each: each.busy) for house in houses], percent)
     use.add("slots in use", [_mean(house, lambda each: each.slots_used) for house in houses], percent)
     use.add("KV cache in use", [_mean(house, lambda each: each.kv_used) for house in houses], percent)
+    if any(tally.cached_tokens for tally in tallies):
+        hits = [_per(tally.cached_tokens, tally.prompt_tokens) for tally in tallies]
+        use.add("prompt tokens found in the prefix cache", hits, percent, better="higher")
     use.add("most that waited", [float(max(each.most_waiting for each in house)) for house in houses], count)
     preempted = [float(sum(each.preemptions for each in house)) for house in houses]
     use.add("preemptions", preempted, count, better="lower")
@@ -134,8 +137,8 @@ def _mean(house: Sequence[ServiceFigures], of: Callable[[ServiceFigures], float 
     return sum(value * weight for value, weight in told) / hours if hours else None
 
 
-def _per(amount: float, seconds: float) -> float:
-    return amount / seconds if seconds else 0.0
+def _per(amount: float, whole: float) -> float:
+    return amount / whole if whole else 0.0
 
 
 def duration(seconds: float) -> str:

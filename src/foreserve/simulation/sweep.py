@@ -110,7 +110,7 @@ def swept(seed: int, trial: Callable[[], Trial]) -> Swept:
         seed=seed,
         findings=shown.findings,
         outcomes=shown.outcomes,
-        happened=dict(Counter(one.fault for one in shown.happened)),
+        happened=shown.struck,
         digest=shown.digest,
     )
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Final, Self
 
 import msgspec
 
-from foreserve.core import Outcome, OutcomeKind
+from foreserve.core import Outcome
 from foreserve.simulation.figures import Result, Series
 
 COUNTERS: Final = ("waiting", "running", "ready", "need")
@@ -72,15 +72,26 @@ class Timeline:
                         self._put(ph="C", pid=self._service(name), name=counter, ts=at, args={counter: round(value, 4)})
 
     def _wait(self, outcome: Outcome, pid: int) -> None:
-        """From its arrival to its start, or to its end where it never started."""
+        """From its arrival to its start, or to its end where it never started. None for who did not wait.
+
+        They are named alike: a viewer has a track for each name.
+        """
         until = outcome.ended if outcome.started is None else outcome.started
-        about: dict[str, Any] = {"tenant": outcome.tenant, "ahead": outcome.ahead, "overtaken by": outcome.before}
+        if outcome.started == outcome.arrival:
+            return
+        about: dict[str, Any] = {
+            "request": outcome.id,
+            "tenant": outcome.tenant,
+            "ahead when it came": outcome.ahead,
+            "started while it waited": outcome.before,
+        }
         if outcome.forecast is not None:
             about["tokens expected"] = round(outcome.forecast.output.p50)
-        if outcome.kind is not OutcomeKind.DONE:
-            about |= {"outcome": outcome.kind.value, "reason": outcome.reason}
-        name = outcome.id if outcome.started is not None else f"{outcome.id} {outcome.kind.value}"
-        words = {"cat": "wait", "id": outcome.id, "pid": pid, "tid": 0, "name": name}
+        name = "queue"
+        if outcome.started is None:
+            name = f"queue, then {outcome.kind.value}"
+            about["reason"] = outcome.reason
+        words = {"cat": "queue", "id": outcome.id, "pid": pid, "tid": 0, "name": name}
         self._put(ph="b", ts=_us(outcome.arrival), **words, args=about)
         self._put(ph="e", ts=_us(until), **words)
 
@@ -94,7 +105,7 @@ class Timeline:
             self._put(ph="M", pid=pid, tid=tid, name="thread_sort_index", args={"sort_index": tid})
         about = {
             "tenant": outcome.tenant,
-            "outcome": outcome.kind.value,
+            "outcome": outcome.kind.value if not outcome.reason else f"{outcome.kind.value}: {outcome.reason}",
             "prompt tokens": int(outcome.usage.get("prompt_tokens", 0)),
             "output tokens": int(outcome.usage.get("output_tokens", 0)),
             "waited (s)": round(started - outcome.arrival, 6),

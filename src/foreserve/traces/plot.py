@@ -11,6 +11,16 @@ from foreserve.traces.statistics import Series, Spread, Statistics
 
 MOST_TENANTS: Final = 20
 
+COLOURS: Final = {
+    "requests": "#3b6fb6",
+    "input tokens": "#7a5195",
+    "output tokens": "#ef7c3c",
+    "until the first token": "#2a9d5c",
+    "until the end": "#d1495b",
+    "on a replica": "#8a8a8a",
+}
+"""By what is shown: the same everywhere on the page, so that one legend does for all."""
+
 
 def plot(found: Statistics, path: Path) -> None:
     """Rate and tokens over time, lengths, tenants and, where they were recorded, latencies.
@@ -42,7 +52,8 @@ def page_of(found: Statistics) -> str:
 
     def line(values: list[float], name: str, column: int) -> None:
         per_second = [value / found.series.width_s for value in values]
-        figure.add_trace(Scatter(x=middle, y=per_second, name=name, mode="lines"), row=1, col=column)
+        look = {"name": name, "mode": "lines", "line": {"color": COLOURS[name]}}
+        figure.add_trace(Scatter(x=middle, y=per_second, **look), row=1, col=column)
 
     line(found.series.requests, "requests", 1)
     line(found.series.input_tokens, "input tokens", 2)
@@ -54,7 +65,8 @@ def page_of(found: Statistics) -> str:
     figure.update_xaxes(title_text="tokens", type="log", row=2, col=1)
     tenants = list(found.tenants.items())[:MOST_TENANTS]
     names = [escape(name) for name, _ in tenants]
-    figure.add_trace(Bar(x=names, y=[count for _, count in tenants], name="requests of a tenant"), row=2, col=2)
+    counts = [count for _, count in tenants]
+    figure.add_trace(Bar(x=names, y=counts, marker={"color": COLOURS["requests"]}, showlegend=False), row=2, col=2)
     figure.update_xaxes(type="category", row=2, col=2)
     if with_latency:
         _steps(figure, Scatter, latencies, 3, 1)
@@ -74,8 +86,12 @@ def _steps(figure: Any, scatter: Any, spreads: dict[str, Spread | None], row: in
         if spread is None:
             continue
         points = [(value, share) for value, share in spread.cdf if value > 0]  # the axis is logarithmic
-        x, y = [value for value, _ in points], [share for _, share in points]
-        figure.add_trace(scatter(x=x, y=y, name=name, mode="lines", line={"shape": "hv"}), row=row, col=column)
+        if not points:
+            continue
+        below = spread.cdf[0][1] if spread.cdf[0][0] <= 0 else 0.0
+        x, y = [points[0][0], *(value for value, _ in points)], [below, *(share for _, share in points)]
+        look = {"name": name, "mode": "lines", "line": {"shape": "hv", "color": COLOURS[name]}}
+        figure.add_trace(scatter(x=x, y=y, showlegend="tokens" not in name, **look), row=row, col=column)
     figure.update_yaxes(range=[0, 1.02], row=row, col=column)
 
 
