@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from foreserve.simulation.histogram import Histogram as SimulationHistogram
 from foreserve.traces import histogram
-from foreserve.traces.histogram import Histogram, Named, SeenBefore, Timeline
+from foreserve.traces.histogram import Histogram, Named, SeenBefore, Timeline, nearest_rank
 
 
 def test_quantiles_are_near_the_true_ones_with_few_counters():
@@ -23,6 +24,29 @@ def test_small_numbers_are_exact():
         found.add(value)
     assert found.quantiles([0.25, 0.5, 0.75, 1.0]) == [1, 2, 2, 3]
     assert found.cdf(100) == [(1, 0.25), (2, 0.75), (3, 1.0)]
+
+
+def test_a_large_number_is_told_to_a_two_thousandth():
+    for value in (2049, 4095, 123_457, 2**40 - 1):
+        found = Histogram()
+        found.add(value)
+        found.add(10 * value)  # so that what is told is not the largest
+        assert found.quantiles([0.5])[0] == pytest.approx(value, rel=1 / 2000)
+
+
+def test_ranks_are_those_of_a_simulation():
+    rng = np.random.default_rng(1)
+    for n in (1, 7, 100, 700, 1000):
+        values = rng.lognormal(0, 1, n).tolist()
+        mine, theirs = Histogram(1e6), SimulationHistogram()
+        for value in values:
+            mine.add(value)
+            theirs.add(value)
+        for share in (0.07, 0.5, 0.9, 0.99):
+            exact = sorted(values)[nearest_rank(share, n) - 1]
+            assert mine.quantiles([share])[0] == pytest.approx(exact, rel=1 / 2000)
+            assert theirs.quantile(share) == pytest.approx(exact, rel=0.01)
+    assert nearest_rank(0.07, 100) == 7
 
 
 def test_fractions_by_scale():

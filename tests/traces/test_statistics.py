@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from foreserve.simulation.survey import survey
 from foreserve.traces.row import TraceRow
 from foreserve.traces.statistics import statistics
 from tests.traces.test_scaling import Rows
@@ -50,3 +51,19 @@ def test_tenants_outcomes_latencies_and_prefixes():
 def test_where_there_is_nothing_to_tell_from(rows):
     found = statistics(Rows(rows))
     assert (found.requests, found.rate, found.gap_cv, found.peak_minute) == (len(rows), None, None, None)
+
+
+def test_latencies_are_of_what_was_done_as_in_a_simulation():
+    rows = Rows([
+        TraceRow(arrival=0.0, outcome="done", first_s=1.0, total_s=2.0),
+        TraceRow(arrival=1.0, outcome="shed", total_s=0.001),
+        TraceRow(arrival=2.0, outcome="expired", first_s=30.0, total_s=60.0),
+    ])  # fmt: skip
+    found = statistics(rows)
+    assert found.first_s is not None
+    assert found.total_s is not None
+    assert (found.first_s.count, found.first_s.most, found.total_s.most) == (1, 1.0, 2.0)
+    live = survey(rows).live
+    assert live is not None
+    assert live.e2e is not None
+    assert live.e2e.n == 1

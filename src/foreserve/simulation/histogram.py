@@ -7,6 +7,8 @@ from typing import Final
 
 import msgspec
 
+from foreserve.traces.histogram import nearest_rank
+
 RATIO: Final = 1.02
 """How much further each bin reaches. A value stands for its bin's geometric middle: off by at most sqrt(1.02) - 1."""
 
@@ -68,7 +70,7 @@ class Histogram:
         """The value of nearest rank, within 1 %; `None` of nothing."""
         if not self.n:
             return None
-        rank = max(1, math.ceil(share * self.n - 1e-9))
+        rank = nearest_rank(share, self.n)
         seen = 0
         for index in sorted(self.bins):
             seen += self.bins[index]

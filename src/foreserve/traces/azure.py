@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from foreserve.errors import ConfigError
+from foreserve.traces.columns import YEAR_2000
 from foreserve.traces.files import any_lines, lines
 from foreserve.traces.reading import BAD, HOLD, LineTrace, name_of, words
 from foreserve.traces.row import Header, TraceRow
 
 COLUMNS: Final = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 LOOKS: Final = f"CSV with {','.join(COLUMNS)}"
-
-_YEAR_2000: Final = 946_684_800.0
-"""Numbers below it are no dates in seconds since 1970: times since the trace's start."""
 
 
 def recognise(text: str) -> bool:
@@ -38,7 +36,7 @@ def open_azure(path: Path, *, skip_bad: bool = False, sort: bool = False) -> Lin
             raise ValueError(f"time {at} is earlier than the first {HOLD} rows' (rows must be in order, nearly)")
         return TraceRow(arrival=arrival, input_tokens=int(context), output_tokens=int(generated))
 
-    header = Header(name=name_of(path), epoch=start if start >= _YEAR_2000 else 0.0)
+    header = Header(name=name_of(path), epoch=start if start >= YEAR_2000 else 0.0)
     return LineTrace(path, parse, header=header, first_line=head[0] + 1, skip_bad=skip_bad, sort=sort)
 
 

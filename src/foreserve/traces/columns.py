@@ -20,6 +20,9 @@ from foreserve.traces.files import MAX_LINE_BYTES, any_lines, lines, reading
 MAX_ARRAY_BYTES: Final = 512 * 2**20
 """A JSON array is read as a whole."""
 
+YEAR_2000: Final = 946_684_800.0
+"""Numbers below it are no dates in seconds since 1970: times since a log's or trace's own start."""
+
 Record = dict[str, Any]
 TimeFormat = Literal["auto", "iso", "s", "ms", "us", "ns"]
 TIME_FORMATS: Final = ("auto", "iso", "s", "ms", "us", "ns")

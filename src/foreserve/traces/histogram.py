@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,6 +17,11 @@ _MIX: Final = 0x9E3779B97F4A7C15
 _WORD: Final = (1 << 64) - 1
 
 BINS: Final = 720
+
+
+def nearest_rank(share: float, count: int) -> int:
+    """Which of `count` numbers in order, from 1, is the quantile: the least that `share` of them are not above."""
+    return max(1, math.ceil(share * count - 1e-9))  # 0.07 of 100 is 7.000000000000001, and the 7th
 
 
 class Histogram:
@@ -33,23 +39,24 @@ class Histogram:
         whole = round(value * self._scale)
         shift = whole.bit_length() - _EXACT_BITS
         if shift > 0:
-            whole = (whole >> shift) << shift
+            whole = (whole >> shift << shift) + (1 << shift - 1)  # the middle of all that are counted with it
         self._counts[whole] = self._counts.get(whole, 0) + 1
         self.count += 1
         self.total += value
         self._most = max(self._most, value)
 
     def quantiles(self, shares: Sequence[float]) -> list[float]:
-        """For each of `shares`, in rising order: the least number that so many are not above. 1.0 is the largest."""
+        """For each of `shares`, in rising order: the number of nearest rank. 1.0 is the largest."""
         found: list[float] = []
         below = 0
         items = iter(sorted(self._counts.items()))
         value = 0
         for share in shares:
-            while below < share * self.count:
+            rank = nearest_rank(share, self.count)
+            while below < rank:
                 value, count = next(items)
                 below += count
-            found.append(self._most if share >= 1.0 else value / self._scale)
+            found.append(self._most if share >= 1.0 else min(value / self._scale, self._most))
         return found
 
     def cdf(self, most: int) -> list[tuple[float, float]]:
@@ -61,7 +68,7 @@ class Histogram:
             below += count
             if below / self.count - told >= 1.0 / most or below == self.count:
                 told = below / self.count
-                points.append((value / self._scale, told))
+                points.append((min(value / self._scale, self._most), told))
         return points
 
 

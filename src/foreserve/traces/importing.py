@@ -13,13 +13,10 @@ from foreserve.core import OutcomeKind
 from foreserve.errors import ConfigError
 from foreserve.registry import choices
 from foreserve.traces import columns
-from foreserve.traces.columns import TIME_FORMATS, Record, TimeFormat
+from foreserve.traces.columns import TIME_FORMATS, YEAR_2000, Record, TimeFormat
 from foreserve.traces.reading import BAD, check, name_of, words
 from foreserve.traces.row import Header, TraceRow
 from foreserve.traces.sorting import in_any_order
-
-YEAR_2000: Final = 946_684_800.0
-"""Times below it are no dates: they count from the log's own start."""
 
 TELL_EVERY: Final = 2048
 

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from foreserve.core import OutcomeKind
 from foreserve.traces.histogram import Histogram, Named, SeenBefore, Timeline
 from foreserve.traces.row import Trace, TraceRow
 
@@ -42,7 +43,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     them (1: Poisson; above: bursty). `peak_minute` is the busiest minute's rate over the mean rate. `prefix_blocks` are
     whole blocks of prompts that the trace has hashes of, and `prefix_seen` the share of them that had come before;
     `prefix_seen_tokens` is that in tokens over all input tokens. `first_s` and `total_s` are what a recording
-    tells of latency. `None` stands where there is nothing to tell from.
+    tells of latency, of requests that were done. `None` stands where there is nothing to tell from.
     """
 
     name: str
@@ -95,10 +96,8 @@ class _Pass:
                 self.outputs.add(row.output_tokens)
             else:
                 self.times.add(row.seconds)
-            if row.first_s is not None:
-                self.firsts.add(row.first_s)
-            if row.total_s is not None:
-                self.totals.add(row.total_s)
+            if row.outcome is None or row.outcome == OutcomeKind.DONE.value:
+                self._took(row)
             self.tenants.add(row.tenant)
             self.services.add(row.service or "")
             if row.outcome is not None:
@@ -106,6 +105,12 @@ class _Pass:
             if row.prefix:
                 self.prefixes.add(row.prefix)
             self.timeline.add(row.arrival, row.input_tokens, row.output_tokens)
+
+    def _took(self, row: TraceRow) -> None:
+        if row.first_s is not None:
+            self.firsts.add(row.first_s)
+        if row.total_s is not None:
+            self.totals.add(row.total_s)
 
     def _when(self, arrival: float) -> None:
         self.count += 1
