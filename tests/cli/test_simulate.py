@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from foreserve.cli.main import app
 from foreserve.cli.simulate_sweep import Asked, command
+from foreserve.dispatch.flight import Flight
 from foreserve.simulation.profiles import save_profile
 from foreserve.traces.row import Header, TraceRow
 
@@ -250,6 +251,14 @@ def test_faults_are_told_and_sweep_by_seed(house: Path):
     swept = simulate(house, *faults, "--seeds", "2")
     assert swept.exit_code == 0, swept.output
     assert "2 seeds, 400 requests: all checks hold" in " ".join(swept.stdout.split())
+
+
+def test_a_check_that_fails_is_a_note_and_a_status(house: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Flight, "expire", lambda self, loop, expired: None)
+    args = ("--set", "chat.policy=fcfs", "--set", "chat.replicas=1", "--speed", "20", "--faults", "load_spike")
+    told = simulate(house, *args)
+    assert told.exit_code == 1, told.output
+    assert "note: does not hold: deadline at " in told.stdout
 
 
 def test_a_fault_that_does_not_exist_is_told_before_anything_runs(house: Path):

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from foreserve.simulation.study import simulate
-from foreserve.simulation.summary import change, duration, number, span, summary
+from foreserve.simulation.summary import change, duration, notes, number, span, summary
 from tests.simulation.traces import chat, poisson, profiles
 
 
@@ -65,3 +66,14 @@ def test_a_figure_that_a_run_lacks_is_a_dash():
     row = next(row for row in summary([none, some], None) if row.label == "end-to-end p50")
     assert row.values[0] == "-"
     assert row.changes == [None, None]
+
+
+def test_notes_are_told_once_or_with_the_name_of_their_run():
+    plain = simulate(chat(), profiles(), poisson(3, 1.0))
+    one = msgspec.structs.replace(plain, name="one", notes=["both", "mine"])
+    two = msgspec.structs.replace(plain, name="two", notes=["both"], findings=[f"room at {n}" for n in range(7)])
+    told = notes([one, two])
+    assert told[:3] == ["both", "one: mine", "two: does not hold: room at 0"]
+    assert told[-1] == "two: does not hold: 2 further findings"
+    assert len(told) == 8
+    assert notes([one]) == ["both", "mine"]

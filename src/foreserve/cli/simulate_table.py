@@ -15,7 +15,7 @@ from rich.text import Text
 from foreserve.core import Outcome
 from foreserve.simulation.comparison import differing
 from foreserve.simulation.figures import Result
-from foreserve.simulation.summary import Row, change, span, summary
+from foreserve.simulation.summary import Row, change, notes, span, summary
 from foreserve.simulation.survey import Survey
 from foreserve.traces.row import Trace
 
@@ -93,12 +93,8 @@ def show(console: Console, trace: Trace, seen: Survey, results: Sequence[Result]
         out.print(_table(f"all of {_title(trace, seen)}", results, summary(results, seen.live), live=bool(seen.live)))
     if differences := differing(results):
         out.print(_differences(differences, results))
-    said: dict[str, None] = {}
-    for result in results:
-        for note in result.notes:
-            if note not in said:
-                said[note] = None
-                out.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+    for note in notes(results):
+        out.print(f"note: {note}", style="yellow", markup=False, highlight=False)
     out.print(last_line(results, seconds), markup=False, highlight=False)
 
 

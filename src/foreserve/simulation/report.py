@@ -13,7 +13,7 @@ from foreserve.simulation.chart import LIVE, Chart, Clock, colour
 from foreserve.simulation.charts import charts
 from foreserve.simulation.comparison import differing
 from foreserve.simulation.figures import Result
-from foreserve.simulation.summary import Row, change, span, summary
+from foreserve.simulation.summary import Row, change, notes, span, summary
 from foreserve.simulation.survey import Survey
 from foreserve.traces.row import Trace
 
@@ -67,8 +67,7 @@ def _legend(results: Sequence[Result], *, live: bool) -> str:
 
 
 def _notes(seen: Survey, results: Sequence[Result]) -> list[str]:
-    said = list(dict.fromkeys(note for result in results for note in result.notes))
-    told = [f'<p class="note">{_text(note)}</p>' for note in said]
+    told = [f'<p class="note">{_text(note)}</p>' for note in notes(results)]
     if seen.live is None:
         words = "The trace does not tell how its requests went live, so nothing live stands beside the simulation."
         told.append(f'<p class="says">{words}</p>')

@@ -16,6 +16,9 @@ Better = Literal["lower", "higher"] | None
 
 MOST_REASONS = 4
 
+MOST_FINDINGS = 5
+"""Of one run, that are told in words."""
+
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One figure of every run. `changes` are shares of the first run's (0.1: a tenth more), `None` where none can be.
@@ -57,6 +60,22 @@ def summary(results: Sequence[Result], live: Live | None, service: str | None = 
     use.add("preemptions", preempted, count, better="lower")
     _outcomes(rows, tallies, live)
     return rows
+
+
+def notes(results: Sequence[Result]) -> list[str]:
+    """What a reader should know, once where it is the same of every run and else with the run's name."""
+    told: dict[str, list[str]] = {}
+    for result in results:
+        broken = [f"does not hold: {each}" for each in result.findings[:MOST_FINDINGS]]
+        if len(result.findings) > MOST_FINDINGS:
+            broken.append(f"does not hold: {len(result.findings) - MOST_FINDINGS} further findings")
+        for note in dict.fromkeys([*result.notes, *broken]):
+            told.setdefault(note, []).append(result.name)
+    return [
+        line
+        for note, names in told.items()
+        for line in ([note] if len(names) == len(results) else [f"{name}: {note}" for name in names])
+    ]
 
 
 _LATENCIES = (("ttft", "TTFT"), ("tpot", "TPOT"), ("e2e", "end-to-end"), ("wait", "queue wait"))
