@@ -162,6 +162,19 @@ def test_a_service_without_profile_is_told_where_one_was_looked_for(house: Path)
     assert "chat.yaml" in words
 
 
+def test_the_service_without_profile_is_named_where_others_need_none(house: Path):
+    (house / "both.py").write_text(
+        "import foreserve as fs\n\n@fs.function\ndef shout(text: str) -> str:\n    return text\n\n"
+        "app = fs.App(shout=shout, chat=fs.LLM('simulated'), state={'folder': 'none'})\n"
+    )
+    told = CliRunner().invoke(app, ["simulate", str(house / "trace.jsonl"), "--app", str(house / "both.py")])
+    assert told.exit_code == 2
+    words = " ".join(told.stderr.split())
+    assert "both.py: service 'chat' has no engine profile" in words
+    assert "(looked for " in words
+    assert "none/profiles/chat.yaml)" in words
+
+
 def test_profiles_are_named_by_service(house: Path):
     save_profile(msgspec.structs.replace(PROFILE, slots=1), house / "slow.yaml")
     quick = figures(house)["runs"][0]["total"]["e2e"]["p50"]

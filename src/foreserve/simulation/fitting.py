@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from foreserve.engines.profile import EngineProfile
-from foreserve.settings import LLMSettings, ServiceSettings, UpstreamSettings
+from foreserve.settings import LLMSettings, ServiceSettings
+from foreserve.simulation.twin import SIMULATED
 
 MEASURED = ("model", "engine", "weights", "exact", "threads", "engine_options", "urls")
 """Settings of which only another measurement tells what they bring."""
@@ -24,7 +25,7 @@ def fitted(
         for key in MEASURED
         if getattr(measured, key, None) != getattr(asked, key, None)
     ]
-    if not isinstance(asked, (LLMSettings, UpstreamSettings)) or not isinstance(measured, type(asked)):
+    if not isinstance(asked, SIMULATED) or not isinstance(measured, type(asked)):
         return profile, notes
     words: dict[str, object] = {}
     if asked.max_running != measured.max_running:
