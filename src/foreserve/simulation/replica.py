@@ -67,6 +67,7 @@ class SimulatedConnection:
         self._factor = 1.0
         self._muted = self._frozen = False
         self._held: list[FromWorker] = []
+        self._held_last = 0
         self._told = EngineLoad()
         self._credit = CreditGate()
         self._out: list[Chunk] = []
@@ -218,7 +219,9 @@ class SimulatedConnection:
     def _arm(self) -> None:
         """Have the next event happen at its time."""
         assert self._core is not None
-        self._changed()
+        if self._core.holds != self._held_last:
+            self._held_last = self._core.holds
+            self._changed()
         at = self._core.next_at()
         if self._timer is not None:
             if at == self._at:
