@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from foreserve.simulation.faults import parse_faults
 from foreserve.simulation.histogram import Histogram
 from foreserve.simulation.need import Need
 from foreserve.simulation.study import simulate
+from foreserve.simulation.summary import summary
 from foreserve.simulation.tally import MOST_NAMES, OTHERS, Tally
 from foreserve.simulation.windows import Windows, width_for
 from foreserve.traces.row import TraceRow
@@ -144,6 +146,36 @@ def test_tenants_are_counted_by_name_up_to_a_bound():
     assert len(tenants) == MOST_NAMES + 1
     assert tenants[OTHERS].requests == 30
     assert tenants["t3"].requests == 1
+
+
+def test_tenants_are_named_by_what_they_ask_the_same_in_every_run():
+    """One that comes late and asks for much is named, whatever is refused to whom."""
+    few = [TraceRow(arrival=i / 10, input_tokens=20, output_tokens=5, tenant=f"t{i}") for i in range(MOST_NAMES + 30)]
+    rows = few + [TraceRow(arrival=20.0 + i / 10, input_tokens=20, output_tokens=5, tenant="much") for i in range(40)]
+    named = [
+        set(simulate(chat(queue={"max_waiting": most}), profiles(), Rows(rows)).services["chat"].tenants)
+        for most in (1, 100)
+    ]
+    assert named[0] == named[1]
+    assert "much" in named[0]
+    assert len(named[0]) == MOST_NAMES + 1
+
+
+def test_who_comes_again_is_counted_apart():
+    rows = poisson(300, 30.0, seed=1)
+    settings: dict[str, Any] = {"queue": {"max_waiting": 4}, "policy": "fcfs"}
+    plain = simulate(chat(**settings), profiles(), rows)
+    again = simulate(chat(**settings), profiles(), rows, faults=parse_faults("client_retry:share=1", 1))
+    assert plain.total.retries == 0
+    assert again.total.retries > 50
+    assert plain.total.requests == again.total.requests == 300
+    assert sum(again.total.outcomes.values()) == 300 + again.total.retries
+    one, two = plain.services["chat"], again.services["chat"]
+    assert two.need_replicas == one.need_replicas
+    assert sum(two.series.arrivals) == pytest.approx(sum(one.series.arrivals), rel=0.05)
+    assert again.span_s == plain.span_s
+    assert again.ended_s > plain.ended_s
+    assert any(row.label == "sent again by clients" for row in summary([again], None))
 
 
 def test_a_series_tells_what_came_and_how_full_it_was():

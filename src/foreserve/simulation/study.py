@@ -191,7 +191,7 @@ async def _run(
     running = stage.running
     checks = None if faults is None else Checks(stage, oracle)
     needs = {name: Need(twin.profile) for name, twin in twins.items()}
-    measured = Measured(running, needs, width_for(seen.span_s, seen.rows))
+    measured = Measured(running, needs, seen.tenants, width_for(seen.span_s, seen.rows))
     launcher.launched.append(measured.launched)
     running.observers += [measured.ended, *observers]
     if progress is not None:
