@@ -380,3 +380,12 @@ def test_decisions_are_recorded_run_by_run_and_replayed(house: Path, tmp_path: P
         again = CliRunner().invoke(app, ["replay", str(path)])
         assert again.exit_code == 0, again.output
         assert "decisions are the same" in again.stdout
+
+
+def test_a_recording_ends_where_the_app_says_and_the_result_has_a_note_of_it(house: Path, tmp_path: Path):
+    (house / "app.yaml").write_text(APP + "  decisions_mb: 0.01\n")
+    kept = tmp_path / "d.jsonl"
+    told = simulate(house, "--record-decisions", str(kept))
+    assert told.exit_code == 0, told.output
+    assert 5_000 < kept.stat().st_size < 10_200
+    assert "d.jsonl is not whole: it is full: it may have 10,000 bytes" in " ".join(told.stdout.split())

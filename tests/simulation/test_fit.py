@@ -59,3 +59,11 @@ def test_context_adds_the_same_whoever_runs():
 @pytest.mark.parametrize(("both", "share"), [(1.0, 0.0), (1.5, 0.5), (2.5, 1.0), (0.5, 0.0)])
 def test_the_share_of_a_decode_that_is_added_lies_between_none_and_all(both: float, share: float):
     assert fit.share_added([(both, 1.0, 1.0)]) == share
+
+
+def test_rows_that_were_never_seen_lie_on_straight_lines():
+    cells = {(2, 0): 2.0, (4, 0): 3.0, (2, 10): 2.0}
+    table, missing = fit.filled(cells, [1, 2, 3, 4, 8], [0, 10])
+    assert [row[0] for row in table] == [1.5, 2.0, 2.5, 3.0, 5.0]
+    assert len(missing) == 7
+    assert fit.filled({(4, 0): 3.0}, [1, 4], [0])[0] == [[3.0], [3.0]]

@@ -198,3 +198,10 @@ def test_a_run_under_faults_is_checked(monkeypatch: pytest.MonkeyPatch):
     assert found
     assert all(each.startswith("deadline at ") for each in found)
     assert not logging.getLogger("foreserve").handlers
+
+
+def test_what_a_recording_lost_is_told():
+    trace = poisson(5, 2.0)
+    trace.header = msgspec.structs.replace(trace.header, lost=12)
+    notes = simulate(chat(), profiles(), trace).notes
+    assert "12 more requests came while the trace was recorded and are not in it" in notes

@@ -67,3 +67,11 @@ def test_it_is_known_by_its_first_line():
     assert recognise('{"arrival": 3}')
     assert not recognise('{"timestamp": 3}')
     assert not recognise("arrival")
+
+
+@pytest.mark.parametrize("field", ['"block_tokens": 0', '"block_tokens": 65537', '"lost": -1'])
+def test_a_header_that_cannot_be_meant_is_refused_with_its_line(tmp_path, field):
+    path = tmp_path / "t.jsonl"
+    path.write_text(f'\n{{"foreserve_trace": 1, {field}}}\n{{"arrival": 1}}\n')
+    with pytest.raises(ConfigError, match=rf"t.jsonl: line 2: the header: `{field.split(chr(34))[1]}` is "):
+        open_own(path)

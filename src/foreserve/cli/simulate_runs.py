@@ -139,7 +139,7 @@ def document(trace: Trace, seen: Survey, seed: int, results: Sequence[Result]) -
     """The figures as JSON, the same bytes for the same command: there are no real times in it."""
     data = {
         "tool": "foreserve simulate",
-        "trace": {"name": trace.header.name, "epoch": trace.header.epoch, **msgspec.to_builtins(seen)},
+        "trace": {"name": trace.header.name, "epoch": trace.header.epoch, **seen.told()},
         "seed": seed,
         "runs": list(results),
     }

@@ -18,7 +18,7 @@ from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
 from foreserve.dispatch.rooms import Rooms, Runner
 from foreserve.dispatch.stream import Stream
-from foreserve.ports import Admission, Ahead, BatchPolicy, HearsRanks, Pick, Placement, QueueView, Ranked, Room, Wait
+from foreserve.ports import Admission, Ahead, BatchPolicy, HearsRanks, Pick, Placement, QueueView, Room, Wait, ranked
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +54,10 @@ class Dispatcher:
         self._max_wait_s = max_wait_s
         self._settled = settled
         self._runners: dict[str, Runner] = {}
-        self._ranked = isinstance(placement, Ranked)
-        self._heard_rank = placement.chosen if isinstance(placement, HearsRanks) else None
-        self._rooms = Rooms(placement.rank if isinstance(placement, Ranked) else None)
+        by_rank = ranked(placement)
+        self._ranked = by_rank is not None
+        self._heard_rank = by_rank.chosen if isinstance(by_rank, HearsRanks) else None
+        self._rooms = Rooms(None if by_rank is None else by_rank.rank)
         self._waiting: dict[str, Flight] = {}
         self._running: dict[str, Flight] = {}
         self._by_tenant: dict[str, int] = {}
@@ -78,7 +79,7 @@ class Dispatcher:
         started = 0
         try:
             while self._waiting and self._rooms:
-                match self._policy.pick(self._rooms.shown, now):
+                match self._policy.pick(self._rooms.show(), now):
                     case Pick() as pick:
                         self._run(pick, now)
                         started += len(pick.ids)
@@ -90,6 +91,7 @@ class Dispatcher:
         except Exception:
             log.exception("the policies of %s failed; they are asked again in %g s", self.service, AGAIN_S)
             self._wake_at(now + AGAIN_S)
+        self._rooms.hide()
         self._most_waiting = max(self._most_waiting, len(self._waiting))
         self._set_latest_starts()
         if started:
@@ -227,8 +229,9 @@ class Dispatcher:
             latest_start = min(latest_start, flight.work.deadline - self._pace.least_service(flight.work.forecast))
         flight.latest_start = latest_start
         self._came.append(flight)
-        self._policy.add(flight.work, now)
+        # First, so that the latest start is set in the coming turn even if the policy fails to take it.
         self.wake()
+        self._policy.add(flight.work, now)
 
     def _unqueue(self, request_id: str) -> None:
         """It waits no more, if it did."""

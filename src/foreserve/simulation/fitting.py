@@ -5,8 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from foreserve.engines.profile import EngineProfile
-from foreserve.settings import LLMSettings, ServiceSettings
-from foreserve.simulation.twin import SIMULATED
+from foreserve.settings import LLMSettings, ServiceSettings, UpstreamSettings
 
 MEASURED = ("model", "engine", "weights", "exact", "threads", "engine_options", "urls")
 """Settings of which only another measurement tells what they bring."""
@@ -17,18 +16,18 @@ def fitted(
 ) -> tuple[EngineProfile, list[str]]:
     """`profile`, measured under one set of settings, for another; and notes on what that leaves open.
 
-    Slots, KV cache, context, tokens in a step and prefix caching are carried over where they differ; beyond what was
-    measured its tables go on as straight lines.
+    Slots, KV cache, context, tokens in a step and prefix caching of a local engine are carried over where they differ;
+    beyond what was measured its tables go on as straight lines. A server keeps its own, however much it is sent.
     """
     notes = [
         f"{name}: {key} differs, yet the engine's times are those of the same profile; measure another"
         for key in MEASURED
         if getattr(measured, key, None) != getattr(asked, key, None)
     ]
-    if not isinstance(asked, SIMULATED) or not isinstance(measured, type(asked)):
+    if not isinstance(asked, (LLMSettings, UpstreamSettings)) or not isinstance(measured, type(asked)):
         return profile, notes
     words: dict[str, object] = {}
-    if asked.max_running != measured.max_running:
+    if isinstance(asked, LLMSettings) and asked.max_running != measured.max_running:
         words["slots"] = asked.max_running
         if asked.max_running > profile.decode.sequences[-1]:
             most = profile.decode.sequences[-1]

@@ -68,6 +68,7 @@ class SimulatedConnection:
         self._muted = self._frozen = False
         self._held: list[FromWorker] = []
         self._held_last = 0
+        self._slots = 0
         self._told = EngineLoad()
         self._credit = CreditGate()
         self._out: list[Chunk] = []
@@ -164,8 +165,10 @@ class SimulatedConnection:
         assert self._core is not None
         self._timer = None
         self._ready = True
+        info = self._core.info()
+        self._slots = int(info.capacity["slots"])
         self._changed()
-        self._tell(Ready(self._core.info(), os.getpid()))
+        self._tell(Ready(info, os.getpid()))
         self._beats.add(self)
 
     # --- work
@@ -280,7 +283,7 @@ class SimulatedConnection:
     @property
     def slots(self) -> int:
         """Its slots once it is ready and until it ends, else 0. For statistics alone."""
-        return self._core.profile.slots if self._core is not None and self._ready and not self._ending else 0
+        return self._slots if self._ready and not self._ending else 0
 
     @property
     def holds(self) -> int:

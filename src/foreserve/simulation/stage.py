@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -38,14 +37,13 @@ def set_stage(
     block_tokens: int,
     before: Callable[[Request, TraceRow], None],
     server: ServerSettings | None = None,
-    decisions: Path | None = None,
+    state: StateSettings,
 ) -> Stage:
-    """The twins as an app that keeps nothing on disk but, where asked for, its decisions: wired, not yet started.
+    """The twins as an app with this `state`: wired, not yet started.
 
     `before` hears of each request that is about to be submitted, as `Drive` tells it.
     """
     served: dict[str, Any] = dict(twins)
-    state = StateSettings(history=False, decisions=None if decisions is None else str(decisions))
     running = App(server=server, state=state, **served).run(launcher)
     drive = Drive(running, twins, oracle, block_tokens=block_tokens, before=before)
     return Stage(running=running, launcher=launcher, drive=drive, twins=twins)

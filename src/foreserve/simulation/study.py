@@ -13,10 +13,11 @@ from threadpoolctl import threadpool_limits
 
 from foreserve.app import App
 from foreserve.core import Outcome, Request
+from foreserve.dispatch.journal import CLOSED, Journal
 from foreserve.engines.profile import EngineProfile
 from foreserve.errors import ConfigError
 from foreserve.registry import choices
-from foreserve.settings import ServiceSettings
+from foreserve.settings import ServiceSettings, StateSettings
 from foreserve.simulation import clock
 from foreserve.simulation.checks import SETTLE_S, Checks, Finding
 from foreserve.simulation.figures import Result
@@ -72,19 +73,20 @@ def simulate(
 ) -> Result:
     """Play a trace to an app on a virtual clock and tell how it went. The same arguments give the same Result.
 
-    `profiles` are by service. `seed` is noted down with the result: it is that of `faults`, and of what made the trace.
-    `progress` hears now and then how many requests have ended, `observers` every outcome. `surveyed` saves a reading of
-    the trace where the caller has done it; `notes` are put before the result's own; decisions are recorded in
+    `profiles` are by service. `seed` is noted down with the result: it is that of `faults`, of what made the trace, and
+    of the true lengths that a recording's rows lack. `progress` hears now and then how many requests have ended,
+    `observers` every outcome. `surveyed` saves a reading of the trace where the caller has done it; `notes` are put
+    before the result's own; decisions are recorded in
     `decisions`. Raises ConfigError for a service without a profile, a wrong setting and a row of the trace that cannot
     be played; LedgerError, after any run, if a request was lost or ended twice.
     """
     seen = survey(trace) if surveyed is None else surveyed
     oracle = Oracle()
     twins = make_twins(app, profiles, oracle, seen)
-    main = _run(app, twins, oracle, trace, seen, faults, progress, observers, decisions)
+    main = _run(app, twins, oracle, trace, seen, seed, faults, progress, observers, decisions)
     # Small matrices are slower on several cores, far slower beside other work, and would be summed in another order.
     with threadpool_limits(1, user_api="blas"):
-        measured, preemptions, findings = clock.run(main, epoch=trace.header.epoch)
+        measured, preemptions, findings, found = clock.run(main, epoch=trace.header.epoch)
     return Result(
         name=name,
         trace=trace.header.name,
@@ -96,9 +98,21 @@ def simulate(
         settings={each: _shown(app.services[each].settings) for each in twins},
         total=measured.total(),
         services=measured.services(preemptions),
-        notes=[*notes, *remarks(app, twins, seen), *([] if faults is None else [happened(faults)])],
+        notes=[
+            *notes,
+            *missing(trace),
+            *remarks(app, twins, seen),
+            *([] if faults is None else [happened(faults)]),
+            *found,
+        ],
         findings=[f"{each.check} at {each.at:.3f} s: {each.words}" for each in findings],
     )
+
+
+def simulated_state(app: App, decisions: Path | None) -> StateSettings:
+    """Nothing is kept of a simulation but, where asked for, its decisions: as many as the app would record."""
+    told = None if decisions is None else str(decisions)
+    return StateSettings(history=False, decisions=told, decisions_mb=app.settings.state.decisions_mb)
 
 
 def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, seen: Survey) -> dict[str, Twin]:
@@ -126,6 +140,12 @@ def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, 
     return twins
 
 
+def missing(trace: Trace) -> list[str]:
+    """What a recording says that it has not, in words."""
+    lost = trace.header.lost
+    return [f"{lost:,} more requests came while the trace was recorded and are not in it"] if lost else []
+
+
 def most_trainings(rows: int) -> int:
     """Of one length model in a run over so many rows, about."""
     return min(max(rows // ROWS_PER_TRAINING, LEAST_TRAININGS), MOST_TRAININGS)
@@ -147,6 +167,8 @@ def remarks(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
                 f"{seen.span_s / 3600:.1f} h and {seen.rows:,} requests takes at most "
                 f"{most_trainings(seen.rows)} trainings"
             )
+    if (remark := seen.lengths.remark()) is not None:
+        found.append(remark)
     return found
 
 
@@ -162,12 +184,13 @@ async def _run(
     oracle: Oracle,
     trace: Trace,
     seen: Survey,
+    seed: int,
     faults: FaultPlan | None,
     progress: Callable[[int], None] | None,
     observers: Sequence[Callable[[Outcome], None]],
     decisions: Path | None,
-) -> tuple[Measured, dict[str, int], list[Finding]]:
-    """What was measured, how often each service's engines preempted, and under faults what did not hold."""
+) -> tuple[Measured, dict[str, int], list[Finding], list[str]]:
+    """What was measured, how often each service's engines preempted, under faults what did not hold, and notes."""
     raised: list[BaseException] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(_error(context)))
     launcher = SimulatedLauncher()
@@ -186,7 +209,7 @@ async def _run(
         block_tokens=trace.header.block_tokens,
         before=before,
         server=app.settings.server,
-        decisions=decisions,
+        state=simulated_state(app, decisions),
     )
     running = stage.running
     checks = None if faults is None else Checks(stage, oracle)
@@ -207,7 +230,8 @@ async def _run(
         measured.start()
         try:
             async with asyncio.timeout(seen.span_s + MOST_AFTER_S):
-                await stage.drive.play(iter(trace) if faults is None else faults.rows(iter(trace)))
+                rows = seen.lengths.completed(iter(trace), seed)
+                await stage.drive.play(rows if faults is None else faults.rows(rows))
         except TimeoutError:
             log.error("%d requests had not ended %g s after the trace", len(running.ledger.open), MOST_AFTER_S)
         finally:
@@ -226,7 +250,14 @@ async def _run(
     preemptions = dict.fromkeys(twins, 0)
     for replica in started:
         preemptions[replica.name.rpartition("/")[0]] += replica.preemptions
-    return measured, preemptions, [] if checks is None else checks.findings
+    return measured, preemptions, [] if checks is None else checks.findings, _recorded(running.decisions)
+
+
+def _recorded(decisions: Journal | None) -> list[str]:
+    """A note where not all decisions were recorded."""
+    if decisions is None or decisions.stopped == CLOSED:
+        return []
+    return [f"the recording of decisions {decisions.path} is not whole: {decisions.stopped}"]
 
 
 def _shown(settings: ServiceSettings) -> dict[str, Any]:

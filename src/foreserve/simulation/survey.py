@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from foreserve.core import OutcomeKind
 from foreserve.simulation.histogram import Distribution, Histogram
+from foreserve.simulation.lengths import Lengths
 from foreserve.simulation.tally import MOST_NAMES
 from foreserve.simulation.windows import Windows, width_for
 from foreserve.traces.row import Trace, TraceRow
@@ -50,7 +51,8 @@ class Live(msgspec.Struct, frozen=True, kw_only=True):
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
     """`services` are those that rows name; `None` is where they name none. `span_s` is the last arrival.
 
-    `live` is what the trace tells of all its requests, `live_of` of those of each service that rows name.
+    `live` is what the trace tells of all its requests, `live_of` of those of each service that rows name. `lengths`
+    knows those that a recording cannot tell, and is no part of what is told.
     """
 
     rows: int
@@ -61,10 +63,15 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     live_of: dict[str, Live] = {}
     tenants: tuple[str, ...] = ()
     """Those that asked most often, most often first: who is told of by name in every run."""
+    lengths: Lengths = msgspec.field(default_factory=Lengths)
 
     def live_for(self, service: str, *, only: bool) -> Live | None:
         """Of one service; `only`: it is the only one, so that requests that name none are its own."""
         return self.live if only else self.live_of.get(service)
+
+    def told(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {name: msgspec.to_builtins(getattr(self, name)) for name in self.__struct_fields__ if name != "lengths"}
 
 
 def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Survey:
@@ -73,8 +80,10 @@ def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Surve
     heard: dict[str | None, _Heard] = {}
     everything = _Heard()
     tenants: Counter[str] = Counter()
+    lengths = Lengths()
     for row in trace:
         rows += 1
+        lengths.hear(row)
         last = row.arrival
         if row.tenant in tenants or len(tenants) < MOST_TENANTS:
             tenants[row.tenant] += 1
@@ -94,6 +103,7 @@ def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Surve
         live=everything.told(rows, last),
         live_of={name: live for name, live in told.items() if live is not None},
         tenants=tuple(name for name, _ in tenants.most_common(MOST_NAMES)),
+        lengths=lengths,
     )
 
 

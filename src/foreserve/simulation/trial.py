@@ -15,11 +15,12 @@ from foreserve.core import Outcome
 from foreserve.engines.profile import EngineProfile
 from foreserve.errors import EngineStartError
 from foreserve.ports import Launcher
+from foreserve.settings import StateSettings
 from foreserve.simulation.checks import SETTLE_S, Checks, Finding
 from foreserve.simulation.clock import run
 from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.stage import FaultPlan, Happened, set_stage
-from foreserve.simulation.study import make_twins
+from foreserve.simulation.study import make_twins, simulated_state
 from foreserve.simulation.survey import Survey
 from foreserve.simulation.twin import Twin
 from foreserve.traces.row import Header, TraceRow
@@ -68,7 +69,8 @@ def try_out(
     else:
         twins = {name: Twin(name, kind, profiles[name], oracle) for name, kind in app.services.items()}
     header = Header() if header is None else header
-    return run(_play(twins, oracle, rows, plan, launcher, header, decisions, settle_s), epoch=header.epoch)
+    state = simulated_state(app, decisions)
+    return run(_play(twins, oracle, rows, plan, launcher, header, state, settle_s), epoch=header.epoch)
 
 
 async def _play(
@@ -78,7 +80,7 @@ async def _play(
     plan: FaultPlan | None,
     launcher: Launcher,
     header: Header,
-    decisions: Path | None,
+    state: StateSettings,
     settle_s: float,
 ) -> Trial:
     if plan is not None:
@@ -90,7 +92,7 @@ async def _play(
         launcher,
         block_tokens=header.block_tokens,
         before=lambda request, _: checks.submitted(request),
-        decisions=decisions,
+        state=state,
     )
     running, drive = stage.running, stage.drive
     checks = Checks(stage, oracle)
