@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from foreserve.app import App
 from foreserve.core import Outcome, OutcomeKind
 from foreserve.engines.profile import linear
+from foreserve.services.upstream import Upstream
 from foreserve.simulation.faults import parse_faults
 from foreserve.simulation.histogram import Histogram
 from foreserve.simulation.need import Need
@@ -244,6 +246,17 @@ def test_a_replica_that_dies_counts_until_then_and_its_successor_from_its_launch
     assert told.busy < 0.5
     assert min(value for value in told.series.ready if value is not None) < 0.5  # while it starts
     assert told.replica_hours < (50.0 + result.ended_s) / 3600 + 1e-9
+
+
+def test_slots_are_those_that_the_gateway_bounds_itself_by():
+    """Of an upstream service its own setting, whatever the profile has."""
+    rows = [TraceRow(arrival=float(i), input_tokens=1, output_tokens=36) for i in range(50)]
+    app = App(chat=Upstream(["http://127.0.0.1:9/v1"], max_running=2), state={"history": False})
+    result = simulate(app, profiles(chat=STEADY), Rows(rows))
+    told = result.services["chat"]
+    assert told.busy is not None
+    assert told.busy > 0.3
+    assert told.slots_used == pytest.approx(told.busy / 2, rel=1e-6)
 
 
 def test_the_time_of_a_span_goes_to_its_windows():
