@@ -194,7 +194,16 @@ def test_what_a_recording_tells_stands_beside(house: Path):
     result = simulate(house, trace="live.jsonl")
     assert "live" in result.stdout
     assert "1.50 s" in result.stdout
+    assert "against live" in result.stdout
+    assert re.search(r"chat: simulated end-to-end p50 is \d+ % (below|above) live: measure the profile", result.stdout)
     assert "live" not in simulate(house).stdout
+
+
+def test_what_the_profile_says_of_itself_is_told(house: Path):
+    noted = msgspec.structs.replace(PROFILE, notes=["the machine was busy: measure it again"])
+    save_profile(noted, house / "state" / "profiles" / "chat.yaml")
+    told = figures(house)["runs"][0]
+    assert "chat's profile: the machine was busy: measure it again" in told["notes"]
 
 
 def test_where_nothing_can_be_written_nothing_runs(house: Path):
@@ -271,7 +280,7 @@ def test_a_check_that_fails_is_a_note_and_a_status(house: Path, monkeypatch: pyt
     args = ("--set", "chat.policy=fcfs", "--set", "chat.replicas=1", "--speed", "20", "--faults", "load_spike")
     told = simulate(house, *args)
     assert told.exit_code == 1, told.output
-    assert "note: does not hold: deadline at " in told.stdout
+    assert "warning: does not hold: deadline at " in told.stdout
 
 
 def test_a_fault_that_does_not_exist_is_told_before_anything_runs(house: Path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -34,10 +36,12 @@ def test_prompts_that_are_computed_whole_stay_whole():
     ("changes", "words"),
     [
         ({"max_running": 64}, "64 requests at once were not measured (at most 8 were)"),
-        ({"threads": 1}, "threads differs"),
+        ({"threads": 1}, "threads is changed"),
+        ({"model": "foo"}, "stays that of the engine that was measured (m): its times say nothing of foo"),
     ],
 )
-def test_what_was_not_measured_is_told(changes: dict[str, int], words: str):
+def test_what_was_not_measured_is_told(changes: dict[str, Any], words: str):
     _, notes = fitted("chat", PROFILE, MEASURED, msgspec.structs.replace(MEASURED, **changes))
     assert len(notes) == 1
     assert words in notes[0]
+    assert notes[0].startswith("warning: chat: ")

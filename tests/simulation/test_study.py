@@ -205,3 +205,16 @@ def test_what_a_recording_lost_is_told():
     trace.header = msgspec.structs.replace(trace.header, lost=12)
     notes = simulate(chat(), profiles(), trace).notes
     assert "12 more requests came while the trace was recorded and are not in it" in notes
+
+
+def test_a_run_in_which_nothing_was_done_says_so_first():
+    result = simulate(chat(), profiles(), poisson(5, 1.0, deadline_s=1e-9), notes=["a note"])
+    assert result.notes == [
+        "warning: chat: of 5 requests not one was done: its deadline passed while it ran (5 of them)",
+        "a note",
+    ]
+
+
+def test_without_replicas_nothing_is_simulated():
+    with pytest.raises(ConfigError, match=r"service 'chat' has no replicas.*`chat\.replicas` to 1 or more"):
+        simulate(chat(replicas=0), profiles(), poisson(5, 1.0))

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from foreserve.simulation.study import simulate
-from foreserve.simulation.summary import change, duration, notes, number, span, summary
+from foreserve.simulation.summary import change, duration, number, span, summary
+from foreserve.simulation.verdict import notes
 from tests.simulation.traces import chat, poisson, profiles
 
 
@@ -73,7 +74,27 @@ def test_notes_are_told_once_or_with_the_name_of_their_run():
     one = msgspec.structs.replace(plain, name="one", notes=["both", "mine"])
     two = msgspec.structs.replace(plain, name="two", notes=["both"], findings=[f"room at {n}" for n in range(7)])
     told = notes([one, two])
-    assert told[:3] == ["both", "one: mine", "two: does not hold: room at 0"]
-    assert told[-1] == "two: does not hold: 2 further findings"
+    assert told[0] == "warning: two: does not hold: room at 0"
+    assert told[-3:] == ["warning: two: does not hold: 2 further findings", "both", "one: mine"]
     assert len(told) == 8
     assert notes([one]) == ["both", "mine"]
+
+
+def test_the_reasons_add_up_to_what_was_not_done():
+    result = simulate(chat(), profiles(), poisson(20, 2.0))
+    reasons = {
+        "N s predicted wait and N s of work exceed its deadline in N s": 40,
+        "the predicted wait of N s exceeds the limit of N s": 30,
+        "the queue is full: N requests wait (limit N)": 20,
+        "the queue is full: N requests wait (limit N), N of them its tenant's": 5,
+        **{f"replica chat/{letter} was lost": 1 for letter in "abcd"},
+    }
+    lost = msgspec.structs.replace(result, total=msgspec.structs.replace(result.total, reasons=reasons))
+    why = [(row.label, row.values[0]) for row in summary([lost], None) if row.group == "why not done"]
+    assert why == [
+        ("a wait predicted beyond the deadline", "40"),
+        ("a wait predicted beyond the limit", "30"),
+        ("the queue was full", "25"),
+        ("replica chat/a was lost", "1"),
+        ("3 other reasons", "3"),
+    ]

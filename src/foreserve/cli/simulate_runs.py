@@ -19,7 +19,7 @@ from foreserve.simulation.faults import Faults
 from foreserve.simulation.figures import Result
 from foreserve.simulation.report import page
 from foreserve.simulation.study import simulate
-from foreserve.simulation.survey import Survey, survey
+from foreserve.simulation.survey import Survey, begun
 from foreserve.simulation.sweep import faults_of
 from foreserve.simulation.timeline import Timeline
 from foreserve.traces.row import Trace
@@ -76,7 +76,7 @@ def play(
 ) -> list[Result]:
     """Raises ConfigError before the first run for whatever is wrong with any of them."""
     with Bar(console, quiet) as bar:
-        seen = bar.reading(trace, survey)
+        trace, seen = bar.reading(trace, begun)
         if not seen.rows:
             raise ConfigError(f"{trace.header.name or 'the trace'}: there is no request in it, or none is left of it")
         for run in runs:

@@ -15,7 +15,7 @@ from foreserve.appfile import load_app_file
 from foreserve.cli import trace_words as words
 from foreserve.cli.sweep import run_sweep
 from foreserve.simulation.comparison import Variant, check, variants
-from foreserve.simulation.survey import Survey, survey
+from foreserve.simulation.survey import Survey, begun
 from foreserve.simulation.sweep import Swept, faults_of, of_app, random_one
 from foreserve.simulation.variants import assignments
 from foreserve.traces.row import Trace
@@ -94,8 +94,7 @@ _seen: list[tuple[Asked, Trace, Survey]] = []
 def _read(asked: Asked) -> tuple[Trace, Survey]:
     """Read once in each process."""
     if not _seen or _seen[0][0] != asked:
-        trace = asked.opened()
-        _seen[:] = [(asked, trace, survey(trace))]
+        _seen[:] = [(asked, *begun(asked.opened()))]
     return _seen[0][1:]
 
 

@@ -15,8 +15,9 @@ from rich.text import Text
 from foreserve.core import Outcome
 from foreserve.simulation.comparison import differing
 from foreserve.simulation.figures import Result
-from foreserve.simulation.summary import Row, change, notes, span, summary
+from foreserve.simulation.summary import Row, change, span, summary
 from foreserve.simulation.survey import Survey
+from foreserve.simulation.verdict import WARNING, against_live, notes
 from foreserve.traces.row import Trace
 
 T = TypeVar("T")
@@ -93,8 +94,12 @@ def show(console: Console, trace: Trace, seen: Survey, results: Sequence[Result]
         out.print(_table(f"all of {_title(trace, seen)}", results, summary(results, seen.live), live=bool(seen.live)))
     if differences := differing(results):
         out.print(_differences(differences, results))
+    for line, far in against_live(results, seen):
+        out.print(line, style="bold yellow" if far else "green", markup=False, highlight=False)
     for note in notes(results):
-        out.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+        warns = note.startswith(WARNING)
+        words, style = (note, "bold yellow") if warns else (f"note: {note}", "yellow")
+        out.print(words, style=style, markup=False, highlight=False)
     out.print(last_line(results, seconds), markup=False, highlight=False)
 
 
@@ -119,13 +124,14 @@ def _table(title: str, results: Sequence[Result], rows: Sequence[Row], *, live: 
         table.add_column(Text(result.name), justify="right", overflow="fold")
     if live:
         table.add_column("live", justify="right", style="cyan")
+        table.add_column("against live" if len(results) == 1 else f"{results[0].name} against live", justify="right")
     group = rows[0].group if rows else ""
     for row in rows:
         if row.group != group:
             table.add_section()
             group = row.group
         cells = [_cell(row, at) for at in range(len(row.values))]
-        table.add_row(Text(row.label), *cells, *([Text(row.live)] if live else []))
+        table.add_row(Text(row.label), *cells, *([Text(row.live), Text(change(row.off))] if live else []))
     return table
 
 

@@ -110,9 +110,8 @@ def of_steps(info: EngineInfo, limits: Limits, steps: continuous.Steps) -> Engin
         )
     decode = _table(fit.medians(steps.decode), sequences, contexts, "decode", notes)
     overhead_s = float(median(steps.overhead))
-    change_s = max(0.0, float(median(steps.change))) if steps.change else 0.0
-    if change_s < NO_CHANGE * decode[0][0]:
-        change_s = 0.0
+    change_s, unsure = fit.added(steps.change, NO_CHANGE * decode[0][0])
+    notes += [unsure] if unsure else []
     cells = continuous.prefill_cells(steps, limits, overhead_s + change_s)
     tokens = sorted({length for length, _ in cells})
     before = sorted({context for _, context in cells})
@@ -122,7 +121,8 @@ def of_steps(info: EngineInfo, limits: Limits, steps: continuous.Steps) -> Engin
     if steps.mixed:
         alone = {length: prefill[row][0] for row, length in enumerate(tokens)}
         points = [(both - change_s, _between(alone, length), beside) for length, both, beside in steps.mixed]
-        mixing = fit.share_added(points)
+        mixing, unsure = fit.share_added(points)
+        notes += [unsure] if unsure else []
     elif limits.budget is not None and limits.slots > 1:
         notes.append("there was no room for a prompt beside others that decode: `mixing` is assumed to be 1")
     spread = {
@@ -131,7 +131,7 @@ def of_steps(info: EngineInfo, limits: Limits, steps: continuous.Steps) -> Engin
         f"decode of {seen[0]}": _ends(steps.decode[seen[0], contexts[0]]),
         f"decode of {seen[-1]}": _ends(steps.decode[seen[-1], contexts[0]]),
     }
-    if change_s:
+    if steps.change:
         spread["change_s"] = _ends(steps.change)
     if points:
         spread["mixing"] = _ends([(both - prefilled) / beside for both, prefilled, beside in points])

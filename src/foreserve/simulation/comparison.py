@@ -77,6 +77,7 @@ def variants(
                 kept, told = fitted(each, profile, app.services[each].settings, one.services[each].settings)
                 profiles[each] = kept
                 notes += told
+        notes += [f"{each}'s profile: {note}" for each, profile in profiles.items() for note in profile.notes]
         made.append(Variant(_unlike(name, [each.name for each in made]), one, profiles, notes))
     return made
 

@@ -13,8 +13,9 @@ from foreserve.simulation.chart import LIVE, Chart, Clock, colour
 from foreserve.simulation.charts import charts
 from foreserve.simulation.comparison import differing
 from foreserve.simulation.figures import Result
-from foreserve.simulation.summary import Row, change, notes, span, summary
+from foreserve.simulation.summary import Row, change, span, summary
 from foreserve.simulation.survey import Survey
+from foreserve.simulation.verdict import WARNING, against_live, notes
 from foreserve.traces.row import Trace
 
 
@@ -67,7 +68,12 @@ def _legend(results: Sequence[Result], *, live: bool) -> str:
 
 
 def _notes(seen: Survey, results: Sequence[Result]) -> list[str]:
-    told = [f'<p class="note">{_text(note)}</p>' for note in notes(results)]
+    told = [
+        f'<p class="{"note far" if far else "says"}">{_text(line)}</p>' for line, far in against_live(results, seen)
+    ]
+    told += [
+        f'<p class="{"note far" if note.startswith(WARNING) else "note"}">{_text(note)}</p>' for note in notes(results)
+    ]
     if seen.live is None:
         words = "The trace does not tell how its requests went live, so nothing live stands beside the simulation."
         told.append(f'<p class="says">{words}</p>')
@@ -91,19 +97,20 @@ def _differences(results: Sequence[Result]) -> str:
 
 
 def _table(results: Sequence[Result], rows: Sequence[Row], *, live: bool) -> str:
-    head = "".join(f"<th>{_text(result.name)}</th>" for result in results) + ("<th>live</th>" if live else "")
+    head = "".join(f"<th>{_text(result.name)}</th>" for result in results) + (
+        "<th>live</th><th>against live</th>" if live else ""
+    )
     lines: list[str] = []
     group = ""
     for row in rows:
         if row.group != group:
             group = row.group
             lines.append(
-                f'<tr class="group"><td colspan="{len(results) + 1 + live}">{_text(group.capitalize())}</td></tr>'
+                f'<tr class="group"><td colspan="{len(results) + 1 + 2 * live}">{_text(group.capitalize())}</td></tr>'
             )
         cells = "".join(f"<td>{_cell(row, at)}</td>" for at in range(len(row.values)))
-        lines.append(
-            f"<tr><td>{_text(row.label.strip())}</td>{cells}{f'<td>{_text(row.live)}</td>' if live else ''}</tr>"
-        )
+        beside = f"<td>{_text(row.live)}</td><td>{_text(change(row.off))}</td>" if live else ""
+        lines.append(f"<tr><td>{_text(row.label.strip())}</td>{cells}{beside}</tr>")
     return f'<div class="card scroll"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>'
 
 

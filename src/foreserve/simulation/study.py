@@ -27,8 +27,9 @@ from foreserve.simulation.need import Need
 from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.replica import SimulatedConnection
 from foreserve.simulation.stage import FaultPlan, set_stage
-from foreserve.simulation.survey import Survey, survey
+from foreserve.simulation.survey import Survey, begun
 from foreserve.simulation.twin import Twin, can_be_simulated
+from foreserve.simulation.verdict import nothing_done, ordered
 from foreserve.simulation.windows import width_for
 from foreserve.traces.row import Trace, TraceRow
 
@@ -80,13 +81,22 @@ def simulate(
     `decisions`. Raises ConfigError for a service without a profile, a wrong setting and a row of the trace that cannot
     be played; LedgerError, after any run, if a request was lost or ended twice.
     """
-    seen = survey(trace) if surveyed is None else surveyed
+    if surveyed is None:
+        trace, seen = begun(trace)
+    else:
+        seen = surveyed
     oracle = Oracle()
     twins = make_twins(app, profiles, oracle, seen)
     main = _run(app, twins, oracle, trace, seen, seed, faults, progress, observers, decisions)
     # Small matrices are slower on several cores, far slower beside other work, and would be summed in another order.
     with threadpool_limits(1, user_api="blas"):
         measured, preemptions, findings, found = clock.run(main, epoch=trace.header.epoch)
+    services = measured.services(preemptions)
+    odd = [
+        words
+        for each, service in services.items()
+        for words in nothing_done(service.tally, f"{name}, {each}" if name else each)
+    ]
     return Result(
         name=name,
         trace=trace.header.name,
@@ -97,14 +107,17 @@ def simulate(
         ended_s=max(measured.last_end, measured.last_arrival),
         settings={each: _shown(app.services[each].settings) for each in twins},
         total=measured.total(),
-        services=measured.services(preemptions),
-        notes=[
-            *notes,
-            *missing(trace),
-            *remarks(app, twins, seen),
-            *([] if faults is None else [happened(faults)]),
-            *found,
-        ],
+        services=services,
+        notes=ordered(
+            [
+                *odd,
+                *notes,
+                *missing(trace),
+                *remarks(app, twins, seen),
+                *([] if faults is None else [happened(faults)]),
+                *found,
+            ]
+        ),
         findings=[f"{each.check} at {each.at:.3f} s: {each.words}" for each in findings],
     )
 
@@ -123,6 +136,11 @@ def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, 
             continue
         if name not in profiles:
             raise NoProfile(name)
+        if kind.settings.replicas == 0:
+            raise ConfigError(
+                f"service {name!r} has no replicas: nothing would be served; set `{name}.replicas` to 1 or more (there "
+                "is no autoscaler yet that would start one)"
+            )
         twin = Twin(name, kind, profiles[name], oracle)
         foresight = twin.foreseer.settings
         if (least_s := seen.span_s / most_trainings(seen.rows)) > foresight.train_s:
