@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from foreserve.cli.main import app
 from foreserve.cli.simulate_sweep import Asked, command
+from foreserve.dispatch.flight import Flight
 from foreserve.simulation.profiles import save_profile
 from foreserve.traces.row import Header, TraceRow
 
@@ -161,6 +162,19 @@ def test_a_service_without_profile_is_told_where_one_was_looked_for(house: Path)
     assert "chat.yaml" in words
 
 
+def test_the_service_without_profile_is_named_where_others_need_none(house: Path):
+    (house / "both.py").write_text(
+        "import foreserve as fs\n\n@fs.function\ndef shout(text: str) -> str:\n    return text\n\n"
+        "app = fs.App(shout=shout, chat=fs.LLM('simulated'), state={'folder': 'none'})\n"
+    )
+    told = CliRunner().invoke(app, ["simulate", str(house / "trace.jsonl"), "--app", str(house / "both.py")])
+    assert told.exit_code == 2
+    words = " ".join(told.stderr.split())
+    assert "both.py: service 'chat' has no engine profile" in words
+    assert "(looked for " in words
+    assert "none/profiles/chat.yaml)" in words
+
+
 def test_profiles_are_named_by_service(house: Path):
     save_profile(msgspec.structs.replace(PROFILE, slots=1), house / "slow.yaml")
     quick = figures(house)["runs"][0]["total"]["e2e"]["p50"]
@@ -259,6 +273,14 @@ def test_faults_are_told_and_sweep_by_seed(house: Path):
     swept = simulate(house, *faults, "--seeds", "2")
     assert swept.exit_code == 0, swept.output
     assert "2 seeds, 400 requests: all checks hold" in " ".join(swept.stdout.split())
+
+
+def test_a_check_that_fails_is_a_note_and_a_status(house: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Flight, "expire", lambda self, loop, expired: None)
+    args = ("--set", "chat.policy=fcfs", "--set", "chat.replicas=1", "--speed", "20", "--faults", "load_spike")
+    told = simulate(house, *args)
+    assert told.exit_code == 1, told.output
+    assert "warning: does not hold: deadline at " in told.stdout
 
 
 def test_a_fault_that_does_not_exist_is_told_before_anything_runs(house: Path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Iterator
 
@@ -10,10 +11,12 @@ import pytest
 import foreserve as fs
 from foreserve.app import App
 from foreserve.core import Outcome
+from foreserve.dispatch.flight import Flight
 from foreserve.errors import ConfigError
 from foreserve.ports import Launcher
 from foreserve.services.learning import Learner
 from foreserve.services.llm import LLM
+from foreserve.simulation.faults import parse_faults
 from foreserve.simulation.stage import Happened, Stage
 from foreserve.simulation.study import LEAST_TRAININGS, most_trainings, simulate
 from foreserve.traces.row import TraceRow
@@ -185,6 +188,16 @@ def test_an_empty_trace_is_a_run_of_nothing():
     result = simulate(chat(), profiles(), Rows([]))
     assert result.total.requests == 0
     assert result.total.e2e is None
+
+
+def test_a_run_under_faults_is_checked(monkeypatch: pytest.MonkeyPatch):
+    rows = poisson(100, 10.0, deadline_s=1.0)
+    assert simulate(chat(), profiles(), rows, faults=parse_faults("load_spike", 1)).findings == []
+    monkeypatch.setattr(Flight, "expire", lambda self, loop, expired: None)
+    found = simulate(chat(policy="fcfs"), profiles(), rows, faults=parse_faults("load_spike", 1)).findings
+    assert found
+    assert all(each.startswith("deadline at ") for each in found)
+    assert not logging.getLogger("foreserve").handlers
 
 
 def test_what_a_recording_lost_is_told():

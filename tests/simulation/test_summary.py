@@ -5,6 +5,7 @@ import pytest
 
 from foreserve.simulation.study import simulate
 from foreserve.simulation.summary import change, duration, number, span, summary
+from foreserve.simulation.verdict import notes
 from tests.simulation.traces import chat, poisson, profiles
 
 
@@ -66,6 +67,17 @@ def test_a_figure_that_a_run_lacks_is_a_dash():
     row = next(row for row in summary([none, some], None) if row.label == "end-to-end p50")
     assert row.values[0] == "-"
     assert row.changes == [None, None]
+
+
+def test_notes_are_told_once_or_with_the_name_of_their_run():
+    plain = simulate(chat(), profiles(), poisson(3, 1.0))
+    one = msgspec.structs.replace(plain, name="one", notes=["both", "mine"])
+    two = msgspec.structs.replace(plain, name="two", notes=["both"], findings=[f"room at {n}" for n in range(7)])
+    told = notes([one, two])
+    assert told[0] == "warning: two: does not hold: room at 0"
+    assert told[-3:] == ["warning: two: does not hold: 2 further findings", "both", "one: mine"]
+    assert len(told) == 8
+    assert notes([one]) == ["both", "mine"]
 
 
 def test_the_reasons_add_up_to_what_was_not_done():

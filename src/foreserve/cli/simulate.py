@@ -14,7 +14,7 @@ from foreserve.cli import trace_words as words
 from foreserve.errors import ConfigError, ForeserveError
 
 EXIT_FAILED = 1
-"""A check did not hold under some seed of faults, or a simulation could not be ended as it should."""
+"""A check did not hold under faults, or a simulation could not be ended as it should."""
 
 EXIT_WRONG = 2
 """An option, the app, a profile or the trace is wrong."""
@@ -138,7 +138,7 @@ def simulate(
     """Play a trace to an app on a virtual clock: its own dispatcher, policies and ledger, with simulated engines.
 
     Prints latency, goodput, utilisation and outcomes; docs/simulation.md tells what is modelled. Exit status: 0; 2 when
-    anything given is wrong, and nothing has run then; with --seeds 1 when a check failed.
+    anything given is wrong, and nothing has run then; under --faults 1 when a check failed.
 
     Examples: `foreserve simulate monday.jsonl --app app.py`, `foreserve simulate monday.jsonl --app app.py
     --set chat.replicas=3 --compare fcfs.yaml six.yaml --report out.html`, `foreserve simulate --faults mixed
@@ -182,7 +182,9 @@ def simulate(
         outputs = Outputs(report, timeline, timeline_requests, json, record_decisions)
         outputs.check(len(runs), [Path(trace[0]), *files_read(app, files, profile or [], runs[0].app)])
         read = words.read(Path(trace[0]), *reading, seed)
-        play(console, read, runs, seed, outputs, quiet=quiet, faults=faults, fault_seed=first)
+        results = play(console, read, runs, seed, outputs, quiet=quiet, faults=faults, fault_seed=first)
+        if any(result.findings for result in results):
+            raise typer.Exit(EXIT_FAILED)
     except ForeserveError as error:
         _wrong(str(error), EXIT_WRONG if isinstance(error, ConfigError) else EXIT_FAILED)
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ from foreserve.simulation.comparison import differing
 from foreserve.simulation.figures import Result
 from foreserve.simulation.summary import Row, change, span, summary
 from foreserve.simulation.survey import Survey
-from foreserve.simulation.verdict import WARNING, against_live, ordered
+from foreserve.simulation.verdict import WARNING, against_live, notes
 from foreserve.traces.row import Trace
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ def show(console: Console, trace: Trace, seen: Survey, results: Sequence[Result]
         out.print(_differences(differences, results))
     for line, far in against_live(results, seen):
         out.print(line, style="bold yellow" if far else "green", markup=False, highlight=False)
-    for note in ordered([note for result in results for note in result.notes]):
+    for note in notes(results):
         warns = note.startswith(WARNING)
         words, style = (note, "bold yellow") if warns else (f"note: {note}", "yellow")
         out.print(words, style=style, markup=False, highlight=False)

@@ -13,13 +13,13 @@ from foreserve.engines.profile import EngineProfile
 from foreserve.errors import ConfigError
 from foreserve.registry import choices
 from foreserve.rows import state_folder
-from foreserve.settings import LLMSettings, UpstreamSettings
 from foreserve.simulation.adapted import adapted
 from foreserve.simulation.figures import Result
 from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.profiles import profile_file, profile_for, read_profile
-from foreserve.simulation.study import make_twins
+from foreserve.simulation.study import NoProfile, make_twins
 from foreserve.simulation.survey import Survey
+from foreserve.simulation.twin import can_be_simulated
 from foreserve.simulation.variants import changed, check_policies, compared, differences
 
 
@@ -37,7 +37,7 @@ def profiles_of(app: App, named: Sequence[str]) -> dict[str, EngineProfile]:
 
     A file alone is the only service's. Services without one are left out. Raises ConfigError.
     """
-    services = [n for n, kind in app.services.items() if isinstance(kind.settings, (LLMSettings, UpstreamSettings))]
+    services = [n for n, kind in app.services.items() if can_be_simulated(kind)]
     files: dict[str, Path] = {}
     for each in named:
         service, equals, file = each.partition("=")
@@ -90,11 +90,10 @@ def check(variant: Variant, seen: Survey) -> None:
     """Whether it can run on this trace. Raises ConfigError."""
     try:
         check_policies(make_twins(variant.app, variant.profiles, Oracle(), seen))
+    except NoProfile as error:
+        file = profile_file(error.service, state_folder(variant.app.settings.state))
+        raise ConfigError(f"{variant.name}: {error} (looked for {file})") from None
     except ConfigError as error:
-        if "has no engine profile" in str(error):
-            folder = state_folder(variant.app.settings.state)
-            missing = next(name for name in variant.app.services if name not in variant.profiles)
-            raise ConfigError(f"{variant.name}: {error} (looked for {profile_file(missing, folder)})") from None
         raise ConfigError(f"{variant.name}: {error}") from None
 
 

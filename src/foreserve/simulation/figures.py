@@ -12,12 +12,14 @@ from foreserve.simulation.histogram import Distribution
 class Tally(msgspec.Struct, frozen=True, kw_only=True):
     """Some requests, those of a service, a tenant or all, and how they went. Latencies are seconds, of what was done.
 
-    `outcomes` counts by kind, `codes` by the error's code, `reasons` by its words, with numbers left out. `good` were
-    done within their deadline, or had none. Tokens are those of requests that were done; `slot_s` is the time that
-    requests spent on replicas, whatever came of them.
+    `requests` are those of the trace; `retries`, which clients sent again under faults, are counted apart, and their
+    outcomes and latencies are among the others. `outcomes` counts by kind, `codes` by the error's code, `reasons` by
+    its words, with numbers left out. `good` were done within their deadline, or had none. Tokens are those of requests
+    that were done; `slot_s` is the time that requests spent on replicas, whatever came of them.
     """
 
     requests: int
+    retries: int
     outcomes: dict[str, int]
     codes: dict[str, int]
     reasons: dict[str, int]

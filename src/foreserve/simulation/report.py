@@ -15,7 +15,7 @@ from foreserve.simulation.comparison import differing
 from foreserve.simulation.figures import Result
 from foreserve.simulation.summary import Row, change, span, summary
 from foreserve.simulation.survey import Survey
-from foreserve.simulation.verdict import WARNING, against_live, ordered
+from foreserve.simulation.verdict import WARNING, against_live, notes
 from foreserve.traces.row import Trace
 
 
@@ -68,11 +68,12 @@ def _legend(results: Sequence[Result], *, live: bool) -> str:
 
 
 def _notes(seen: Survey, results: Sequence[Result]) -> list[str]:
-    said = ordered([note for result in results for note in result.notes])
     told = [
         f'<p class="{"note far" if far else "says"}">{_text(line)}</p>' for line, far in against_live(results, seen)
     ]
-    told += [f'<p class="{"note far" if note.startswith(WARNING) else "note"}">{_text(note)}</p>' for note in said]
+    told += [
+        f'<p class="{"note far" if note.startswith(WARNING) else "note"}">{_text(note)}</p>' for note in notes(results)
+    ]
     if seen.live is None:
         words = "The trace does not tell how its requests went live, so nothing live stands beside the simulation."
         told.append(f'<p class="says">{words}</p>')

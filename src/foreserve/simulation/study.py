@@ -17,7 +17,7 @@ from foreserve.dispatch.journal import CLOSED, Journal
 from foreserve.engines.profile import EngineProfile
 from foreserve.errors import ConfigError
 from foreserve.registry import choices
-from foreserve.settings import LLMSettings, ServiceSettings, StateSettings, UpstreamSettings
+from foreserve.settings import ServiceSettings, StateSettings
 from foreserve.simulation import clock
 from foreserve.simulation.checks import SETTLE_S, Checks, Finding
 from foreserve.simulation.figures import Result
@@ -28,7 +28,7 @@ from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.replica import SimulatedConnection
 from foreserve.simulation.stage import FaultPlan, set_stage
 from foreserve.simulation.survey import Survey, begun
-from foreserve.simulation.twin import Twin
+from foreserve.simulation.twin import Twin, can_be_simulated
 from foreserve.simulation.verdict import nothing_done, ordered
 from foreserve.simulation.windows import width_for
 from foreserve.traces.row import Trace, TraceRow
@@ -45,6 +45,17 @@ PROGRESS_EVERY: Final = 256
 
 MOST_AFTER_S: Final = 86_400.0
 """Simulated seconds after the last arrival in which everything has to have ended; the ledger tells what had not."""
+
+
+class NoProfile(ConfigError):
+    """A service that can be simulated, and nothing tells how long its engine takes."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__(
+            f"service {service!r} has no engine profile; measure one with `foreserve calibrate` and name it with "
+            f"--profile {service}=FILE"
+        )
+        self.service = service
 
 
 def simulate(
@@ -121,13 +132,10 @@ def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, 
     """The services of `app` that a trace can be played to. Raises ConfigError for what stands in the way of a run."""
     twins: dict[str, Twin] = {}
     for name, kind in app.services.items():
-        if not isinstance(kind.settings, (LLMSettings, UpstreamSettings)):
+        if not can_be_simulated(kind):
             continue
         if name not in profiles:
-            raise ConfigError(
-                f"service {name!r} has no engine profile; measure one with `foreserve calibrate` and name it with "
-                f"--profile {name}=FILE"
-            )
+            raise NoProfile(name)
         if kind.settings.replicas == 0:
             raise ConfigError(
                 f"service {name!r} has no replicas: nothing would be served; set `{name}.replicas` to 1 or more (there "
@@ -224,7 +232,7 @@ async def _run(
     running = stage.running
     checks = None if faults is None else Checks(stage, oracle)
     needs = {name: Need(twin.profile) for name, twin in twins.items()}
-    measured = Measured(running, needs, width_for(seen.span_s, seen.rows))
+    measured = Measured(running, needs, seen.tenants, width_for(seen.span_s, seen.rows))
     launcher.launched.append(measured.launched)
     running.observers += [measured.ended, *observers]
     if progress is not None:

@@ -91,6 +91,8 @@ def _outcomes(rows: list[Row], tallies: Sequence[Tally], live: Live | None) -> N
             ends.add(kind.value, values, count, better=better, live=told)
     if any(tally.again for tally in tallies):
         ends.add("run again", [float(tally.again) for tally in tallies], count, better="lower")
+    if any(tally.retries for tally in tallies):
+        ends.add("sent again by clients", [float(tally.retries) for tally in tallies], count, better="lower")
     worded = [_in_words(tally) for tally in tallies]
     most: Counter[str] = Counter()
     for reasons in worded:

@@ -11,11 +11,15 @@ import msgspec
 from foreserve.core import OutcomeKind
 from foreserve.simulation.histogram import Distribution, Histogram
 from foreserve.simulation.lengths import Lengths
+from foreserve.simulation.tally import MOST_NAMES
 from foreserve.simulation.windows import Windows, width_for
 from foreserve.traces.row import Trace, TraceRow
 from foreserve.traces.scaling import between
 
 PROGRESS_EVERY: Final = 4096
+
+MOST_TENANTS: Final = 100_000
+"""Tenants whose requests are counted, to find those that asked most often."""
 
 FIRST_WIDTH_S: Final = 0.1
 """Of the windows of a trace whose length is not known yet."""
@@ -67,6 +71,8 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     services: tuple[str | None, ...]
     live: Live | None
     live_of: dict[str, Live] = {}
+    tenants: tuple[str, ...] = ()
+    """Those that asked most often, most often first: who is told of by name in every run."""
     lengths: Lengths = msgspec.field(default_factory=Lengths)
     first_s: float = 0.0
 
@@ -84,6 +90,7 @@ def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Surve
     rows, first, last = 0, 0.0, 0.0
     heard: dict[str | None, _Heard] = {}
     everything = _Heard()
+    tenants: Counter[str] = Counter()
     lengths = Lengths()
     for row in trace:
         rows += 1
@@ -91,6 +98,8 @@ def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Surve
         if rows == 1:
             first = row.arrival
         last = row.arrival
+        if row.tenant in tenants or len(tenants) < MOST_TENANTS:
+            tenants[row.tenant] += 1
         if row.service not in heard:
             heard[row.service] = _Heard()
         if row.outcome is not None:
@@ -106,6 +115,7 @@ def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Surve
         services=tuple(heard),
         live=everything.told(rows, last),
         live_of={name: live for name, live in told.items() if live is not None},
+        tenants=tuple(name for name, _ in tenants.most_common(MOST_NAMES)),
         lengths=lengths,
         first_s=first,
     )

@@ -15,6 +15,9 @@ FAR: Final = 0.25
 WARNING: Final = "warning: "
 """What a note begins with that a reader must not miss."""
 
+MOST_FINDINGS: Final = 5
+"""Of one run under faults, that are told in words."""
+
 ENOUGH: Final = 20
 """Requests that were done live, of which a median can be judged."""
 
@@ -55,3 +58,22 @@ def nothing_done(tally: Tally, service: str) -> list[str]:
 def ordered(notes: Sequence[str]) -> list[str]:
     """Each once, warnings first."""
     return sorted(dict.fromkeys(notes), key=lambda note: not note.startswith(WARNING))
+
+
+def notes(results: Sequence[Result]) -> list[str]:
+    """What a reader should know, warnings first: once where it is the same of every run, else with the run's name."""
+    runs: dict[str, list[str]] = {}
+    for result in results:
+        broken = [f"{WARNING}does not hold: {each}" for each in result.findings[:MOST_FINDINGS]]
+        if len(result.findings) > MOST_FINDINGS:
+            broken.append(f"{WARNING}does not hold: {len(result.findings) - MOST_FINDINGS} further findings")
+        for note in dict.fromkeys([*result.notes, *broken]):
+            runs.setdefault(note, []).append(result.name)
+    told: list[str] = []
+    for note, names in runs.items():
+        if len(names) == len(results):
+            told.append(note)
+            continue
+        begins = WARNING if note.startswith(WARNING) else ""
+        told += [f"{begins}{name}: {note.removeprefix(WARNING)}" for name in names]
+    return ordered(told)
