@@ -171,7 +171,24 @@ def test_profiles_are_named_by_service(house: Path):
 
 def test_a_trace_for_a_service_that_is_not_there(house: Path):
     write(house / "other.jsonl", [TraceRow(arrival=0.0, input_tokens=5, output_tokens=5, service="talk")])
-    assert "requests for a service 'talk'" in refused(house, trace="other.jsonl")
+    words = refused(house, trace="other.jsonl")
+    assert "requests for a service 'talk'" in words
+    assert "`--service chat` plays all requests to that one, `--map talk=chat` those of this name" in words
+
+
+def test_the_names_of_services_can_be_mapped(house: Path):
+    rows = [TraceRow(arrival=i, input_tokens=5, output_tokens=5, service=f"gpt={i}") for i in range(2)]
+    write(house / "other.jsonl", rows)
+    told = [
+        simulate(house, "--json", "-", "--quiet", *args, trace="other.jsonl")
+        for args in (["--service", "chat"], ["--map", "gpt=0=chat", "--map", "gpt=1=chat"])
+    ]
+    for each in told:
+        assert each.exit_code == 0, each.output
+        assert msgspec.json.decode(each.stdout)["runs"][0]["services"]["chat"]["tally"]["requests"] == 2
+    assert "requests for a service 'gpt=1'" in refused(house, "--map", "gpt=0=chat", trace="other.jsonl")
+    assert "--map chat: write NAME=SERVICE" in refused(house, "--map", "chat")
+    assert "valid: one of the two" in refused(house, "--map", "a=b", "--service", "chat")
 
 
 def test_what_a_recording_tells_stands_beside(house: Path):
@@ -256,10 +273,12 @@ def test_the_command_of_a_seed_says_all_that_was_asked():
         reading=("azure", True, False, None, "5min", None, 1.0, 2.0, 100),
         seed=4,
         faults="mixed",
+        maps=("gpt-4o=chat",),
     )
     assert command(asked, 17) == (
         "foreserve simulate t.jsonl --app 'a b.py' --set chat.replicas=1 --profile chat=p.yaml --format azure "
-        "--skip-bad --from 5min --speed 2.0 --limit 100 --seed 4 --faults mixed --fault-seed 17 --seeds 1"
+        "--skip-bad --from 5min --speed 2.0 --limit 100 --map gpt-4o=chat --seed 4 "
+        "--faults mixed --fault-seed 17 --seeds 1"
     )
 
 

@@ -123,6 +123,8 @@ def simulate(
     speed: words.Speed = 1.0,
     limit: words.Limit = None,
     seed: words.Seed = 0,
+    service: words.Service = None,
+    map_: words.Map = None,
 ) -> None:
     """Play a trace to an app on a virtual clock: its own dispatcher, policies and ledger, with simulated engines.
 
@@ -169,12 +171,14 @@ def simulate(
                 reading=reading,
                 seed=seed,
                 faults=faults,
+                service=service,
+                maps=tuple(map_ or ()),
             )
             failed = sweep(console, asked, range(first, first + seeds), jobs=jobs, quiet=quiet)
             raise typer.Exit(EXIT_FAILED if failed else 0)
         files = [*(compare or []), *trace[1:]]
         runs = variants(load_app_file(app), Path(app).name, assignments(set_ or []), files, profile or [])
-        read = words.read(Path(trace[0]), *reading, seed)
+        read = words.read(Path(trace[0]), *reading, seed, service, map_ or ())
         outputs = Outputs(report, timeline, timeline_requests, json, record_decisions)
         play(console, read, runs, seed, outputs, quiet=quiet, faults=faults, fault_seed=first)
     except ForeserveError as error:

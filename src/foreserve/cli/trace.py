@@ -93,6 +93,8 @@ def convert(
     speed: words.Speed = 1.0,
     limit: words.Limit = None,
     seed: words.Seed = 0,
+    service: words.Service = None,
+    map_: words.Map = None,
 ) -> None:
     """Turn any known format, or a part of a trace, into a trace of ours.
 
@@ -100,7 +102,8 @@ def convert(
     """
     try:
         check_writable(out)
-        read = words.read(trace, format, skip_bad, sort, per_second, start, end, rate, speed, limit, seed)
+        how = (format, skip_bad, sort, per_second, start, end, rate, speed, limit, seed)
+        read = words.read(trace, *how, service, map_ or ())
         with watching(read, "writing") as watched:
             count = write_trace(out, watched)
     except ForeserveError as error:
