@@ -140,6 +140,31 @@ def test_runs_are_compared_by_what_files_change(house: Path):
     assert "in 3 runs" in shown
 
 
+def test_a_setting_is_varied(house: Path):
+    runs = figures(house, "--vary", "chat.replicas=1,2,4")["runs"]
+    assert [run["name"] for run in runs] == ["chat.replicas=1", "chat.replicas=2", "chat.replicas=4"]
+    assert [run["settings"]["chat"]["replicas"] for run in runs] == [1, 2, 4]
+    waits = [run["total"]["wait"]["p90"] for run in runs]
+    assert waits == sorted(waits, reverse=True)
+    assert "--vary chat.replica: unknown key 'replica'" in refused(house, "--vary", "chat.replica=1,2")
+    for wrong in ("chat.replicas", "chat.replicas=", "chat.replicas=[1,2", "=1"):
+        assert f"--vary {wrong}: write KEY=VALUE,VALUE" in refused(house, "--vary", wrong)
+
+
+def test_a_price_tells_what_runs_cost(house: Path):
+    run = figures(house, "--price", "2.5")["runs"][0]
+    cost, chat = run["cost"], run["services"]["chat"]
+    assert cost["total"] == pytest.approx(2.5 * chat["replica_hours"])
+    assert cost["per_1000_done"] == pytest.approx(1e3 * cost["total"] / run["total"]["outcomes"]["done"])
+    assert cost["per_million_output_tokens"] == pytest.approx(1e6 * cost["total"] / run["total"]["output_tokens"])
+    assert figures(house)["runs"][0]["cost"] is None
+    shown = simulate(house, "--price", "2.5", "--report", str(house / "r.html")).stdout
+    for label in ("cost per 1,000 requests done", "cost per million output tokens"):
+        assert label in shown
+        assert label in (house / "r.html").read_text()
+    assert simulate(house, "--price", "-1").exit_code == 2
+
+
 def test_a_file_to_compare_is_checked_before_anything_runs(house: Path):
     (house / "bad.yaml").write_text("# better\nchat:\n  replicas: 2\n  polcy: fcfs\n")
     assert "bad.yaml, line 4: chat.polcy: unknown key 'polcy'; did you mean 'policy'?" in refused(

@@ -52,6 +52,20 @@ def simulate(
             rich_help_panel=_RUNS,
         ),
     ] = None,
+    vary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY=V1,V2,...",
+            help="A run for each value of a setting, in place of the app's own: chat.replicas=1,2,4.",
+            rich_help_panel=_RUNS,
+        ),
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, help="Of a replica-hour, in any currency: tells what each run costs.", rich_help_panel=_RUNS
+        ),
+    ] = None,
     profile: Annotated[
         list[str] | None,
         typer.Option(
@@ -139,7 +153,7 @@ def simulate(
     from foreserve.cli.simulate_runs import Outputs, play
     from foreserve.cli.simulate_sweep import Asked, sweep, sweep_random
     from foreserve.simulation.comparison import variants
-    from foreserve.simulation.variants import assignments
+    from foreserve.simulation.variants import assignments, varied
 
     # Replicas are lost and lengths learned by the thousand; what is wrong with the house itself is an error.
     logging.basicConfig(level=logging.ERROR)
@@ -157,11 +171,11 @@ def simulate(
             raise ConfigError(f"one TRACE is played at a time, not {trace[1]} too; runs are compared by --compare")
         reading = (format, skip_bad, sort, per_second, start, end, rate, speed, limit)
         if seeds is not None:
-            alone = (compare, report, timeline, json, record_decisions)
+            alone = (compare, vary, price, report, timeline, json, record_decisions)
             if faults is None or any(each is not None for each in alone):
                 raise ConfigError(
-                    "--seeds goes with --faults, and with no --compare, --report, --timeline, --json or "
-                    "--record-decisions"
+                    "--seeds goes with --faults, and with no --compare, --vary, --price, --report, --timeline, --json "
+                    "or --record-decisions"
                 )
             asked = Asked(
                 app=app,
@@ -177,10 +191,11 @@ def simulate(
             failed = sweep(console, asked, range(first, first + seeds), jobs=jobs, quiet=quiet)
             raise typer.Exit(EXIT_FAILED if failed else 0)
         files = [*(compare or []), *trace[1:]]
-        runs = variants(load_app_file(app), Path(app).name, assignments(set_ or []), files, profile or [])
+        values = None if vary is None else varied(vary)
+        runs = variants(load_app_file(app), Path(app).name, assignments(set_ or []), files, profile or [], values)
         read = words.read(Path(trace[0]), *reading, seed, service, map_ or ())
         outputs = Outputs(report, timeline, timeline_requests, json, record_decisions)
-        play(console, read, runs, seed, outputs, quiet=quiet, faults=faults, fault_seed=first)
+        play(console, read, runs, seed, outputs, quiet=quiet, faults=faults, fault_seed=first, price=price)
     except ForeserveError as error:
         _wrong(str(error), EXIT_WRONG if isinstance(error, ConfigError) else EXIT_FAILED)
     except KeyboardInterrupt:

@@ -44,6 +44,7 @@ def play(
     quiet: bool,
     faults: str | None = None,
     fault_seed: int = 0,
+    price: float | None = None,
 ) -> list[Result]:
     """Raises ConfigError before the first run for whatever is wrong with any of them."""
     with Bar(console, quiet) as bar:
@@ -57,6 +58,8 @@ def play(
             _run(run, at, trace, seen, seed, outputs, bar, plan)
             for at, (run, plan) in enumerate(zip(runs, plans, strict=True))
         ]
+    if price is not None:
+        results = [result.priced(price) for result in results]
     if not quiet:
         show(console, trace, seen, results, bar.seconds)
     if outputs.report is not None:
