@@ -12,6 +12,7 @@ APP ?= examples/app.py
 ARGS ?=
 SOAK_MINUTES ?= 30
 SOAK_SEEDS ?= 1000
+SOAK_ROUND_SEEDS ?= 100
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -55,14 +56,15 @@ bench: dev ## every benchmark, in its full form; ARGS=--quick for the smoke form
 	@set -e; for file in $$(grep -l '^def main()' benchmarks/*.py); do \
 	    name=$$(basename $$file .py); echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(ARGS); done
 
-soak: dev ## SOAK_SEEDS random simulations under faults, then all tests with new seeds for SOAK_MINUTES
-	@first=$$(od -An -N3 -tu4 /dev/urandom | tr -d ' '); \
+soak: dev ## SOAK_SEEDS random simulations under faults, then more and all tests with new seeds for SOAK_MINUTES
+	@first=$$(( 50 + $$(od -An -N3 -tu4 /dev/urandom | tr -d ' ') )); \
 	echo "== $(SOAK_SEEDS) seeds of faults from $$first, commit $$(git rev-parse --short HEAD)"; \
 	$(BIN)/foreserve simulate --faults mixed --fault-seed $$first --seeds $(SOAK_SEEDS) --jobs 2
 	@end=$$(( $$(date +%s) + 60 * $(SOAK_MINUTES) )); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \
 	    round=$$((round + 1)); seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); \
 	    echo "== round $$round, --hypothesis-seed=$$seed, commit $$(git rev-parse --short HEAD)"; \
+	    $(BIN)/foreserve simulate --faults mixed --fault-seed $$seed --seeds $(SOAK_ROUND_SEEDS) --jobs 2 || exit 1; \
 	    $(BIN)/python -m pytest -x -m "not peer and not gpu" --hypothesis-seed=$$seed $(ARGS) || exit 1; \
 	done
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from benchmarks.fidelity_report import Run
 from foreserve.app import App
 from foreserve.core import Outcome
 from foreserve.engines.profile import EngineProfile
+from foreserve.errors import ConfigError
 from foreserve.services.llm import LLM
 from foreserve.simulation.calibrate_plan import Effort
 from foreserve.simulation.need import Need
@@ -50,6 +52,9 @@ MAX_TOKENS = 1024
 """What every request asks at most."""
 
 SIDES = ("a", "b")
+SERVERS = "servers"
+"""Where in `--keep` the folders of the live servers lie; it is emptied before they run."""
+
 IDLE_LOAD = 0.5
 
 
@@ -88,7 +93,7 @@ def live(plan: Plan, mix_name: str, keep: Path, *, steps: bool, known: Path | No
     bare = keep / "control.yaml"
     if control:  # what lies around the engine is real there, and need not be told
         save_profile(msgspec.structs.replace(profile, overhead_s=0.0), bare)
-    server = Live(mix, MODEL, WORDS, MAX_TOKENS, keep, steps=steps, control=bare if control else None)
+    server = Live(mix, MODEL, WORDS, MAX_TOKENS, keep / SERVERS, steps=steps, control=bare if control else None)
     need = Need(profile)
 
     def cost(asks: list[mixes.Ask]) -> list[float]:
@@ -148,14 +153,23 @@ def simulated(profile: EngineProfile, kept: Kept, trace_file: Path) -> list[Went
     return [found[at] for at in range(len(found))]
 
 
+def emptied(folder: Path) -> None:
+    """There, and with nothing in it."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
 def again(keep: Path, report: Report) -> None:
-    """Simulate what was measured live and compare."""
+    """Simulate what was measured live and compare. Raises ConfigError where there is nothing to compare with."""
     profile = load_profile(keep / "profile.yaml")
     kept = msgspec.json.decode((keep / "kept.json").read_bytes(), type=Kept)
     report.settings |= msgspec.to_builtins(kept)
     runs: dict[float, Run] = {}
+    missing: list[str] = []
     for load in kept.loads:
-        if not all(_went(keep, load, side).exists() for side in SIDES):
+        if lacking := [side for side in SIDES if not _went(keep, load, side).exists()]:
+            missing += [str(_went(keep, load, side)) for side in lacking]
             report.note(f"at {load:g} of saturation live did not come to its end: left out")
             continue
         arrivals = [row.arrival for row in open_trace(_trace(keep, load))]
@@ -164,6 +178,11 @@ def again(keep: Path, report: Report) -> None:
         warm = kept.warm
         runs[load] = Run(arrivals=arrivals[warm:], live=[one[warm:] for one in sides], simulated=went[warm:])
         (keep / f"{load:g}.simulated.json").write_bytes(msgspec.json.encode(went))
+    if not runs:
+        raise ConfigError(
+            f"{keep}: no load was run live on both sides (missing: {', '.join(missing)}), and one run alone does not "
+            f"tell how far live is from live; measure it whole, without --again"
+        )
     fidelity_report.add(report, runs)
     report.note("requests bring no deadlines; who would wait for more than the default of 30 s is refused")
     report.note("latencies are the server's own, from a request's arrival, of requests that were done")
@@ -197,11 +216,7 @@ def main() -> None:
     if args.again is None:
         if (load := os.getloadavg()[0]) > IDLE_LOAD:
             report.note(f"the machine was not idle when this began (load average {load:.1f}): repeat it")
-        keep.mkdir(parents=True, exist_ok=True)
-        for old in keep.glob("run*"):
-            for file in sorted(old.rglob("*"), reverse=True):
-                file.unlink() if file.is_file() else file.rmdir()
-            old.rmdir()
+        emptied(keep / SERVERS)
         live(plan, args.mix, keep, steps=args.steps, known=args.profile, control=args.control)
         if args.control:
             report.note("a control: the live engine only took the profile's time, so errors are of all but the engine")

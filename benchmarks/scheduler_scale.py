@@ -13,12 +13,10 @@ import heapq
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from benchmarks import pace
 from benchmarks.common import Report, arguments, console, median, picture
 from benchmarks.simulated_fleet import (
-    DECODE_S,
-    PREFILL_S,
     TENANTS,
-    TPOT_S,
     Ended,
     Row,
     arrivals,
@@ -82,8 +80,8 @@ SIDES: Mapping[str, tuple[str, Callable[[int, float], Admission], str]] = {
 def work(number: int, row: Row) -> Work:
     """As the service would hand it to the policy; every second one has a deadline, which it can meet."""
     arrival = number * GAP_S
-    seconds = row.prompt * PREFILL_S + row.predicted.mean * TPOT_S
-    least = row.prompt * PREFILL_S + row.least * DECODE_S
+    seconds = row.prompt * pace.PREFILL_S + row.predicted.mean * pace.TPOT_S
+    least = row.prompt * pace.PREFILL_S + row.least * pace.DECODE_S
     return Work(
         id=f"q{number}",
         payload=None,

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import data, pairs
+from benchmarks import data, pace, pairs
 from benchmarks.common import Report
 from foreserve.core import Chunk, EngineSpec, Forecast, Length, Outcome, OutcomeKind, Work
 from foreserve.dispatch.dispatcher import Dispatcher
@@ -27,12 +27,6 @@ from foreserve.fleet.replicas import Replicas
 from foreserve.loadgen.arrivals import generator, trace
 from foreserve.ports import Admission, BatchPolicy, Decoded
 from foreserve.simulation.clock import run
-
-SLOTS = 16
-PREFILL_S = 0.00025
-DECODE_S, DECODE_S_PER_SEQ = 0.012, 0.0011
-TPOT_S = DECODE_S + (SLOTS - 1) * DECODE_S_PER_SEQ
-"""Seconds a token, for each of `SLOTS` sequences."""
 
 MOST_TOKENS = 1024
 TENANTS = 16
@@ -86,9 +80,7 @@ def _row(prompt: int, output: int, mean: float, quantiles: NDArray[np.float64]) 
 
 def saturation(served: Sequence[Row]) -> float:
     """Requests a second that one replica can serve with all slots in use."""
-    prompt = np.mean([row.prompt for row in served])
-    output = np.mean([row.output for row in served])
-    return float(1.0 / (prompt * PREFILL_S + output * TPOT_S / SLOTS))
+    return pace.saturation((row.prompt, row.output) for row in served)
 
 
 def arrivals(count: int, rate: float, report: Report, seed: int = 0) -> list[float]:
@@ -163,11 +155,11 @@ async def _simulate(
     spec = EngineSpec(
         factory="foreserve.engines.simulated:SimulatedEngine",
         options={
-            "slots": SLOTS,
-            "kv_tokens": SLOTS * MOST_TOKENS * 8,
-            "prefill_s_per_token": PREFILL_S,
-            "decode_s": DECODE_S,
-            "decode_s_per_seq": DECODE_S_PER_SEQ,
+            "slots": pace.SLOTS,
+            "kv_tokens": pace.SLOTS * MOST_TOKENS * 8,
+            "prefill_s_per_token": pace.PREFILL_S,
+            "decode_s": pace.DECODE_S,
+            "decode_s_per_seq": pace.DECODE_S_PER_SEQ,
         },
     )
     launcher = InlineLauncher(heartbeat_s=3600.0)
@@ -190,17 +182,17 @@ async def _simulate(
 
 
 def _unloaded(row: Row) -> float:
-    return row.prompt * PREFILL_S + row.output * DECODE_S
+    return row.prompt * pace.PREFILL_S + row.output * pace.DECODE_S
 
 
 def _work(request_id: str, row: Row, tenant: str, now: float, prompts: dict[int, list[int]]) -> Work:
-    prefill = row.prompt * PREFILL_S
+    prefill = row.prompt * pace.PREFILL_S
     forecast = Forecast(
         input_tokens=row.prompt,
         output=row.predicted,
         most_tokens=MOST_TOKENS,
-        seconds=prefill + row.predicted.mean * TPOT_S,
-        least_seconds=prefill + row.least * DECODE_S,
+        seconds=prefill + row.predicted.mean * pace.TPOT_S,
+        least_seconds=prefill + row.least * pace.DECODE_S,
     )
     return Work(
         id=request_id,

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from benchmarks import pace
 from benchmarks.common import ROOT, Report, arguments, console, picture
 from foreserve.app import App
 from foreserve.engines.profile import EngineProfile, linear
@@ -30,9 +31,6 @@ from foreserve.simulation.study import simulate
 from foreserve.traces.row import Header, TraceRow
 
 LOAD = 0.8
-SLOTS, PREFILL_S, DECODE_S, DECODE_S_PER_SEQ = 16, 0.00025, 0.012, 0.0011
-"""The pace of a small model on one core of a small machine."""
-
 TENANTS = 16
 MOST_TOKENS = 1024
 DEADLINE_S = 20.0
@@ -85,20 +83,17 @@ class Generated:
 def profile() -> EngineProfile:
     """Of every replica."""
     return linear(
-        slots=SLOTS,
+        slots=pace.SLOTS,
         kv_tokens=60_000,
-        prefill_s_per_token=PREFILL_S,
-        decode_s=DECODE_S,
-        decode_s_per_seq=DECODE_S_PER_SEQ,
+        prefill_s_per_token=pace.PREFILL_S,
+        decode_s=pace.DECODE_S,
+        decode_s_per_seq=pace.DECODE_S_PER_SEQ,
     )
 
 
 def saturation() -> float:
     """Requests a second that one replica can serve with all slots in use."""
-    rows = list(Generated(20_000, 1.0, seed=1))
-    step_s = DECODE_S + (SLOTS - 1) * DECODE_S_PER_SEQ
-    prompt, answer = np.mean([row.input_tokens for row in rows]), np.mean([row.output_tokens for row in rows])
-    return float(1.0 / (prompt * PREFILL_S + answer * step_s / SLOTS))
+    return pace.saturation((row.input_tokens, row.output_tokens) for row in Generated(20_000, 1.0, seed=1))
 
 
 def point(requests: int, replicas: int, seed: int, progress: Callable[[int], None]) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -55,11 +57,27 @@ def test_every_setting_is_told_with_its_default(struct: type[msgspec.Struct]):
             assert row in text, f"docs/settings.md lacks: {row}"
 
 
+def commands(group: Any, name: str = "foreserve") -> Iterator[tuple[str, Any]]:
+    """Each command by its name, those of groups too."""
+    for word, command in group.commands.items():
+        yield f"{name} {word}", command
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{name} {word}")
+
+
 def test_every_option_of_the_command_line_has_help():
-    commands = get_command(app).commands  # type: ignore[attr-defined]
-    for name, command in commands.items():
+    found = dict(commands(get_command(app)))
+    assert {"foreserve serve", "foreserve trace record"} <= set(found)
+    for name, command in found.items():
+        assert command.help, name
         for parameter in command.params:
             assert getattr(parameter, "help", "") or parameter.name == "help", f"{name} {parameter.name}"
+
+
+@pytest.mark.parametrize("file", [*PAGES, *sorted((ROOT / "src").rglob("*.py"))], ids=lambda file: file.name)
+def test_pages_that_are_named_are_there(file: Path):
+    for page in re.findall(r"\bdocs/[\w./-]+\.md\b", file.read_text()):
+        assert (ROOT / page).exists(), f"{file.name} names {page}"
 
 
 @pytest.mark.parametrize("struct", [Tally, SimulationSeries, ServiceFigures, Statistics, TraceSeries])

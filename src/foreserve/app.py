@@ -17,7 +17,7 @@ from foreserve.dispatch.decisions import Made
 from foreserve.dispatch.dispatcher import Dispatcher
 from foreserve.dispatch.journal import Journal
 from foreserve.dispatch.ledger import Ledger
-from foreserve.dispatch.recorded import Tape, begin, recorded
+from foreserve.dispatch.recorded import Tape, begin, ended, recorded
 from foreserve.errors import ConfigError
 from foreserve.fleet.inline import InlineLauncher
 from foreserve.fleet.local import LocalLauncher
@@ -111,7 +111,8 @@ class Running:
         """Of the services whose answers are foreseen, by name."""
         self.started = False
         """Whether every service has been started, with at least one replica ready."""
-        self._decisions = _decisions(self.settings.state)
+        self.decisions = _decisions(self.settings.state)
+        """Where they are recorded."""
         self._tapes: dict[str, Tape] = {}
         self._launchers: dict[str, Launcher] = {}
         self._expiring: asyncio.Task[None] | None = None
@@ -142,7 +143,7 @@ class Running:
         settings = kind.settings
         policy = make_policy(name, policy_name(kind), options)
         placement, admission = make_placement(name, settings.placement), make_admission(name, settings.queue, policy)
-        if self._decisions is None:
+        if self.decisions is None:
             return policy, placement, admission
         made = Made(
             service=name,
@@ -153,7 +154,7 @@ class Running:
             max_waiting=settings.queue.max_waiting,
             max_wait_s=settings.queue.max_wait_s,
         )
-        tape = self._tapes.setdefault(name, Tape(name, self._decisions))
+        tape = self._tapes.setdefault(name, Tape(name, self.decisions))
         return recorded(tape, made, policy, placement, admission)
 
     def _launcher(self, name: str) -> Launcher:
@@ -268,8 +269,8 @@ class Running:
             self.samples.close()
         if self.history is not None:
             self.history.close()
-        if self._decisions is not None:
-            self._decisions.close()
+        if self.decisions is not None:
+            self.decisions.close()
 
     def _refuse_all(self) -> None:
         for service in self.services.values():
@@ -286,6 +287,7 @@ def _decisions(state: StateSettings) -> Journal | None:
         "the recording of decisions",
         threaded=not virtual,
         most_bytes=int(state.decisions_mb * 1e6),
+        last=ended,
     )
     begin(journal, __version__)
     return journal

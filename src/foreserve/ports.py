@@ -6,8 +6,9 @@ Whatever fits one of these can be registered by name (see `registry`) and chosen
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import msgspec
 
@@ -103,7 +104,15 @@ class BatchPolicy(Protocol):
         """Forget a waiting request. Unknown ids are ignored."""
         ...
 
-    def pick(self, rooms: Sequence[Room], now: float) -> Pick | Wait | None: ...
+    def pick(self, rooms: Sequence[Room], now: float) -> Pick | Wait | None:
+        """`rooms` are of replicas with a free slot, in the order in which a ranked placement prefers them.
+
+        Where the placement does not rank they come as they became ready. They are looked up one by one, as far as they
+        are read, stay the same for the whole call and are not to be read after it, but for a `list` made in it, whose
+        `ahead` is then the replica's as it is by then.
+        """
+        ...
+
     def settled(self, outcome: Outcome) -> None:
         """Learn how a request that was added has ended."""
         ...
@@ -128,8 +137,11 @@ class Placement(Protocol):
 class Ranked(Placement, Protocol):
     """A placement that prefers one replica to another whatever is placed. It is asked in place of `place`.
 
-    So it need not be shown every replica that has room, which matters where there are hundreds.
+    So it need not be shown every replica that has room, which matters where there are hundreds. Only a class that says
+    `by_rank = True` is taken for one, see `ranked`.
     """
+
+    by_rank: ClassVar[bool]
 
     def rank(self, room: Room) -> Any:
         """What is picked runs on the one of least rank that has room for it; equals in the order they became ready.
@@ -144,6 +156,24 @@ class HearsRanks(Ranked, Protocol):
     """A ranked placement that wants to know where the ranks have led."""
 
     def chosen(self, works: Sequence[Work], replica: str, now: float) -> None: ...
+
+
+def ranked(placement: Placement) -> Ranked | None:
+    """`placement`, where it is asked by rank; `None` where its `place` is.
+
+    Its `rank` and its `by_rank` must be of the class that `place` is of, or below: a class that inherits both and has a
+    `place` of its own is asked by that.
+    """
+    if not isinstance(placement, Ranked) or not placement.by_rank:
+        return None
+    of_place = _depth(placement, "place")
+    return placement if _depth(placement, "rank") <= of_place and _depth(placement, "by_rank") <= of_place else None
+
+
+def _depth(part: object, name: str) -> float:
+    """How far up in its ancestry the class is that defines `name`; 0 is its own."""
+    kinds = type(part).__mro__
+    return next((depth for depth, kind in enumerate(kinds) if name in vars(kind)), math.inf)
 
 
 class QueueView(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,51 +2,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
-from benchmarks import fidelity, fidelity_report
+from benchmarks import fidelity
 from benchmarks.common import Report
 from benchmarks.fidelity_live import Went, times
-from benchmarks.fidelity_report import Run
 
 from foreserve.engines.profile import linear
+from foreserve.errors import ConfigError
+from foreserve.simulation.profiles import save_profile
 from foreserve.traces.own import write_rows
 from foreserve.traces.row import Header, TraceRow
 
-
-def went(first_s: float, total_s: float, tokens: int = 10, kind: str = "done") -> Went:
-    return Went(kind=kind, first_s=first_s, total_s=total_s, wait_s=0.0, tokens=tokens)
-
-
-def test_figures_are_of_what_was_done():
-    arrivals = [5.0, 6.0, 7.0, 8.0]
-    found = fidelity_report.figures(
-        arrivals, [went(0.1, 1.0), went(0.2, 2.0), went(0.3, 3.0), went(9.0, 9.0, kind="expired")]
-    )
-    assert found["ttft_p50"] == pytest.approx(0.2)
-    assert found["e2e_p50"] == pytest.approx(2.0)
-    assert found["throughput"] == pytest.approx(30 / 5.0)
-
-
-def test_errors_are_against_the_mean_of_both_and_the_worst_load_counts(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fidelity_report, "_draw", lambda runs: None)
-    arrivals = [0.0, 1.0, 2.0]
-
-    def run(simulated: float) -> Run:
-        live = [[went(0.1, total)] * 3 for total in (0.9, 1.1)]
-        return Run(arrivals=arrivals, live=live, simulated=[went(0.1, simulated)] * 3)
-
-    report = Report("fidelity", {})
-    fidelity_report.add(report, {0.4: run(1.0), 0.8: run(1.5)})
-    assert report.figures["e2e_p50_error"] == pytest.approx(0.5)
-    assert report.figures["e2e_p50_error_040"] == pytest.approx(0.0)
-    assert report.figures["ttft_p99_error"] == 0.0
-    assert report.figures["live_spread_p50"] == pytest.approx(0.2)
-    missed = [note for note in report.notes if "misses its gate" in note]
-    assert {note.split(" misses")[0] for note in missed} == {
-        "at 0.8 of saturation e2e_p50",
-        "at 0.8 of saturation e2e_p99",
-        "at 0.8 of saturation throughput",
-    }
+WENT = Went(kind="done", first_s=0.1, total_s=1.0, wait_s=0.0, tokens=10)
 
 
 def test_a_trace_is_simulated_in_order(tmp_path: Path):
@@ -56,3 +24,24 @@ def test_a_trace_is_simulated_in_order(tmp_path: Path):
     found = fidelity.simulated(linear(slots=8), kept, tmp_path / "trace.jsonl")
     assert [one.tokens for one in found] == [row.output_tokens for row in rows]
     assert all(one.kind == "done" for one in found)
+
+
+def test_only_a_folder_of_its_own_is_emptied(tmp_path: Path):
+    (tmp_path / "run1").mkdir()
+    (tmp_path / "run1" / "mine").write_text("x")
+    old = tmp_path / fidelity.SERVERS / "run1" / "deep"
+    old.mkdir(parents=True)
+    (old / "log").write_text("x")
+    for _ in range(2):
+        fidelity.emptied(tmp_path / fidelity.SERVERS)
+        assert list((tmp_path / fidelity.SERVERS).iterdir()) == []
+    assert (tmp_path / "run1" / "mine").read_text() == "x"
+
+
+def test_one_live_side_is_nothing_to_compare_with(tmp_path: Path):
+    save_profile(linear(slots=8), tmp_path / "profile.yaml")
+    kept = fidelity.Kept(loads=[0.4], warm=0, saturation_per_s=1.0, words=fidelity.WORDS, mix="apps")
+    (tmp_path / "kept.json").write_bytes(msgspec.json.encode(kept))
+    (tmp_path / "0.4.a.json").write_bytes(msgspec.json.encode([WENT]))
+    with pytest.raises(ConfigError, match=r"no load was run live on both sides \(missing: .*0\.4\.b\.json\)"):
+        fidelity.again(tmp_path, Report("fidelity", {}))

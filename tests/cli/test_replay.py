@@ -24,7 +24,24 @@ def test_the_same_policies_decide_the_same(recording: Path):
     result = replay(recording)
     assert result.exit_code == 0, result.output
     assert "decisions are the same" in result.stdout
+    assert "not whole" not in result.stdout
     assert replay(recording, "--quiet").stdout == ""
+
+
+def test_a_recording_that_ends_early_is_not_told_as_a_whole_one(recording: Path, tmp_path: Path):
+    """Because it had as many bytes as it may, or because its server was killed."""
+    path = tmp_path / "short.jsonl"
+    told = trial("", 1, policy="fcfs", per_s=12.0, decisions=path, state={"decisions_mb": 0.02})
+    assert not told.findings
+    assert 10_000 < path.stat().st_size < 20_200
+    result = replay(path)
+    assert result.exit_code == 0, result.output
+    assert "the recording is not whole; it ends after " in result.stdout
+    assert "calls, because it is full: it may have 20,000 bytes" in result.stdout
+    assert "decisions in it are the same" in result.stdout
+    path.write_bytes(recording.read_bytes()[:20_000])
+    assert "not whole; it ends after" in (cut := replay(path).stdout)
+    assert "it was cut off" in cut
 
 
 def test_another_policy_is_told_by_how_much(recording: Path):

@@ -238,6 +238,28 @@ def test_where_nothing_can_be_written_nothing_runs(house: Path):
     assert "cannot be written" in refused(house, "--json", str(house / "no" / "where.json"))
 
 
+def test_nothing_is_written_over_what_is_read_or_twice(house: Path):
+    (house / "one.yaml").write_text("chat: {replicas: 1}\n")
+    (house / "loop.json").symlink_to(house / "trace.jsonl")
+    save_profile(PROFILE, house / "p.yaml")
+    before = {path: path.read_bytes() for path in house.rglob("*") if path.is_file()}
+    one, profile = ["--compare", str(house / "one.yaml")], ["--profile", f"chat={house / 'p.yaml'}"]
+    for option in ("--json", "--report", "--timeline", "--record-decisions"):
+        for name in ("trace.jsonl", "loop.json", "app.yaml", "one.yaml", "p.yaml", "state/profiles/chat.yaml"):
+            assert "is read by this command and would be lost" in refused(
+                house, option, str(house / name), *one, *profile
+            )
+    twice = ["--json", str(house / "x.json"), "--timeline", str(house / "y" / ".." / "x.json")]
+    (house / "y").mkdir()
+    assert "--timeline: " in (words := refused(house, *twice))
+    assert "is written for --json too" in words
+    second = ["--timeline", str(house / "t.json"), "--report", str(house / "t.2.json")]
+    assert "t.2.json is written for --report too" in refused(house, *second, *one)
+    (house / "t.2.json").mkdir()
+    assert "t.2.json: cannot be written" in refused(house, "--timeline", str(house / "t.json"), *one)
+    assert {path: path.read_bytes() for path in house.rglob("*") if path.is_file()} == before
+
+
 def test_a_report_and_a_timeline_for_each_run(house: Path):
     (house / "one.yaml").write_text("chat: {replicas: 1}\n")
     out = ["--report", str(house / "r.html"), "--timeline", str(house / "t.json"), "--timeline-requests", "50"]
@@ -307,6 +329,34 @@ def test_the_command_of_a_seed_says_all_that_was_asked():
     )
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--fault-seed", "3"], "--fault-seed goes with --faults, which is missing"),
+        (["--faults", "mixed", "--jobs", "2"], "--jobs goes with --seeds, which is missing"),
+        (["--timeline-requests", "5"], "--timeline-requests goes with --timeline, which is missing"),
+        (
+            ["--faults", "mixed", "--seeds", "2", "--json", "-", "--report", "x.html"],
+            "--report, --json would do nothing",
+        ),
+    ],
+)
+def test_no_option_is_silently_left_out(house: Path, args: list[str], words: str):
+    assert words in refused(house, *args)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["--report", "r.html"], ["--set", "chat.replicas=3"], ["--limit", "5"], ["--profile", "p.yaml"], ["--json", "-"]],
+)
+def test_a_random_sweep_heeds_no_option_of_a_trace(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    wrong = CliRunner().invoke(app, ["simulate", "--faults", "mixed", "--seeds", "1", *args])
+    assert wrong.exit_code == 2
+    assert f"{args[0]} would do nothing without TRACE and --app" in wrong.stderr
+    assert not list(tmp_path.iterdir())
+
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "simulation.md").read_text()
 
@@ -361,3 +411,12 @@ def test_decisions_are_recorded_run_by_run_and_replayed(house: Path, tmp_path: P
         again = CliRunner().invoke(app, ["replay", str(path)])
         assert again.exit_code == 0, again.output
         assert "decisions are the same" in again.stdout
+
+
+def test_a_recording_ends_where_the_app_says_and_the_result_has_a_note_of_it(house: Path, tmp_path: Path):
+    (house / "app.yaml").write_text(APP + "  decisions_mb: 0.01\n")
+    kept = tmp_path / "d.jsonl"
+    told = simulate(house, "--record-decisions", str(kept))
+    assert told.exit_code == 0, told.output
+    assert 5_000 < kept.stat().st_size < 10_200
+    assert "d.jsonl is not whole: it is full: it may have 10,000 bytes" in " ".join(told.stdout.split())

@@ -9,7 +9,9 @@ import pytest
 from tests.cli.live import serve
 from typer.testing import CliRunner
 
+from foreserve.cli import trace_record
 from foreserve.cli.main import app
+from foreserve.errors import ConfigError
 from foreserve.traces.open import open_trace
 
 
@@ -225,4 +227,47 @@ def test_a_server_that_stops_ends_its_recordings_first(tmp_path):
         said = ends(process)
     assert process.returncode == 0, said
     assert "broken off" not in said
+    assert list(open_trace(out))
+
+
+@pytest.mark.parametrize("fails", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_was_recorded_is_kept_until_the_trace_is_written(tmp_path, monkeypatch, fails):
+    part, out = tmp_path / ".o.jsonl.recording", tmp_path / "o.jsonl"
+    part.write_text('{"foreserve_trace": 1}\n{"arrival": 2.0}\n{"arrival": 1.0}\n')
+
+    def breaks(*_):
+        raise fails
+
+    monkeypatch.setattr(trace_record, "write_rows", breaks)
+    with pytest.raises(ConfigError, match=r"what was recorded is in .*\.recording"):
+        trace_record._finish(part, out, trace_record.Written())
+    result = cli("record", "-o", out)
+    assert result.exit_code == 2
+    assert "convert --sort --skip-bad" in result.output
+    assert cli("convert", "--sort", "--skip-bad", part, "-o", out).exit_code == 0
+    assert [row.arrival for row in open_trace(out)] == [1.0, 2.0]
+
+
+def test_a_malformed_row_does_not_cost_the_recording(tmp_path):
+    part, out = tmp_path / "part", tmp_path / "o.jsonl"
+    part.write_text('{"foreserve_trace": 1}\n{"arrival": 2.0}\n{"arrival": 1.0, "deadline_s": 0.0}\n')
+    trace_record._finish(part, out, trace_record.Written(rows=2, lost=4))
+    assert [row.arrival for row in open_trace(out)] == [2.0]
+    assert open_trace(out).header.lost == 5
+    assert "5 more came while it was recorded and are missing" in cli("show", out).output
+    assert not part.exists()
+
+
+def test_a_recording_that_broke_off_is_written_and_exits_1(tmp_path):
+    (tmp_path / "app.py").write_text(APP)
+    out = tmp_path / "o.jsonl"
+    with serve(tmp_path, str(tmp_path / "app.py")) as live:
+        process = recorder(live, out)
+        ask(live)
+        time.sleep(0.3)
+        live.process.kill()
+        live.process.wait(20)
+        said = ends(process)
+    assert process.returncode == 1, said
+    assert "broken off" in said
     assert list(open_trace(out))

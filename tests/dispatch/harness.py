@@ -141,13 +141,15 @@ class ScriptedReplica:
 class House:
     """A dispatcher, its ledger and every outcome. Make it inside the running loop."""
 
-    def __init__(self, *, policy: Any = None, admission: Any = None, max_wait_s: float = 1000.0) -> None:
+    def __init__(
+        self, *, policy: Any = None, placement: Any = None, admission: Any = None, max_wait_s: float = 1000.0
+    ) -> None:
         self.ledger = Ledger()
         self.outcomes: list[Outcome] = []
         self.dispatcher = Dispatcher(
             "test",
             policy or FirstCome(),
-            LeastRequests(),
+            placement or LeastRequests(),
             admission or Bounded(max_waiting=1000, max_wait_s=1000.0),
             self.ledger,
             max_wait_s=max_wait_s,

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from foreserve.core import Chunk, Finish, Forecast, Length, Outcome, OutcomeKind, Ramp
+from foreserve.core import Chunk, Finish, Forecast, Length, Outcome, OutcomeKind, Ramp, Work
 from foreserve.dispatch.admission import Bounded
 from foreserve.dispatch.batching import FirstCome, FixedBatches
 from foreserve.dispatch.dispatcher import AGAIN_S
@@ -595,5 +595,31 @@ def test_no_timer_is_left_once_nothing_waits_and_nothing_can_be_served():
         stream.close()
         house.dispatcher.give_up("the server is stopping")
         assert not asyncio.get_running_loop().timers()
+
+    run(main())
+
+
+class Refusing(FirstCome):
+    """Of a user's own, and wrong: it fails to take some in."""
+
+    def add(self, work: Work, now: float) -> None:
+        if work.id == "b":
+            raise ValueError("not this one")
+        super().add(work, now)
+
+
+def test_what_a_policy_fails_to_take_in_ends_as_shed():
+    async def main() -> None:
+        house = House(policy=Refusing(), max_wait_s=5.0)
+        house.replica()
+        before = house.submit("a", 1.0)
+        assert (await before.settled()).kind is OutcomeKind.DONE
+        with pytest.raises(ValueError, match="not this one"):
+            house.submit("b", 1.0)
+        await asyncio.sleep(20.0)
+        (late,) = [outcome for outcome in house.outcomes if outcome.id == "b"]
+        assert (late.kind, late.ended) == (OutcomeKind.SHED, 6.0)
+        assert (await house.submit("c", 1.0).settled()).kind is OutcomeKind.DONE
+        house.ledger.check(idle=True)
 
     run(main())

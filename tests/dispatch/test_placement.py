@@ -1,5 +1,15 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pytest
+
+from foreserve.core import Work
 from foreserve.dispatch.placement import LeastRequests, RoundRobin
-from foreserve.ports import Room
+from foreserve.ports import Placement, Room, ranked
+from foreserve.simulation.clock import run
+from tests.dispatch.harness import House
 
 
 def room(name: str, running: int, slots: int = 4) -> Room:
@@ -18,3 +28,95 @@ def test_round_robin_takes_turns_and_survives_replicas_that_come_and_go():
     assert [policy.place([], rooms, 0) for _ in range(4)] == ["a", "b", "c", "a"]
     assert policy.place([], [room("c", 0)], 0) == "c"
     assert policy.place([], rooms, 0) == "a"
+
+
+class ByPlace:
+    """Of a user's own: the last by name. Its `rank` is a helper that means something else."""
+
+    def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str:
+        return max(self.rank(room.replica) for room in rooms)
+
+    def rank(self, name: Any) -> Any:
+        assert isinstance(name, str)
+        return name
+
+
+class PlaceOfItsOwn(LeastRequests):
+    """Inherits a rank, and does not go by it."""
+
+    def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str:
+        return max(room.replica for room in rooms)
+
+
+class HelperOfItsOwn(LeastRequests):
+    """Overrides the rank as well, for its own use."""
+
+    place, rank = ByPlace.place, ByPlace.rank  # type: ignore[assignment]
+
+
+class RankOfItsOwn(LeastRequests):
+    """Ranks the other way round."""
+
+    def rank(self, room: Room) -> Any:
+        return tuple(-ord(letter) for letter in room.replica)
+
+
+class Both:
+    """Ranks, and says so."""
+
+    by_rank: ClassVar[bool] = True
+
+    def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str:
+        raise AssertionError("it is asked by rank")
+
+    def rank(self, room: Room) -> Any:
+        return tuple(-ord(letter) for letter in room.replica)
+
+
+class NoLonger(Both):
+    """Does not rank."""
+
+    by_rank: ClassVar[bool] = False
+
+    def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str:
+        return max(room.replica for room in rooms)
+
+
+class SaidAnew(PlaceOfItsOwn):
+    """Ranks again, below a class that does not."""
+
+    by_rank: ClassVar[bool] = True
+
+    def rank(self, room: Room) -> Any:
+        return tuple(-ord(letter) for letter in room.replica)
+
+
+@pytest.mark.parametrize(
+    ("placement", "by_rank"),
+    [
+        (ByPlace(), False),
+        (PlaceOfItsOwn(), False),
+        (HelperOfItsOwn(), False),
+        (NoLonger(), False),
+        (RankOfItsOwn(), True),
+        (Both(), True),
+        (SaidAnew(), True),
+    ],
+)
+def test_a_placement_of_a_users_own_is_asked_by_what_is_its_own(placement: Placement, by_rank: bool):
+    assert (ranked(placement) is placement) is by_rank
+
+    async def main() -> None:
+        house = House(placement=placement)
+        replicas = [house.replica(name, 2) for name in "abc"]
+        streams = [house.submit(f"r{n}") for n in range(3)]
+        for stream in streams:
+            await stream.settled()
+        assert [len(replica.batches) for replica in replicas] == [0, 1, 2]
+
+    run(main())
+
+
+def test_of_the_built_ins_the_default_ranks():
+    assert ranked(LeastRequests()) is not None
+    assert ranked(RoundRobin()) is None

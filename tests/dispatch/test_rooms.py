@@ -3,10 +3,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from foreserve.core import Cost, Work
 from foreserve.dispatch.placement import LeastRequests
 from foreserve.dispatch.rooms import Rooms
-from foreserve.ports import Ranked, Room
+from foreserve.ports import Room
 from foreserve.simulation.checks import reachable
 
 
@@ -62,8 +64,9 @@ def test_they_stand_in_the_order_of_the_placement_that_ranks_them():
     a.running = 0
     rooms.changed(a.name)
     assert [room.replica for room in rooms] == [a.name, b.name]
-    assert rooms[0].replica == a.name
-    assert [room.replica for room in rooms[1:]] == [b.name]
+    shown = rooms.show()
+    assert shown[0].replica == a.name
+    assert [room.replica for room in shown[1:]] == [b.name]
     assert (rooms.slots, rooms.free_slots) == (12.0, 7.0)
 
 
@@ -78,7 +81,7 @@ def test_without_a_rank_they_stand_as_they_came():
 
 def test_who_leaves_unseen_is_found_out_and_who_is_gone_counts_no_more():
     rooms, (a, b) = fleet(2)
-    assert len(rooms) == 2
+    assert len(rooms.show()) == 2
     a.leaves = True
     assert [room.replica for room in rooms] == [b.name]
     assert rooms.free_slots == 4.0
@@ -92,9 +95,9 @@ def test_who_leaves_unseen_is_found_out_and_who_is_gone_counts_no_more():
 def test_a_replica_that_becomes_ready_under_a_name_that_is_there_takes_its_place():
     rooms, (a,) = fleet(1)
     start(rooms, a, 3)
-    assert len(rooms) == 1
+    assert len(rooms.show()) == 1
     rooms.attach(Counting(a.name, slots=2))
-    assert (rooms.slots, rooms.free_slots, len(rooms)) == (2.0, 2.0, 1)
+    assert (rooms.slots, rooms.free_slots, len(rooms.show())) == (2.0, 2.0, 1)
 
 
 def test_the_first_that_takes_it_of_those_that_may():
@@ -126,18 +129,68 @@ def test_a_look_costs_the_same_however_many_there_are():
     assert looks[1] <= looks[0]
 
 
-def test_the_default_placement_ranks():
-    assert isinstance(LeastRequests(), Ranked)
-
-
 def test_what_policies_are_shown_is_the_same_and_leads_to_no_replica():
     rooms = Rooms()
     one = Counting("r0", 2)
-    assert not rooms.shown
+    assert not rooms.show()
     rooms.attach(one)
-    assert rooms.shown
-    assert len(rooms.shown) == 1
-    assert list(rooms.shown) == list(rooms) == [rooms.shown[0]]
-    assert rooms.shown[0:1] == rooms[0:1]
+    shown = rooms.show()
+    assert shown
+    assert len(shown) == 1
+    assert list(shown) == list(rooms) == [shown[0]]
     assert list(reachable(rooms, (Counting,))) == [one]
-    assert not list(reachable(rooms.shown, (Counting,)))
+    assert not list(reachable(rooms.show(), (Counting,)))
+    assert not list(reachable(shown, (Counting,)))
+
+
+def test_what_policies_are_shown_is_a_sequence_like_another():
+    rooms, _ = fleet(5)
+    there = list(rooms)
+    shown = rooms.show()
+    assert shown[1] == there[1]
+    assert shown == there
+    assert there == shown
+    assert shown == tuple(there)
+    assert shown != there[:4]
+    assert rooms.show() != 5
+    assert shown + there == there + shown == [*there, *there]
+    assert shown[-1] == there[-1]
+    assert shown[1:4:2] == there[1:4:2]
+    assert there[2] in shown
+    assert shown.index(there[2]) == 2
+    assert list(reversed(shown)) == there[::-1]
+    with pytest.raises(IndexError):
+        shown[5]
+    with pytest.raises(TypeError):
+        hash(shown)
+
+
+def test_each_is_looked_up_once_in_a_pick_and_only_when_it_is_asked_for():
+    rooms, replicas = fleet(100)
+    assert rooms
+    before = sum(replica.looked_at for replica in replicas)
+    shown = rooms.show()
+    assert any(room.takes([WORK]) for room in shown)
+    assert shown[0] in shown
+    assert sum(replica.looked_at for replica in replicas) - before == 1
+    for _ in range(3):
+        assert len([shown[at].replica for at in range(len(shown))]) == 100
+        assert list(shown) == shown
+    assert sum(replica.looked_at for replica in replicas) - before == 100
+
+
+def test_what_was_shown_stays_as_it_was_and_nothing_more_is_seen_of_it_afterwards():
+    rooms, replicas = fleet(3)
+    whole = rooms.show()
+    kept = list(whole)
+    part = rooms.show()
+    assert part[0:1] == kept[0:1]
+    for replica in replicas:
+        start(rooms, replica, 4)
+    rooms.hide()
+    assert whole == kept
+    assert part == kept
+    unseen = rooms.show()
+    rooms.hide()
+    with pytest.raises(RuntimeError, match="during the pick alone"):
+        list(unseen)

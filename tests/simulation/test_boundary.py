@@ -16,6 +16,7 @@ import pytest
 from foreserve import app as app_module
 from foreserve.app import App
 from foreserve.core import Outcome, Request
+from foreserve.dispatch.rooms import Shown
 from foreserve.engines.generation import Sized
 from foreserve.engines.profile import linear
 from foreserve.foresight.length_predictor import Predictor
@@ -68,7 +69,8 @@ class Spy:
 
         Of what names requests that are theirs; a forecast of one may happen to be the length of another.
         """
-        found = list(reachable([given], (int, float, str, bytes)))
+        within = list(given) if isinstance(given, Shown) else None  # what is seen of it is seen when it is asked for
+        found = list(reachable([given, within], (int, float, str, bytes)))
         named = {one for one in found if isinstance(one, str) and one in self.open}
         lengths = {self.open[one] for one in named or self.open}
         for one in found:

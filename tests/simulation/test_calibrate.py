@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from foreserve.core import EngineSpec
-from foreserve.engines.profile import DecodeTable, EngineProfile, PrefillTable, checked
+from foreserve.engines.profile import DecodeTable, EngineProfile, PrefillTable, checked, linear
 from foreserve.engines.simulated_cost import DecodeCost, PrefillCost
 from foreserve.errors import EngineStartError
 from foreserve.fleet.inline import InlineLauncher
 from foreserve.simulation.calibrate import calibrate
+from foreserve.simulation.calibrate_continuous import mixed_steps
 from foreserve.simulation.calibrate_plan import Effort
 from foreserve.simulation.clock import run
 
@@ -119,6 +120,34 @@ def test_one_slot_and_a_small_cache_can_be_measured():
     checked(profile)
     assert profile.decode.sequences == [1]
     assert profile.prefill.tokens[-1] <= 128
+
+
+@pytest.mark.parametrize("budget", [None, 512, 256, 200])
+@pytest.mark.parametrize(
+    ("slots", "kv_tokens"), [(256, 100_000), (128, 16_000), (64, 8192), (256, 16_000), (32, 100), (3, 70)]
+)
+def test_many_slots_and_little_room_can_be_measured(slots: int, kv_tokens: int, budget: int | None):
+    known = linear(slots=slots, kv_tokens=kv_tokens, decode_s=0.02, decode_s_per_seq=0.0005)
+    known = msgspec.structs.replace(known, max_batched_tokens=budget, change_s=0.004, mixing=0.5)
+    found, _ = measured(Effort(seconds=5.0, fine=False, starts=1), profile=known)
+    checked(found)
+    assert (found.slots, found.decode.sequences[-1]) == (slots, slots)
+    seconds = [0.02 + 0.0005 * (sequences - 1) for sequences in found.decode.sequences]
+    # Those that there was no room for lie on the line of the others.
+    assert [row[0] for row in found.decode.seconds] == pytest.approx(seconds, rel=0.02)
+    assert found.change_s == pytest.approx(0.004, abs=2e-4)
+    assumed = any("`mixing` is assumed" in note for note in found.notes)
+    assert found.mixing == pytest.approx(0.5 if budget is not None and not assumed else 1.0, abs=0.02)
+    if (slots, budget) == (256, 200):
+        assert any("no room to measure 256 together" in note for note in found.notes)
+
+
+def test_the_step_after_a_mixed_one_says_nothing_of_decode_alone():
+    # Steps of 1 s; the mixed one takes 3 s, and the one after it pays 0.5 s for the change.
+    # The last of the others begins at 4, so that the step after that pays too.
+    times = [0.0, 4.0, 5.5, 6.5, 9.5, 11.0, 12.0, 15.0, 16.5]
+    assert mixed_steps(times, 4.0, [(16, 9.5), (32, 15.0)]) == [(16, 3.0, 1.0), (32, 3.0, 1.0)]
+    assert mixed_steps([], 4.0, [(16, 9.5)]) == []
 
 
 def test_a_measurement_keeps_to_its_time():

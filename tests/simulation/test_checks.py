@@ -13,13 +13,14 @@ from foreserve.core import Outcome, Work
 from foreserve.dispatch.admission import Always
 from foreserve.dispatch.batching import FirstCome
 from foreserve.dispatch.dispatcher import Dispatcher
+from foreserve.dispatch.flight import Flight
 from foreserve.dispatch.ledger import Ledger
 from foreserve.engines.simulated_core import SimulatedCore
 from foreserve.fleet.replica import Replica
 from foreserve.fleet.replicas import Replicas
 from foreserve.ports import Pick, Room, Wait
-from foreserve.simulation import fault_acts
-from foreserve.simulation.checks import reachable
+from foreserve.simulation import checks, fault_acts
+from foreserve.simulation.checks import Checks, reachable
 from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.trial import Trial
 from foreserve.traces.row import TraceRow
@@ -85,6 +86,27 @@ def test_who_waits_beyond_the_bound(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Dispatcher, "_overdue", lambda self, flight: None)
     queue = {"max_waiting": 200, "max_wait_s": 1.0, "admission": "always"}
     assert "waited" in found(per_s=50.0, policy="fcfs", queue=queue)
+
+
+def test_who_outlives_its_deadline(monkeypatch: pytest.MonkeyPatch):
+    terms = {"policy": "fcfs", "deadline_s": 2.0, "queue": {"max_waiting": 200, "max_wait_s": 25.0}}
+    assert not found(**terms)
+    monkeypatch.setattr(Flight, "expire", lambda self, loop, expired: None)
+    assert found(**terms) == {"deadline"}
+
+
+def test_what_has_ended_is_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch):
+    made: list[Checks] = []
+    begin = Checks.begin
+
+    def begun(self: Checks) -> None:
+        made.append(self)
+        begin(self)
+
+    monkeypatch.setattr(Checks, "begin", begun)
+    monkeypatch.setattr(checks, "MOST_ENDED", 20)
+    assert not found(count=100)
+    assert len(made[0]._ended) == 20
 
 
 def test_a_replica_that_is_given_too_much(monkeypatch: pytest.MonkeyPatch):

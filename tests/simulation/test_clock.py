@@ -6,7 +6,7 @@ import random
 import pytest
 
 from foreserve import clock
-from foreserve.simulation.clock import MOST_CANCELLED, Deadlock, VirtualLoop, run
+from foreserve.simulation.clock import MOST_CANCELLED, Deadlock, Livelock, VirtualLoop, run
 
 
 def test_hours_pass_at_once_and_exactly():
@@ -52,6 +52,38 @@ def test_what_can_never_happen_is_a_deadlock_not_a_hang():
 
     with pytest.raises(Deadlock, match="nothing is ready"):
         run(main())
+
+
+@pytest.mark.parametrize("timers", [True, False])
+def test_time_that_stands_still_is_an_error_not_a_hang(monkeypatch, timers):
+    monkeypatch.setattr("foreserve.simulation.clock.MOST_TURNS", 1000)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        def round_and_round() -> None:
+            if timers:
+                loop.call_at(loop.time(), round_and_round)
+            else:
+                loop.call_soon(round_and_round)
+
+        await asyncio.sleep(2.5)
+        round_and_round()
+        await asyncio.sleep(1.0)
+
+    with pytest.raises(Livelock, match=r"at 2\.500000 s time stands still: 1000 turns.*round_and_round"):
+        run(main())
+
+
+def test_many_turns_are_no_livelock_while_time_moves(monkeypatch):
+    monkeypatch.setattr("foreserve.simulation.clock.MOST_TURNS", 50)
+
+    async def main() -> float:
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+        return asyncio.get_running_loop().time()
+
+    assert run(main()) == pytest.approx(10.0)
 
 
 def test_the_operating_system_is_refused():

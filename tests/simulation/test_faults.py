@@ -4,6 +4,7 @@ import pytest
 
 from foreserve.errors import ConfigError
 from foreserve.fleet.inline import InlineLauncher
+from foreserve.simulation import faults
 from foreserve.simulation.faults import parse_faults
 from foreserve.traces.row import TraceRow
 from tests.simulation.trials import rows, trial
@@ -43,6 +44,7 @@ def test_rows_are_streamed():
 def test_one_fault_more_changes_no_other_ones_draws():
     alone = trial("worker_death:every_s=5", 3, per_s=1.0, count=60).happened
     both = trial("worker_death:every_s=5,mispredicted_lengths", 3, per_s=1.0, count=60).happened
+    both = [one for one in both if one.fault == "worker_death"]
     assert [(one.at, one.to) for one in both] == [(one.at, one.to) for one in alone]
     assert len(alone) > 3
 
@@ -59,6 +61,23 @@ def test_mispredictions_change_the_run_and_lose_nobody():
     assert not wrong.findings
     assert plain.digest != wrong.digest
     assert wrong.outcomes["done"] > 150
+
+
+def test_spikes_are_told_each_and_wrong_lengths_once():
+    found = trial("load_spike:every_s=10;for_s=4,mispredicted_lengths:noise=3")
+    spikes = [one for one in found.happened if one.fault == "load_spike"]
+    assert 1 < len(spikes) == found.struck["load_spike"] < 8
+    assert len({one.at for one in spikes}) == len(spikes)
+    assert {one.what for one in spikes} == {"4 times as many for 4 s"}
+    assert found.struck["mispredicted_lengths"] == 1
+
+
+def test_all_are_counted_and_the_first_are_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(faults, "MOST_TOLD", 5)
+    found = trial("client_cancel:share=0.5;patience_s=0.3", per_s=3.0)
+    assert len(found.happened) == 5
+    assert found.struck == {"client_cancel": found.outcomes["cancelled"]}
+    assert found.outcomes["cancelled"] > 30
 
 
 @pytest.mark.parametrize("name", ["client_cancel", "mispredicted_lengths", "client_retry", "delayed_start"])

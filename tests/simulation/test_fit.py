@@ -80,3 +80,11 @@ def test_a_change_that_may_be_none_is_none_with_a_note():
     assert seconds == 0.0
     assert "5.0 ms was measured" in note
     assert "noise: 0 is assumed" in note
+
+
+def test_rows_that_were_never_seen_lie_on_straight_lines():
+    cells = {(2, 0): 2.0, (4, 0): 3.0, (2, 10): 2.0}
+    table, missing = fit.filled(cells, [1, 2, 3, 4, 8], [0, 10])
+    assert [row[0] for row in table] == [1.5, 2.0, 2.5, 3.0, 5.0]
+    assert len(missing) == 7
+    assert fit.filled({(4, 0): 3.0}, [1, 4], [0])[0] == [[3.0], [3.0]]

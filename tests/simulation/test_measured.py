@@ -7,6 +7,7 @@ import pytest
 
 from foreserve.core import Outcome, OutcomeKind
 from foreserve.engines.profile import linear
+from foreserve.simulation.faults import parse_faults
 from foreserve.simulation.histogram import Histogram
 from foreserve.simulation.need import Need
 from foreserve.simulation.study import simulate
@@ -150,9 +151,78 @@ def test_a_series_tells_what_came_and_how_full_it_was():
     series = result.services["chat"].series
     assert sum(series.arrivals[:-1]) * series.width_s == pytest.approx(300, abs=40)
     assert max(value for value in series.slots_used if value is not None) <= 1.0
-    assert all(value == 1.0 for value in series.ready if value is not None)
+    assert [value for value in series.ready if value is not None] == pytest.approx([1.0] * len(series.ready))
     assert any(value for value in series.ttft_p99)
     assert len({len(column) for column in (series.arrivals, series.need, series.waiting, series.e2e_p50)}) == 1
+
+
+STEADY = linear(slots=4, kv_tokens=100_000, prefill_s_per_token=0.0, decode_s=0.01, decode_s_per_seq=0.0, start_s=50.0)
+"""An answer of n tokens takes n hundredths of a second, whatever runs beside it."""
+
+
+def test_occupancy_is_exact_where_all_that_comes_keeps_step_with_the_windows():
+    """A look at every whole second would find nothing at all."""
+    rows = [TraceRow(arrival=float(i), input_tokens=1, output_tokens=36) for i in range(100)]
+    heard: list[Outcome] = []
+    result = simulate(chat(), profiles(chat=STEADY), Rows(rows), observers=[heard.append])
+    held_s = sum(one.ended - one.started for one in heard if one.started is not None)
+    assert held_s == pytest.approx(100 * 0.36, rel=0.05)
+    told = result.services["chat"]
+    assert told.busy == pytest.approx(held_s / result.ended_s, rel=1e-6)
+    assert told.slots_used == pytest.approx(held_s / (4 * result.ended_s), rel=1e-6)
+    assert told.series.slots_used[5] == pytest.approx(held_s / 100 / 4, rel=1e-6)
+    assert told.series.running[5] == pytest.approx(held_s / 100, rel=1e-6)
+    assert told.most_waiting == 0
+
+
+def test_two_at_once_are_busy_once_and_fill_two_slots():
+    rows = [TraceRow(arrival=10.0 * i, input_tokens=1, output_tokens=100) for i in range(30) for _ in range(2)]
+    result = simulate(chat(replicas=1), profiles(chat=STEADY), Rows(rows))
+    told = result.services["chat"]
+    assert told.busy is not None
+    assert told.slots_used == pytest.approx(2 * told.busy / 4, rel=1e-6)
+    assert told.busy == pytest.approx(30 * 1.0 / result.ended_s, rel=0.05)
+
+
+def test_the_most_that_waited_is_the_most_there_ever_were():
+    """Bursts of a second in days: no look is likely to meet one."""
+    rows = [
+        TraceRow(arrival=86_400.0 * day + 7.7, input_tokens=1, output_tokens=5) for day in range(3) for _ in range(20)
+    ]
+    told = simulate(chat(queue={"max_waiting": 50}), profiles(chat=STEADY), Rows(rows)).services["chat"]
+    assert told.most_waiting == 16  # of 20 that came at once, four had a slot
+    assert sorted(told.series.most_waiting)[-4:] == [0, 16, 16, 16]
+
+
+def test_replica_hours_are_those_of_every_replica_from_its_launch():
+    rows = [TraceRow(arrival=float(i), input_tokens=1, output_tokens=36) for i in range(100)]
+    result = simulate(chat(replicas=3), profiles(chat=STEADY), Rows(rows))
+    assert result.start_s == 50.0
+    assert result.services["chat"].replica_hours == pytest.approx(3 * (50.0 + result.ended_s) / 3600, rel=1e-6)
+    assert result.services["chat"].series.replicas[3] == pytest.approx(3.0)
+
+
+def test_a_replica_that_dies_counts_until_then_and_its_successor_from_its_launch():
+    rows = [TraceRow(arrival=float(i), input_tokens=1, output_tokens=36) for i in range(300)]
+    plan = parse_faults("worker_death:every_s=40;in_start=0", 1)
+    result = simulate(chat(replicas=1), profiles(chat=STEADY), Rows(rows), faults=plan)
+    told = result.services["chat"]
+    assert plan.happened
+    assert told.busy is not None
+    assert told.busy < 0.5
+    assert min(value for value in told.series.ready if value is not None) < 0.5  # while it starts
+    assert told.replica_hours < (50.0 + result.ended_s) / 3600 + 1e-9
+
+
+def test_the_time_of_a_span_goes_to_its_windows():
+    windows = Windows(2.0)
+    assert [(windows.at(0.0), 0.5)] == list(windows.during(1.0, 1.5))
+    found = list(windows.during(1.0, 7.0))
+    assert [window for window, _ in found] == [*list(windows)[:3], windows.at(7.0)]
+    assert [seconds for _, seconds in found] == [1.0, 2.0, 2.0, 1.0]
+    assert not list(windows.during(3.0, 3.0))
+    narrow = Windows(1.0, most=4)
+    assert sum(seconds for _, seconds in narrow.during(0.25, 100.0)) == pytest.approx(99.75)
 
 
 def test_need_is_what_a_full_batch_costs():

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
 
+from foreserve import registry
 from foreserve.app import App
-from foreserve.core import Outcome
+from foreserve.core import Outcome, Work
 from foreserve.engines.profile import linear
 from foreserve.errors import ConfigError
 from foreserve.fleet.inline import InlineLauncher
+from foreserve.ports import Room
 from foreserve.services.llm import LLM
 from foreserve.simulation.drive import Drive
 from foreserve.simulation.oracle import Oracle
@@ -53,6 +57,58 @@ def test_a_recording_of_the_same_seed_is_the_same_to_the_byte(tmp_path: Path):
 def test_recording_changes_nothing(tmp_path: Path, policy: str):
     plain, told = (trial(FAULTS, 3, policy=policy, decisions=path) for path in (None, tmp_path / "d.jsonl"))
     assert plain == told
+
+
+class Favourite:
+    """A ranked placement of a user's own: the fullest first."""
+
+    by_rank: ClassVar[bool] = True
+    heard: ClassVar[list[tuple[str, str]]] = []
+
+    def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str:
+        raise AssertionError("it is asked by rank")
+
+    def rank(self, room: Room) -> tuple[int, str]:
+        return -room.running, room.replica
+
+    def chosen(self, works: Sequence[Work], replica: str, now: float) -> None:
+        self.heard += [(work.id, replica) for work in works]
+
+
+def register(patch: pytest.MonkeyPatch, what: str, name: str, part: type) -> None:
+    """As if a package of a user's had it among its entry points."""
+    group = registry.GROUPS[what]
+    point = EntryPoint(name=name, value=f"{part.__module__}:{part.__qualname__}", group=group)
+    known, inner = {**registry._group(group), name: point}, registry._group
+    patch.setattr(registry, "_group", lambda asked: known if asked == group else inner(asked))
+
+
+def test_a_ranked_placement_of_a_users_own_is_asked_and_told_as_it_was_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    register(monkeypatch, "placement", "favourite", Favourite)
+    heard = []
+    path = tmp_path / "d.jsonl"
+    for words in ({}, {"decisions": path}):
+        monkeypatch.setattr(Favourite, "heard", [])
+        assert not trial("worker_death:every_s=8", 3, placement="favourite", **words).findings
+        heard.append(Favourite.heard)
+    assert len(heard[0]) > 100
+    assert heard[0] == heard[1]
+    monkeypatch.setattr(Favourite, "heard", [])
+    found = replay(path, Instead())
+    assert not found.differed, found.first
+    assert found.agreed["placed"] > 100
+    assert Favourite.heard == heard[0]
+    assert replay(path, Instead(placement="least_requests")).differed["placed"]
+
+
+@pytest.mark.parametrize("policy", ["hrrn", "magnus"])
+def test_numbers_without_an_end_are_decided_by_again(tmp_path: Path, policy: str):
+    queue = {"max_waiting": 12, "max_wait_s": float("inf"), "admission": "patient"}
+    found = replay(recorded(tmp_path / "d.jsonl", policy=policy, queue=queue), Instead())
+    assert not found.differed, found.first
+    assert found.agreed["picked"] > 100
 
 
 LIVE = {

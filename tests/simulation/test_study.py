@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 
 import msgspec
@@ -11,9 +12,10 @@ from foreserve.app import App
 from foreserve.core import Outcome
 from foreserve.errors import ConfigError
 from foreserve.ports import Launcher
+from foreserve.services.learning import Learner
 from foreserve.services.llm import LLM
 from foreserve.simulation.stage import Happened, Stage
-from foreserve.simulation.study import MOST_TRAININGS, simulate
+from foreserve.simulation.study import LEAST_TRAININGS, most_trainings, simulate
 from foreserve.traces.row import TraceRow
 from tests.simulation.traces import PROFILE, Rows, chat, poisson, profiles
 
@@ -26,6 +28,7 @@ class Plan:
 
     def __init__(self) -> None:
         self.happened: list[Happened] = []
+        self.struck: Counter[str] = Counter()
 
     def launching(self, launcher: Launcher) -> None:
         self.launcher = launcher
@@ -116,8 +119,25 @@ def test_services_are_told_apart():
 def test_trainings_of_a_long_trace_are_bounded_and_told():
     rows = [TraceRow(arrival=i * 7200.0, input_tokens=20, output_tokens=5) for i in range(84)]
     result = simulate(chat(), profiles(), Rows(rows))
-    assert any(f"at most {MOST_TRAININGS} trainings" in note for note in result.notes)
+    assert any(f"84 requests takes at most {LEAST_TRAININGS} trainings" in note for note in result.notes)
     assert result.total.outcomes["done"] == 84
+
+
+@pytest.mark.parametrize("hours", [1, 60])
+def test_trainings_are_as_many_as_the_rows_are_worth(monkeypatch: pytest.MonkeyPatch, hours: int):
+    assert [most_trainings(rows) for rows in (0, 19_000, 100_000, 10**6)] == [4, 4, 20, 40]
+    trained: list[int] = []
+    train = Learner.train
+
+    async def counted(self: Learner) -> str:
+        trained.append(1)
+        return await train(self)
+
+    monkeypatch.setattr(Learner, "train", counted)
+    rows = [TraceRow(arrival=i * 3.6 * hours, input_tokens=20, output_tokens=1 + i % 7) for i in range(1000)]
+    result = simulate(chat(), profiles(), Rows(rows))
+    assert any(f"every {899.1 * hours:.0f} s, not every 180 s" in note for note in result.notes)
+    assert 1 <= len(trained) <= 5
 
 
 def test_faults_see_the_stage_and_the_rows():
@@ -178,3 +198,10 @@ def test_a_run_in_which_nothing_was_done_says_so_first():
 def test_without_replicas_nothing_is_simulated():
     with pytest.raises(ConfigError, match=r"service 'chat' has no replicas.*`chat\.replicas` to 1 or more"):
         simulate(chat(replicas=0), profiles(), poisson(5, 1.0))
+
+
+def test_what_a_recording_lost_is_told():
+    trace = poisson(5, 2.0)
+    trace.header = msgspec.structs.replace(trace.header, lost=12)
+    notes = simulate(chat(), profiles(), trace).notes
+    assert "12 more requests came while the trace was recorded and are not in it" in notes

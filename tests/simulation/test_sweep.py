@@ -1,8 +1,14 @@
-"""Fifty random apps, engines and loads under random faults. `make soak` does many more."""
+"""Fifty random apps, engines and loads under random faults.
+
+`make soak` does SOAK_SEEDS (1,000) others, from a random seed beyond these, and SOAK_ROUND_SEEDS (100) new ones in each
+of its rounds.
+"""
 
 from __future__ import annotations
 
 import functools
+import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -14,6 +20,7 @@ from foreserve.simulation.mixed import mixed
 from foreserve.simulation.sweep import Summary, Swept, random_one, sweep
 
 SEEDS = range(50)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +41,7 @@ def test_everything_that_can_happen_does_happen_somewhere(shown: list[Swept]):
     assert set(summary.outcomes) >= {"done", "shed", "expired", "cancelled", "failed"}
     assert set(summary.happened) == {
         "worker_death", "slow_worker", "stale_statistics", "lost_heartbeat", "delayed_start", "client_cancel",
-        "client_retry",
+        "client_retry", "load_spike", "mispredicted_lengths",
     }  # fmt: skip
     assert summary.outcomes["done"] > summary.requests / 5
 
@@ -84,3 +91,11 @@ def test_a_summary_counts_seeds_by_check():
     for seed in range(3):
         summary.add(Swept(seed=seed, findings=[finding] * 5, outcomes={"done": 1}, happened={}, digest=""))
     assert summary.findings == {"room": 3}
+
+
+def test_a_soak_sweeps_seeds_beyond_these_and_new_ones_in_each_round():
+    lines = (ROOT / "Makefile").read_text()
+    sweeps = re.findall(r"simulate --faults mixed --fault-seed (\S+) --seeds (\S+)", lines)
+    assert sweeps == [("$$first", "$(SOAK_SEEDS)"), ("$$seed", "$(SOAK_ROUND_SEEDS)")]
+    assert "\nSOAK_SEEDS ?= 1000\nSOAK_ROUND_SEEDS ?= 100\n" in lines
+    assert f"first=$$(( {len(SEEDS)} + " in lines

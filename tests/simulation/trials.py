@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,12 @@ def trial(
     count: int = 200,
     per_s: float = 6.0,
     decisions: Path | None = None,
+    state: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Trial:
     """A small app on two replicas under these faults."""
     settings = {"replicas": 2, "queue": {"max_waiting": 30, "max_wait_s": 15.0}, **settings}
-    app = App(chat=LLM("simulated", **settings))
+    app = App(chat=LLM("simulated", **settings), state=state)
     profile = linear(slots=6, kv_tokens=3000, decode_s_per_seq=0.002)
     plan = Faults(read_faults(words), seed) if words else None
     return try_out(

@@ -1,9 +1,11 @@
+import gzip
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from foreserve.errors import ConfigError
+from foreserve.traces import columns
 from foreserve.traces.columns import empty, find, number, records, time, whole
 
 UTC_ZONE = ZoneInfo("UTC")
@@ -87,3 +89,37 @@ def test_what_is_none_says_so(what, says):
 def test_what_counts_as_empty():
     assert all(empty(value) for value in (None, "", " ", "NULL", "None", "NaN", "\\N"))
     assert not any(empty(value) for value in (0, "0", False, "x"))
+
+
+def test_a_bad_byte_or_cell_costs_its_own_row(tmp_path, monkeypatch):
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"a,b\n1,2\n\xff,4\n5,\xc3\xa9\n" + b"6," + b"x" * 3000 + b"\n7,8\n")
+    monkeypatch.setattr(columns, "MAX_LINE_BYTES", 2000)
+    found = list(records(path))
+    assert [number for number, _ in found] == [2, 3, 4, 5, 6]
+    assert [record for _, record in found if isinstance(record, dict)] == [
+        {"a": "1", "b": "2"},
+        {"a": "5", "b": "é"},
+        {"a": "7", "b": "8"},
+    ]
+    assert [str(error)[:9] for _, error in found if isinstance(error, Exception)] == ["not UTF-8", "field lar"]
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": "\xff"}\n{"a": 3}\n')
+    assert [(number, isinstance(record, dict)) for number, record in records(path)] == [
+        (1, True),
+        (2, False),
+        (3, True),
+    ]
+
+
+@pytest.mark.parametrize("text", [b"a,b\n" + b"1,2\n" * 9999, b'{"a": 1}\n' * 9999, b'[{"a": 1}' + b',{"a": 1}' * 9999])
+def test_a_file_that_is_cut_off_is_said_to_be(tmp_path, text):
+    path = tmp_path / "log.gz"
+    path.write_bytes(gzip.compress(text)[:-12])
+    with pytest.raises(ConfigError, match=r"log.gz: cannot be read: Compressed file ended"):
+        list(records(path))
+    damaged = bytearray(gzip.compress(text))
+    damaged[12] ^= 0xFF
+    path.write_bytes(damaged)
+    with pytest.raises(ConfigError, match=r"log.gz: (cannot be read|no rows in it|not a JSON)"):
+        list(records(path))

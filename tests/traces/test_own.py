@@ -83,3 +83,11 @@ def test_a_time_since_1970_among_the_rows_is_told_with_its_line(tmp_path):
     path.write_text('{"arrival": 0.1}\n{"arrival": 1700000000}\n')
     with pytest.raises(ConfigError, match=r"line 2: `arrival` is 1700000000: .*`foreserve trace import`"):
         list(open_own(path))
+
+
+@pytest.mark.parametrize("field", ['"block_tokens": 0', '"block_tokens": 65537', '"lost": -1'])
+def test_a_header_that_cannot_be_meant_is_refused_with_its_line(tmp_path, field):
+    path = tmp_path / "t.jsonl"
+    path.write_text(f'\n{{"foreserve_trace": 1, {field}}}\n{{"arrival": 1}}\n')
+    with pytest.raises(ConfigError, match=rf"t.jsonl: line 2: the header: `{field.split(chr(34))[1]}` is "):
+        open_own(path)

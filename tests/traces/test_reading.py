@@ -1,7 +1,7 @@
 import pytest
 
 from foreserve.errors import ConfigError
-from foreserve.traces.own import parse
+from foreserve.traces.own import open_own, parse
 from foreserve.traces.reading import LineTrace, check, in_order
 from foreserve.traces.row import TraceRow
 
@@ -83,3 +83,13 @@ def test_a_plain_file_tells_its_length_and_is_true_though_that_is_not_known(tmp_
 def test_numbers_that_cannot_be_meant(values, says):
     with pytest.raises(ValueError, match=says):
         check(TraceRow(**values))
+
+
+def test_a_line_that_is_no_utf8_is_malformed_like_any_other(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b'{"arrival": 1}\n{"arrival": 2, "tenant": "\xff"}\n{"arrival": 3}\n')
+    with pytest.raises(ConfigError, match=r"t.jsonl: line 2: not UTF-8"):
+        list(open_own(path))
+    trace = open_own(path, skip_bad=True)
+    assert [row.arrival for row in trace] == [1.0, 3.0]
+    assert trace.skipped == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import msgspec
 import typer
 import yaml
 from rich.console import Console
@@ -74,8 +73,11 @@ def _show(console: Console, found: Replayed, others: bool) -> None:
         table.add_row(kind, f"{found.agreed[kind]:,}", f"{found.differed[kind]:,}")
     console.print(table)
     total, differed = found.agreed.total() + found.differed.total(), found.differed.total()
+    if not found.whole:
+        why = found.ended or "it was cut off: its server was killed or still runs, or the disk failed"
+        line(f"the recording is not whole; it ends after {found.calls:,} calls, because {why}")
     if not differed:
-        line(f"all {total:,} decisions are the same")
+        line(f"all {total:,} decisions {'' if found.whole else 'in it '}are the same")
         return
     line(f"{differed:,} of {total:,} decisions {'would have been' if others else 'are'} others")
     first = found.first
@@ -86,7 +88,9 @@ def _show(console: Console, found: Replayed, others: bool) -> None:
 
 
 def _words(asked: Any) -> str:
-    return msgspec.json.encode(asked).decode()
+    from foreserve.dispatch.decisions import encoded
+
+    return encoded(asked).decode()
 
 
 def _options(assignments: list[str]) -> dict[str, Any]:

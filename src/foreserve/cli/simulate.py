@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -10,7 +11,6 @@ import typer
 from rich.console import Console
 
 from foreserve.cli import trace_words as words
-from foreserve.cli.bench_options import check_writable
 from foreserve.errors import ConfigError, ForeserveError
 
 EXIT_FAILED = 1
@@ -25,7 +25,18 @@ EXIT_STOPPED = 130
 _RUNS, _FAULTS, _OUT = "Runs", "Faults", "Output"
 
 
+_WITHOUT_TRACE = ("--faults", "--fault-seed", "--seeds", "--seed", "--jobs", "--quiet")
+"""All that a sweep over random apps heeds."""
+
+_WITH = {"--fault-seed": "--faults", "--seeds": "--faults", "--jobs": "--seeds", "--timeline-requests": "--timeline"}
+"""What does nothing without another option."""
+
+_NOT_SWEPT = ("--compare", "--vary", "--price", "--report", "--timeline", "--json", "--record-decisions")
+"""What is of one run and means nothing for many seeds."""
+
+
 def simulate(
+    context: typer.Context,
     trace: Annotated[
         list[str] | None,
         typer.Argument(metavar="TRACE", help="The trace, in any format of docs/traces.md, perhaps .xz or .gz."),
@@ -152,31 +163,25 @@ def simulate(
     from foreserve.appfile import load_app_file
     from foreserve.cli.simulate_runs import Outputs, play
     from foreserve.cli.simulate_sweep import Asked, sweep, sweep_random
-    from foreserve.simulation.comparison import variants
+    from foreserve.simulation.comparison import files_read, variants
     from foreserve.simulation.variants import assignments, varied
 
     # Replicas are lost and lengths learned by the thousand; what is wrong with the house itself is an error.
     logging.basicConfig(level=logging.ERROR)
     console = Console(stderr=json == "-")
     try:
-        for where in (None if json == "-" else json, report, timeline, record_decisions):
-            check_writable(where)
+        _check_together(context)
         first = seed if fault_seed is None else fault_seed
         if trace is None or app is None:
-            if trace or app or faults is None or seeds is None:
-                raise ConfigError("TRACE and --app are missing; only --faults WORDS --seeds N goes without both")
+            assert faults is not None
+            assert seeds is not None
             failed = sweep_random(console, faults, range(first, first + seeds), jobs=jobs, quiet=quiet)
             raise typer.Exit(EXIT_FAILED if failed else 0)
         if len(trace) > 1 and not compare:
             raise ConfigError(f"one TRACE is played at a time, not {trace[1]} too; runs are compared by --compare")
         reading = (format, skip_bad, sort, per_second, start, end, rate, speed, limit)
         if seeds is not None:
-            alone = (compare, vary, price, report, timeline, json, record_decisions)
-            if faults is None or any(each is not None for each in alone):
-                raise ConfigError(
-                    "--seeds goes with --faults, and with no --compare, --vary, --price, --report, --timeline, --json "
-                    "or --record-decisions"
-                )
+            assert faults is not None
             asked = Asked(
                 app=app,
                 sets=tuple(set_ or ()),
@@ -193,13 +198,37 @@ def simulate(
         files = [*(compare or []), *trace[1:]]
         values = None if vary is None else varied(vary)
         runs = variants(load_app_file(app), Path(app).name, assignments(set_ or []), files, profile or [], values)
-        read = words.read(Path(trace[0]), *reading, seed, service, map_ or ())
         outputs = Outputs(report, timeline, timeline_requests, json, record_decisions)
+        outputs.check(len(runs), [Path(trace[0]), *files_read(app, files, profile or [], runs[0].app)])
+        read = words.read(Path(trace[0]), *reading, seed, service, map_ or ())
         play(console, read, runs, seed, outputs, quiet=quiet, faults=faults, fault_seed=first, price=price)
     except ForeserveError as error:
         _wrong(str(error), EXIT_WRONG if isinstance(error, ConfigError) else EXIT_FAILED)
     except KeyboardInterrupt:
         _wrong("stopped; nothing was told", EXIT_STOPPED)
+
+
+def _check_together(context: typer.Context) -> None:
+    """Whether all that was given goes together, so that nothing is silently left out. Raises ConfigError."""
+    given: list[str] = []
+    for each in context.command.params:
+        source = context.get_parameter_source(each.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            given.append(next((option for option in each.opts if option.startswith("--")), "TRACE"))
+    if "TRACE" not in given or "--app" not in given:
+        if "TRACE" in given or "--app" in given or not {"--faults", "--seeds"} <= set(given):
+            raise ConfigError("TRACE and --app are missing; only --faults WORDS --seeds N goes without both")
+        _refuse([each for each in given if each not in _WITHOUT_TRACE], "nothing without TRACE and --app")
+    for one, other in _WITH.items():
+        if one in given and other not in given:
+            raise ConfigError(f"{one} goes with {other}, which is missing")
+    if "--seeds" in given:
+        _refuse([each for each in given if each in _NOT_SWEPT], "nothing with --seeds")
+
+
+def _refuse(given: Sequence[str], why: str) -> None:
+    if given:
+        raise ConfigError(f"{', '.join(given)} would do {why}; leave out one or the other")
 
 
 def _wrong(text: str, status: int) -> NoReturn:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
 
+from foreserve.cli.bench_options import check_writable
 from foreserve.cli.simulate_table import Bar, show
 from foreserve.core import Outcome
 from foreserve.errors import ConfigError
@@ -32,6 +33,34 @@ class Outputs(msgspec.Struct, frozen=True):
     timeline_requests: int = 20_000
     json: str | None = None
     decisions: Path | None = None
+
+    def check(self, runs: int, inputs: Iterable[Path]) -> None:
+        """Whether `runs` runs can write it all, each file once, and over nothing that is read. Raises ConfigError."""
+        read = {path.expanduser().resolve() for path in inputs}
+        folders = {path for path in read if path.is_dir()}
+        written: dict[Path, str] = {}
+        for option, path in self._files(runs):
+            check_writable(path)
+            real = path.expanduser().resolve()
+            if real in read or not folders.isdisjoint(real.parents):
+                raise ConfigError(f"{option}: {path} is read by this command and would be lost; name another file")
+            if real in written:
+                raise ConfigError(f"{option}: {path} is written for {written[real]} too; name another file")
+            written[real] = option
+
+    def _files(self, runs: int) -> Iterator[tuple[str, Path]]:
+        """Of every option and run, with what is put aside where decisions had been recorded before."""
+        if self.json is not None and self.json != "-":
+            yield "--json", Path(self.json)
+        if self.report is not None:
+            yield "--report", self.report
+        for at in range(runs):
+            if self.timeline is not None:
+                yield "--timeline", _own(self.timeline, at)
+            if self.decisions is not None:
+                decisions = _own(self.decisions, at)
+                yield "--record-decisions", decisions
+                yield "--record-decisions", decisions.with_name(f"{decisions.name}.previous")
 
 
 def play(
@@ -113,7 +142,7 @@ def document(trace: Trace, seen: Survey, seed: int, results: Sequence[Result]) -
     """The figures as JSON, the same bytes for the same command: there are no real times in it."""
     data = {
         "tool": "foreserve simulate",
-        "trace": {"name": trace.header.name, "epoch": trace.header.epoch, **msgspec.to_builtins(seen)},
+        "trace": {"name": trace.header.name, "epoch": trace.header.epoch, **seen.told()},
         "seed": seed,
         "runs": list(results),
     }

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Annotated, Any, Final
 
@@ -17,12 +18,15 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from foreserve.cli.bench_options import check_writable
 from foreserve.cli.trace_words import console, wrong
 from foreserve.errors import ConfigError, ForeserveError
-from foreserve.traces.own import open_own, write_trace
+from foreserve.traces.files import MAX_LINE_BYTES
+from foreserve.traces.own import open_own, write_rows
 from foreserve.traces.row import Lost
 
 PATH: Final = "/v1/foreserve/trace"
+EXIT_BROKEN: Final = 1
+"""The recording was broken off; what came until then is written."""
+
 CONNECT_S: Final = 10.0
-MAX_LINE_BYTES: Final = 16 * 2**20
 
 _lost = msgspec.json.Decoder(Lost)
 
@@ -49,17 +53,21 @@ def record(
         str | None, typer.Option(envvar="FORESERVE_API_KEY", help="The key to show, where the server wants one.")
     ] = None,
     block_tokens: Annotated[
-        int, typer.Option(min=1, max=65_536, help="Tokens of a prompt that one prefix hash stands for.")
+        int, typer.Option(min=16, max=65_536, help="Tokens of a prompt that one prefix hash stands for.")
     ] = 32,
 ) -> None:
     """Record what a server is asked and how it went: times, lengths, tenants, hashes of shared prefixes; no text.
 
     Ctrl-C ends it; requests that are open then are not in it. The server's end ends it too. Example:
     `foreserve trace record --minutes 60 -o monday.jsonl`.
+
+    Exit status: 0; 1 when it was broken off; 2 when it could not begin or be written.
     """
     part = out.with_name(f".{out.name}.recording")
     try:
         check_writable(out)
+        if part.exists():
+            raise ConfigError(f"{part} is of a recording that was not finished; {_rescue(part, out)}, or delete it")
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"--url: {url!r} must start with http:// or https://")
         if minutes is not None and not minutes > 0:
@@ -70,23 +78,39 @@ def record(
         if minutes is not None:
             asked["seconds"] = str(minutes * 60.0)
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        try:
-            written = asyncio.run(_record(url.rstrip("/").removesuffix("/v1") + PATH, asked, headers, part))
-            # They came as requests ended; a trace has them as they arrived.
-            write_trace(out, open_own(part, sort=True))
-        finally:
-            part.unlink(missing_ok=True)
+        written = asyncio.run(_record(url.rstrip("/").removesuffix("/v1") + PATH, asked, headers, part, out))
+        _finish(part, out, written)
     except ForeserveError as error:
         wrong(str(error))
     console.print(f"{out}: {written.rows:,} requests", soft_wrap=True)
     if written.lost:
-        console.print(f"{written.lost:,} more came faster than they could be written", style="yellow")
+        console.print(f"{written.lost:,} more came and are missing: too many at once, or malformed", style="yellow")
     if written.broken:
         console.print(f"the recording was broken off: {written.broken}", style="yellow", soft_wrap=True, markup=False)
+        raise typer.Exit(EXIT_BROKEN)
 
 
-async def _record(url: str, asked: dict[str, str], headers: dict[str, str], part: Path) -> Written:
-    """Write what comes to `part`, until it ends or Ctrl-C. Raises ConfigError when it cannot begin."""
+def _finish(part: Path, out: Path, written: Written) -> None:
+    """Rows came as requests ended; a trace has them as they arrived. What came stays until all of it is written."""
+    try:
+        trace = open_own(part, skip_bad=True, sort=True)
+        rows = iter(trace)
+        first = next(rows, None)  # all of them have been read when the first comes, in order
+        written.lost += trace.skipped
+        header = msgspec.structs.replace(trace.header, lost=written.lost)
+        written.rows = write_rows(out, header, chain([] if first is None else [first], rows))
+    except (ForeserveError, OSError, KeyboardInterrupt) as error:
+        why = str(error) or "it was interrupted"
+        raise ConfigError(f"{why}; what was recorded is in {part}: {_rescue(part, out)}") from None
+    part.unlink()
+
+
+def _rescue(part: Path, out: Path) -> str:
+    return f"make a trace of it with `foreserve trace convert --sort --skip-bad {part} -o {out}`"
+
+
+async def _record(url: str, asked: dict[str, str], headers: dict[str, str], part: Path, out: Path) -> Written:
+    """Write what comes to `part`, which becomes `out`, until it ends or Ctrl-C. Raises ConfigError."""
     stop = asyncio.Event()
     for ends in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(ends, stop.set)
@@ -110,7 +134,8 @@ async def _record(url: str, asked: dict[str, str], headers: dict[str, str], part
     except aiohttp.ClientError as error:
         raise ConfigError(f"{url}: cannot be reached: {error}") from None
     except OSError as error:
-        raise ConfigError(f"{part}: cannot be written: {error.strerror or error}") from None
+        kept = f"; what came before is in it: {_rescue(part, out)}" if written.rows else ""
+        raise ConfigError(f"{part}: cannot be written: {error.strerror or error}{kept}") from None
     return written
 
 

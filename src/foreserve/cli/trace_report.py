@@ -39,6 +39,8 @@ def _facts(found: Statistics) -> Table:
 def _told(found: Statistics) -> Iterator[tuple[str, str]]:
     skipped = f" ({found.skipped:,} malformed rows left out)" if found.skipped else ""
     yield "requests", f"{found.requests:,}{skipped}"
+    if found.lost:
+        yield "lost", f"{found.lost:,} more came while it was recorded and are missing"
     if found.epoch:
         yield "begins", datetime.fromtimestamp(found.epoch, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     yield "duration", duration(found.duration_s)

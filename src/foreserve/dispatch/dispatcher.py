@@ -18,7 +18,7 @@ from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
 from foreserve.dispatch.rooms import Rooms, Runner
 from foreserve.dispatch.stream import Stream
-from foreserve.ports import Admission, Ahead, BatchPolicy, HearsRanks, Pick, Placement, QueueView, Ranked, Room, Wait
+from foreserve.ports import Admission, Ahead, BatchPolicy, HearsRanks, Pick, Placement, QueueView, Room, Wait, ranked
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +54,17 @@ class Dispatcher:
         self._max_wait_s = max_wait_s
         self._settled = settled
         self._runners: dict[str, Runner] = {}
-        self._ranked = isinstance(placement, Ranked)
-        self._heard_rank = placement.chosen if isinstance(placement, HearsRanks) else None
-        self._rooms = Rooms(placement.rank if isinstance(placement, Ranked) else None)
+        by_rank = ranked(placement)
+        self._ranked = by_rank is not None
+        self._heard_rank = by_rank.chosen if isinstance(by_rank, HearsRanks) else None
+        self._rooms = Rooms(None if by_rank is None else by_rank.rank)
         self._waiting: dict[str, Flight] = {}
         self._running: dict[str, Flight] = {}
         self._by_tenant: dict[str, int] = {}
         """How many wait, of those tenants of which any do."""
         self._pace = Pace()
         self._started = 0
+        self._most_waiting = 0
         self._came: list[Flight] = []
         """Those that have joined the queue since its last turn."""
         self._turn: asyncio.Handle | None = None
@@ -77,7 +79,7 @@ class Dispatcher:
         started = 0
         try:
             while self._waiting and self._rooms:
-                match self._policy.pick(self._rooms.shown, now):
+                match self._policy.pick(self._rooms.show(), now):
                     case Pick() as pick:
                         self._run(pick, now)
                         started += len(pick.ids)
@@ -89,6 +91,8 @@ class Dispatcher:
         except Exception:
             log.exception("the policies of %s failed; they are asked again in %g s", self.service, AGAIN_S)
             self._wake_at(now + AGAIN_S)
+        self._rooms.hide()
+        self._most_waiting = max(self._most_waiting, len(self._waiting))
         self._set_latest_starts()
         if started:
             self._pace.started(started, len(self._waiting), now)
@@ -225,8 +229,9 @@ class Dispatcher:
             latest_start = min(latest_start, flight.work.deadline - self._pace.least_service(flight.work.forecast))
         flight.latest_start = latest_start
         self._came.append(flight)
-        self._policy.add(flight.work, now)
+        # First, so that the latest start is set in the coming turn even if the policy fails to take it.
         self.wake()
+        self._policy.add(flight.work, now)
 
     def _unqueue(self, request_id: str) -> None:
         """It waits no more, if it did."""
@@ -318,6 +323,12 @@ class Dispatcher:
     def tenants_waiting(self) -> Mapping[str, int]:
         """How many wait of each tenant, of those of which any do."""
         return self._by_tenant
+
+    def most_waiting(self) -> int:
+        """The most that were left waiting by a turn since this was last asked. For statistics alone."""
+        most = self._most_waiting
+        self._most_waiting = len(self._waiting) if self._turn is None else 0  # a turn to come will tell
+        return most
 
     def view(self, work: Work | None = None) -> QueueView:
         """Counts and pace, as admission sees them; `own`, `tenants` and `ahead` are those of `work`, which has come."""

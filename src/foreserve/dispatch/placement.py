@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from foreserve.core import Work
 from foreserve.ports import Room
@@ -10,6 +11,8 @@ from foreserve.ports import Room
 
 class LeastRequests:
     """`least_requests`: the replica with the smallest running share of its slots, by name where they are equal."""
+
+    by_rank: ClassVar[bool] = True
 
     def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str:
         return min(rooms, key=self.rank).replica

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -12,6 +12,7 @@ from foreserve.dispatch.decisions import (
     Add,
     Admitted,
     Begun,
+    Ended,
     FrozenRoom,
     Line,
     Made,
@@ -20,10 +21,24 @@ from foreserve.dispatch.decisions import (
     Remove,
     Settled,
     Stood,
+    encoded,
     frozen,
 )
 from foreserve.dispatch.journal import Journal
-from foreserve.ports import Admission, Ahead, BatchPolicy, Pick, Placement, QueueView, Ranked, Refusal, Room, Wait
+from foreserve.ports import (
+    Admission,
+    Ahead,
+    BatchPolicy,
+    HearsRanks,
+    Pick,
+    Placement,
+    QueueView,
+    Ranked,
+    Refusal,
+    Room,
+    Wait,
+    ranked,
+)
 
 MOST_ROOMS: Final = 4096
 """Rooms that are remembered so as not to be written twice."""
@@ -38,13 +53,12 @@ class Tape:
         self.among: tuple[str, ...] = ()
         """The rooms of the last pick, and which of them it allowed."""
         self._journal = journal
-        self._encoder = msgspec.json.Encoder(order="deterministic")
         self._work: Work | None = None
         self._rooms: dict[str, FrozenRoom] = {}
 
     def write(self, line: Line) -> None:
         """One line."""
-        self._journal.put(self._encoder.encode(line))
+        self._journal.put(encoded(line))
 
     def again(self, work: Work) -> Work | None:
         """`None` where the last work that was written is this one; else it, without its payload."""
@@ -140,9 +154,16 @@ class RecordedPlacement:
 class RecordedRanks(RecordedPlacement):
     """A placement that ranks: what its ranks have led to is written as if it had been asked."""
 
-    def __init__(self, placement: Placement, ranked: Ranked, tape: Tape) -> None:
+    by_rank: ClassVar[bool] = True
+
+    def __init__(self, placement: Ranked, tape: Tape) -> None:
         super().__init__(placement, tape)
-        self.rank = ranked.rank
+        self._by_rank = placement
+        self._heard_rank = placement.chosen if isinstance(placement, HearsRanks) else None
+
+    def rank(self, room: Room) -> Any:
+        """See `Ranked`."""
+        return self._by_rank.rank(room)
 
     def chosen(self, works: Sequence[Work], replica: str, now: float) -> None:
         """See `ports.HearsRanks`. The rooms are those of the pick, of which nothing has been taken yet."""
@@ -150,6 +171,8 @@ class RecordedRanks(RecordedPlacement):
         among = tape.among
         fitting = [room for room in tape.seen if (not among or room.replica in among) and room.takes(works)]
         tape.write(Placed(service=tape.service, now=now, ids=ids, rooms=tape.rooms(fitting), replica=replica))
+        if self._heard_rank is not None:
+            self._heard_rank(works, replica, now)
 
 
 class RecordedAdmission:
@@ -178,7 +201,12 @@ def answered(asked: Picked, answer: Pick | Wait | None) -> Picked:
 
 def begin(journal: Journal, version: str) -> None:
     """The first line of a recording."""
-    journal.put(msgspec.json.encode(Begun(version=version)))
+    journal.put(encoded(Begun(version=version)))
+
+
+def ended(why: str) -> bytes:
+    """The last line of a recording."""
+    return encoded(Ended(why=why))
 
 
 def recorded(
@@ -187,9 +215,6 @@ def recorded(
     """These, as `made`, from now on written down."""
     tape.write(made)
     order = RecordedOrder(policy, policy, tape) if isinstance(policy, Ahead) else RecordedPolicy(policy, tape)
-    where = (
-        RecordedRanks(placement, placement, tape)
-        if isinstance(placement, Ranked)
-        else RecordedPlacement(placement, tape)
-    )
+    by_rank = ranked(placement)
+    where = RecordedPlacement(placement, tape) if by_rank is None else RecordedRanks(by_rank, tape)
     return order, where, RecordedAdmission(admission, tape)

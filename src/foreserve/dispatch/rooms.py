@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_left, insort
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from typing import Any, Protocol, overload
 
 from foreserve.core import Cost, Work
@@ -25,7 +25,7 @@ class Runner(Protocol):
         ...
 
     def room(self) -> Room | None:
-        """What it can take now, `None` when nothing."""
+        """What it can take now, `None` when nothing. The same object again only while nothing about it has changed."""
         ...
 
     def run(self, works: Sequence[Work], plan: Any) -> None: ...
@@ -44,7 +44,7 @@ class _Place:
         self.free = 0.0
 
 
-class Rooms(Sequence[Room]):
+class Rooms:
     """Those that have a free slot, by `rank` (least first) and then as they came; without `rank` as they came.
 
     A rank may change only with what runs there. `changed` must be called when work was started or has ended there; a
@@ -58,9 +58,8 @@ class Rooms(Sequence[Room]):
         self._changed: dict[str, None] = {}
         self._free = 0.0
         self._order = 0
-        self.shown = Shown()
-        """What policies are given of this."""
-        _behind[self.shown] = weakref.ref(self)
+        self._walk: Generator[Room] | None = None
+        """What is shown, as far as nobody has looked."""
         self.slots = 0.0
         """Of all replicas together, free or not."""
 
@@ -125,7 +124,19 @@ class Rooms(Sequence[Room]):
                 return room
         return None
 
+    def show(self) -> Shown:
+        """What a policy is given, which may go on looking until the next call of this or of `hide`."""
+        self._walk = self._walked()
+        return Shown(self._walk)
+
+    def hide(self) -> None:
+        """Nobody may look on."""
+        self._walk = None
+
     def __iter__(self) -> Iterator[Room]:
+        return self._walked()
+
+    def _walked(self) -> Generator[Room]:
         if self._changed:
             self._look()
         for _, _, place in tuple(self._open):
@@ -145,45 +156,74 @@ class Rooms(Sequence[Room]):
             self._close(place)
         return False
 
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    @overload
-    def __getitem__(self, at: int) -> Room: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Room]: ...
-    def __getitem__(self, at: int | slice) -> Room | Sequence[Room]:
-        return list(self)[at]
-
 
 class Shown(Sequence[Room]):
-    """Rooms as a policy sees them. It leads to no replica, and so to no engine and nothing that one alone may know."""
+    """Rooms as a policy sees them in one pick: each is looked up when it is first asked for, and stays as it was then.
 
-    __slots__ = ("__weakref__",)
+    It leads to no replica, and so to no engine and nothing that one alone may know: a reference that is weak holds
+    nothing.
+    """
+
+    __slots__ = ("_rest", "_seen")
+
+    def __init__(self, rooms: Generator[Room]) -> None:
+        self._seen: list[Room] = []
+        self._rest: weakref.ref[Generator[Room]] | None = weakref.ref(rooms)
+        """`None` once all are seen."""
+
+    def _more(self) -> bool:
+        """See one more, if there is any."""
+        if self._rest is None:
+            return False
+        rooms = self._rest()
+        if rooms is None:
+            raise RuntimeError("rooms may be looked at during the pick alone; list(rooms) keeps them for longer")
+        for room in rooms:
+            self._seen.append(room)
+            return True
+        self._rest = None
+        return False
+
+    def _all(self) -> list[Room]:
+        while self._more():
+            pass
+        return self._seen
 
     def __iter__(self) -> Iterator[Room]:
-        return iter(_rooms(self))
+        at = 0
+        while at < len(self._seen) or self._more():
+            yield self._seen[at]
+            at += 1
 
     def __bool__(self) -> bool:
-        return bool(_rooms(self))
+        return bool(self._seen) or self._more()
 
     def __len__(self) -> int:
-        return len(_rooms(self))
+        return len(self._all())
 
     @overload
     def __getitem__(self, at: int) -> Room: ...
     @overload
     def __getitem__(self, at: slice) -> Sequence[Room]: ...
     def __getitem__(self, at: int | slice) -> Room | Sequence[Room]:
-        return _rooms(self)[at]
+        if isinstance(at, slice) or at < 0:
+            return self._all()[at]
+        while at >= len(self._seen) and self._more():
+            pass
+        return self._seen[at]
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (Shown, list, tuple)):
+            return NotImplemented
+        return self._all() == list(other)
 
-# Kept apart from what is shown, so that nothing is found there: see the boundary's tests.
-_behind: weakref.WeakKeyDictionary[Shown, weakref.ref[Rooms]] = weakref.WeakKeyDictionary()
+    __hash__ = None  # type: ignore[assignment]
 
+    def __add__(self, other: Sequence[Room]) -> list[Room]:
+        return [*self, *other]
 
-def _rooms(shown: Shown) -> Rooms:
-    rooms = _behind[shown]()
-    if rooms is None:
-        raise ReferenceError("these rooms were shown by a dispatcher that is gone")
-    return rooms
+    def __radd__(self, other: Sequence[Room]) -> list[Room]:
+        return [*other, *self]
+
+    def __repr__(self) -> str:
+        return f"<rooms seen: {self._seen}>"

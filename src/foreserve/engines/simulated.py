@@ -34,6 +34,9 @@ class SimulatedEngine:
     from the prompt's length and mean nothing; an answer that is continued elsewhere goes on as it would have here. A
     `Sized` payload's length is asked of `lengths`, and its tokens are only counted. A payload `{"seconds": x}` is work
     of another kind: it holds a slot for x seconds.
+
+    `capacity` is what it says that it may hold, in place of the profile's slots and KV tokens: an engine that stands
+    for a server tells no more than that one does, and has what comes beyond its slots wait.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class SimulatedEngine:
         emit_every: int | None = None,
         profile: EngineProfile | Mapping[str, Any] | str | None = None,
         lengths: TrueLengths | None = None,
+        capacity: Mapping[str, float] | None = None,
     ) -> None:
         plain = {
             "slots": slots,
@@ -73,6 +77,7 @@ class SimulatedEngine:
             output_tokens=output_tokens,
             emit_every=emit_every,
             lengths=lengths,
+            capacity=capacity,
         )
         """The engine itself, without a clock."""
         self._readers: dict[str, _Reader] = {}

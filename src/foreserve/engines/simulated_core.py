@@ -33,8 +33,10 @@ class SimulatedCore:
         output_tokens: Sequence[int] | None = None,
         emit_every: int | None = None,
         lengths: TrueLengths | None = None,
+        capacity: Mapping[str, float] | None = None,
     ) -> None:
         self.profile = profile
+        self._told = dict(capacity or {"slots": profile.slots, "kv_tokens": profile.kv_tokens})
         self.static = profile.batching == "static"
         self._seed = seed
         self._output = output_tokens
@@ -66,7 +68,7 @@ class SimulatedCore:
             facts["max_batched_tokens"] = profile.max_batched_tokens
         return EngineInfo(
             batching=profile.batching,
-            capacity={"slots": float(profile.slots), "kv_tokens": float(profile.kv_tokens)},
+            capacity={name: float(most) for name, most in self._told.items()},
             features=("penalties", "seed", "ignore_eos"),
             facts=facts,
         )
@@ -166,6 +168,11 @@ class SimulatedCore:
         """Which attempt of a request runs or waits here, if any does."""
         request = self._live.get(request_id)
         return None if request is None else request.work.attempt
+
+    @property
+    def holds(self) -> int:
+        """How many requests run or wait."""
+        return len(self._live)
 
     @property
     def idle(self) -> bool:

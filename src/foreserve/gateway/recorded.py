@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -17,11 +18,18 @@ from foreserve.services.foreseen import Foreseen
 from foreserve.services.llm import LLM
 from foreserve.services.llm_decoder import TextDelta
 from foreserve.services.upstream_asked import CHARS_PER_TOKEN, asked_upstream
-from foreserve.traces.reading import MOST_TOKENS
+from foreserve.traces.reading import MOST_TOKENS, check
 from foreserve.traces.row import TraceRow
 
 MOST_TEXT: Final = 2**20
 """Characters (of another server's answer: bytes) that are kept of a prompt and of an answer."""
+
+
+MOST_HASHES: Final = 16_384
+"""Hashes of one row; what follows of its prompt is as if nobody shared it."""
+
+LEAST_S: Final = 1e-6
+"""What a row tells of times; a deadline is not sooner."""
 
 
 class Came(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -38,6 +46,27 @@ class Came(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     text: str | None = None
     function: bool = False
 
+    @property
+    def size(self) -> int:
+        """Bytes in memory, about."""
+        return _ROW_BYTES + _HASH_BYTES * len(self.prefix) + len((self.text or "").encode(errors="replace"))
+
+
+_ROW_BYTES, _HASH_BYTES = 512, 40
+
+
+class Ids:
+    """The tokens of a prompt as bytes, made once for all who record it."""
+
+    def __init__(self, payload: Any) -> None:
+        self._payload = payload
+
+    @cached_property
+    def data(self) -> bytes:
+        """Four bytes each; none of what has no tokens. Raises OverflowError for what is no token."""
+        prompt = self._payload.prompt if isinstance(self._payload, Generate) else ()
+        return np.asarray(prompt, dtype=np.uint32).tobytes()
+
 
 class Hashes:
     """Hashes of prompts, of no use to who does not have `key`: nobody can try out which prompt it was.
@@ -49,9 +78,9 @@ class Hashes:
         self._key = key
         self.block_tokens = block_tokens
 
-    def tokens(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """One for each whole block of a prompt, of all of it up to the block's end."""
-        return self._chained(np.asarray(ids, dtype=np.uint32).tobytes(), 4 * self.block_tokens)
+    def tokens(self, ids: bytes) -> tuple[int, ...]:
+        """One for each whole block of a prompt (see `Ids`), of all of it up to the block's end."""
+        return self._chained(ids, 4 * self.block_tokens)
 
     def text(self, prompt: bytes) -> tuple[int, ...]:
         """As of tokens, of which a byte is a fourth."""
@@ -65,7 +94,7 @@ class Hashes:
         found = []
         before = b""
         view = memoryview(data)
-        for at in range(0, len(data) - size + 1, size):
+        for at in range(0, min(len(data) - size + 1, size * MOST_HASHES), size):
             before = blake2b(before + view[at : at + size], key=self._key, digest_size=8).digest()
             found.append(int.from_bytes(before, "big") >> 1)
         return tuple(found)
@@ -74,12 +103,13 @@ class Hashes:
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def came(kind: Any, request: Request, hashes: Hashes, start: float, *, text: bool) -> Came:
+def came(kind: Any, request: Request, ids: Ids, hashes: Hashes, start: float, *, text: bool) -> Came:
     """Of a request to a service of `kind`, in a recording that began at `start` (loop seconds)."""
     payload = request.payload
+    deadline_s = _seconds(request.arrival, request.deadline)
     known = Came(
         arrival=_seconds(start, request.arrival) or 0.0,
-        deadline_s=_seconds(request.arrival, request.deadline),
+        deadline_s=None if deadline_s is None else max(LEAST_S, deadline_s),
         utility=request.utility,
         tenant=request.tenant,
     )
@@ -92,7 +122,7 @@ def came(kind: Any, request: Request, hashes: Hashes, start: float, *, text: boo
             known,
             input_tokens=len(payload.prompt),
             most_tokens=None if _as_much_as_fits(kind, payload) else payload.max_tokens,
-            prefix=hashes.tokens(payload.prompt),
+            prefix=hashes.tokens(ids.data),
             app=hashes.word(app.to_bytes(8, "big")) if app else "",
             text=kind.text.decode(payload.prompt)[:MOST_TEXT] if text and isinstance(kind, LLM) else None,
         )
@@ -130,26 +160,28 @@ def _forwarded(known: Came, payload: Forward, about: Foreseen | None, hashes: Ha
 
 
 def row(known: Came, outcome: Outcome, hashes: Hashes, answer: str | None) -> TraceRow:
-    """How it went, with all that was known when it came."""
+    """How it went, with all that was known when it came. Raises ValueError for one that no reader would take."""
     prompt = _tokens(outcome, "prompt_tokens") or known.input_tokens
     on_replica = None if outcome.started is None else _seconds(outcome.started, outcome.ended)
-    return TraceRow(
-        arrival=known.arrival,
-        input_tokens=prompt,
-        output_tokens=_tokens(outcome, "output_tokens"),
-        most_tokens=known.most_tokens,
-        seconds=on_replica if known.function else None,
-        service=outcome.service,
-        tenant=known.tenant,
-        deadline_s=known.deadline_s,
-        utility=known.utility,
-        prefix=known.prefix[: prompt // hashes.block_tokens],
-        app=known.app,
-        outcome=outcome.kind.value,
-        first_s=_seconds(outcome.arrival, outcome.first),
-        total_s=_seconds(outcome.arrival, outcome.ended),
-        text=known.text,
-        answer=answer,
+    return check(
+        TraceRow(
+            arrival=known.arrival,
+            input_tokens=prompt,
+            output_tokens=_tokens(outcome, "output_tokens"),
+            most_tokens=known.most_tokens,
+            seconds=on_replica if known.function else None,
+            service=outcome.service,
+            tenant=known.tenant,
+            deadline_s=known.deadline_s,
+            utility=known.utility,
+            prefix=known.prefix[: prompt // hashes.block_tokens],
+            app=known.app,
+            outcome=outcome.kind.value,
+            first_s=_seconds(outcome.arrival, outcome.first),
+            total_s=_seconds(outcome.arrival, outcome.ended),
+            text=known.text,
+            answer=answer,
+        )
     )
 
 

@@ -21,6 +21,9 @@ LINES = "application/x-ndjson"
 BLOCK_TOKENS = 32
 """Tokens of one prefix block, where the request does not say."""
 
+LEAST_BLOCK, MOST_BLOCK = 16, 65_536
+"""Bounds of `block_tokens`: each block is a hash to make, to hold and to send."""
+
 MOST_S = 31 * 86_400.0
 STALL_S = 60.0
 """A reader that takes nothing for so long is cut off."""
@@ -41,7 +44,7 @@ async def record(http: HttpRequest) -> Response:
     if text and not call.running.settings.server.record_text:
         raise Forbidden("this server records no text; `server: {record_text: true}` in its app file allows it")
     seconds = _number(http, "seconds", 0.001, MOST_S)
-    block_tokens = _number(http, "block_tokens", 1, 65_536)
+    block_tokens = _number(http, "block_tokens", LEAST_BLOCK, MOST_BLOCK)
     recording = recordings.begin(
         tenant=None if key is None or key.records_all else key.tenant,
         block_tokens=BLOCK_TOKENS if block_tokens is None else int(block_tokens),

@@ -48,6 +48,19 @@ def unforeseen(asked: Asked) -> Foreseen:
     return Foreseen(asked.prompt_tokens, asked.most, length)
 
 
+def tokens_cost(prompt_tokens: float, most: int | None, context: int | None = None) -> dict[str, float]:
+    """What a request to a language model costs by its lengths alone, wherever its engine runs: a slot and KV room.
+
+    `most` is the longest answer that is asked for; `None` is not known, and no room is kept. `context` (tokens) bounds
+    prompt and answer together, where it is known.
+    """
+    cost = {"slots": 1.0}
+    if most is not None:
+        tokens = float(prompt_tokens + min(most, UNKNOWN_TOKENS))
+        cost["kv_tokens"] = tokens if context is None else min(tokens, float(context))
+    return cost
+
+
 def priced(about: Foreseen, cost: dict[str, float], time: RequestTime, *, worst: bool, ramps: bool) -> Price:
     """`cost` with room for prompt and answer, and the forecast.
 

@@ -127,7 +127,8 @@ class Learner:
         failures = 0 if ready else 1
         while True:
             if failures or not self._first:
-                await asyncio.sleep(min(self._settings.train_s * 2.0**failures, MOST_BACKOFF_S))
+                train_s = self._settings.train_s
+                await asyncio.sleep(max(train_s, min(train_s * 2.0**failures, MOST_BACKOFF_S)))
             try:
                 if not ready:
                     await self._take_up()

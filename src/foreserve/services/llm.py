@@ -14,7 +14,7 @@ from foreserve.engines.generation import Generate
 from foreserve.errors import BadRequest, ConfigError, RequestError, Unavailable
 from foreserve.registry import entry
 from foreserve.services.foreseeing import Foreseer
-from foreserve.services.foreseen import UNKNOWN_TOKENS, Foreseen
+from foreserve.services.foreseen import Foreseen, tokens_cost
 from foreserve.services.llm_asked import asked_of_chat, asked_of_texts
 from foreserve.services.llm_decoder import TextDecoder
 from foreserve.services.llm_engine import SIMULATED, engine_name, need_packages
@@ -136,8 +136,7 @@ class LLM:
 
     def price(self, request: Request) -> Price:
         payload: Generate = request.payload
-        prompt = len(payload.prompt)
-        cost = {"slots": 1.0, "kv_tokens": float(prompt + min(payload.max_tokens, UNKNOWN_TOKENS))}
+        cost = tokens_cost(len(payload.prompt), payload.max_tokens)
         return self.foreseer.price(request.id, request.about, cost, ramps=not self._static)
 
     def settled(self, outcome: Outcome) -> None:

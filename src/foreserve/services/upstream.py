@@ -13,7 +13,7 @@ from foreserve.errors import ConfigError
 from foreserve.ports import Decoded
 from foreserve.registry import entry, load
 from foreserve.services.foreseeing import Foreseer
-from foreserve.services.foreseen import Foreseen
+from foreserve.services.foreseen import Foreseen, tokens_cost
 from foreserve.services.observing import Observer
 from foreserve.services.upstream_asked import asked_upstream
 from foreserve.settings import QueueSettings, UpstreamSettings, parse
@@ -112,10 +112,7 @@ class Upstream:
     def price(self, request: Request) -> Price:
         """One slot, and a rough count of tokens where the answer is foreseen or the request bounds it."""
         payload: Forward = request.payload
-        cost = {"slots": 1.0}
-        if payload.max_tokens is not None:
-            tokens = len(payload.body) / BYTES_PER_TOKEN + payload.max_tokens
-            cost["kv_tokens"] = min(tokens, self._context or tokens)
+        cost = tokens_cost(len(payload.body) / BYTES_PER_TOKEN, payload.max_tokens, self._context)
         return self.foreseer.price(request.id, request.about, cost, ramps=True)
 
     def settled(self, outcome: Outcome) -> None:

@@ -42,7 +42,7 @@ class Beats:
             return
         self._idle.pop(replica, None)
         self._busy[replica] = None
-        self._arm((math.floor(self._loop.time() / self._every_s) + 1) * self._every_s)
+        self._arm(self._next(self._loop.time()))
 
     def remove(self, replica: Beating) -> None:
         """It is gone."""
@@ -51,6 +51,13 @@ class Beats:
         if self._timer is not None and not self._busy and not self._idle:
             self._timer.cancel()
             self._timer = None
+
+    def _next(self, now: float) -> float:
+        """The first whole multiple after `now`."""
+        beat = math.floor(now / self._every_s)
+        while (at := beat * self._every_s) <= now:  # the quotient is rounded: one more may still be now
+            beat += 1
+        return at
 
     def _arm(self, at: float) -> None:
         if self._timer is not None:
@@ -74,6 +81,6 @@ class Beats:
             if self._idle.pop(replica, None) is not None:
                 self._idle[replica] = now + self._idle_s
         if self._busy:
-            self._arm((math.floor(now / self._every_s) + 1) * self._every_s)
+            self._arm(self._next(now))
         elif self._idle:
             self._arm(next(iter(self._idle.values())))

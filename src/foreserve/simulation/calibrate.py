@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from foreserve.clock import wall
 from foreserve.core import EngineInfo, EngineSpec
 from foreserve.engines.profile import DecodeTable, EngineProfile, PrefillTable
+from foreserve.errors import EngineStartError
 from foreserve.loadgen.arrivals import generator
 from foreserve.ports import Launcher
 from foreserve.simulation import calibrate_continuous as continuous
@@ -98,6 +99,15 @@ def of_steps(info: EngineInfo, limits: Limits, steps: continuous.Steps) -> Engin
     notes: list[str] = []
     sequences = limits.sequences()
     contexts = sorted({context for _, context in steps.decode})
+    if not contexts:
+        raise EngineStartError(
+            f"the engine has no room to be measured: a context of {limits.context} tokens, {limits.kv_tokens} of KV"
+        )
+    seen = sorted(count for count, context in steps.decode if context == contexts[0])
+    if unseen := [count for count in sequences if count not in seen]:
+        notes.append(
+            f"decode: there was no room to measure {', '.join(map(str, unseen))} together; they lie on straight lines"
+        )
     decode = _table(fit.medians(steps.decode), sequences, contexts, "decode", notes)
     overhead_s = float(median(steps.overhead))
     change_s, unsure = fit.added(steps.change, NO_CHANGE * decode[0][0])
@@ -113,11 +123,13 @@ def of_steps(info: EngineInfo, limits: Limits, steps: continuous.Steps) -> Engin
         points = [(both - change_s, _between(alone, length), beside) for length, both, beside in steps.mixed]
         mixing, unsure = fit.share_added(points)
         notes += [unsure] if unsure else []
+    elif limits.budget is not None and limits.slots > 1:
+        notes.append("there was no room for a prompt beside others that decode: `mixing` is assumed to be 1")
     spread = {
         "overhead_s": _ends(steps.overhead),
         f"prefill of {tokens[-1]}": _ends([max(0.0, s - overhead_s - change_s) for s in steps.alone[tokens[-1]]]),
-        f"decode of {sequences[0]}": _ends(steps.decode[sequences[0], contexts[0]]),
-        f"decode of {sequences[-1]}": _ends(steps.decode[sequences[-1], contexts[0]]),
+        f"decode of {seen[0]}": _ends(steps.decode[seen[0], contexts[0]]),
+        f"decode of {seen[-1]}": _ends(steps.decode[seen[-1], contexts[0]]),
     }
     if steps.change:
         spread["change_s"] = _ends(steps.change)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import defaultdict
 from statistics import median
 from typing import Final
@@ -11,14 +10,9 @@ from typing import Final
 import msgspec
 
 from foreserve.simulation import fit
+from foreserve.simulation.calibrate_decode import SAME_S, measure_decode
 from foreserve.simulation.calibrate_plan import Effort, Limits, Parts, Tell
 from foreserve.simulation.probe import Asked, Probe
-
-LEVEL_STEPS: Final = 8
-"""Steps that are watched of each number of sequences, in one run."""
-
-SAME_S: Final = 0.0005
-"""Tokens of one step come at most this far apart."""
 
 CACHED: Final = 0.6
 """A prompt that is asked again in less than this share of its first time has been found in the prefix cache."""
@@ -52,7 +46,7 @@ async def measure(probe: Probe, limits: Limits, effort: Effort, tell: Tell) -> S
     cached = await _cached(probe, limits)
     after = await _after(probe, limits, effort, parts) if cached else {}
     long = await _long(probe, limits, effort, parts) if not cached and limits.budget is not None else {}
-    decode, change = await _decode(probe, limits, effort, parts)
+    decode, change = await measure_decode(probe, limits, effort, parts)
     mixed = await _mixed(probe, limits, parts) if limits.budget is not None and limits.slots > 1 else []
     return Steps(
         overhead=overhead,
@@ -132,84 +126,51 @@ async def _long(probe: Probe, limits: Limits, effort: Effort, parts: Parts) -> d
     return found
 
 
-async def _decode(
-    probe: Probe, limits: Limits, effort: Effort, parts: Parts
-) -> tuple[dict[tuple[int, int], list[float]], list[float]]:
-    """All slots begin together and end one after the other: each number of sequences is seen for a few steps.
-
-    The second is what the first step of each number took longer than the others.
-    """
-    found: dict[tuple[int, int], list[tuple[int, float]]] = defaultdict(list)
-    change: list[float] = []
-    wanted = set(limits.sequences())
-    contexts = limits.contexts(effort.fine)
-    rounds = parts.rounds("decode", "decode", least=2, most=20)
-    while rounds.again():
-        for context in contexts:
-            # Those that begin first must not end before the last has begun.
-            steps = math.ceil(limits.slots * context / max(1, (limits.budget or context) - limits.slots)) + 2
-            longest = min(limits.context, limits.kv_tokens // limits.slots) - context
-            level = max(1, min(LEVEL_STEPS, (longest - steps) // limits.slots))
-            asked = probe.send(*((context, steps + level * (at + 1)) for at in range(limits.slots)))
-            await probe.ends(asked)
-            for running, (first, *rest) in levels(asked).items():
-                if running in wanted:
-                    found[running, context] += rest
-                if running < limits.slots and len(rest) > 1:
-                    change.append(first[1] - median(seconds for _, seconds in rest))
-    return _at_their_context(found), change
-
-
-def _at_their_context(found: dict[tuple[int, int], list[tuple[int, float]]]) -> dict[tuple[int, int], list[float]]:
-    """As if each step had had just the context that it was asked with: answers grow while they are watched."""
-    points = [(running, held, seconds) for (running, _), steps in found.items() for held, seconds in steps]
-    slope = fit.context_slope(points)
-    return {
-        (running, context): [max(0.0, seconds - slope * running * (held - context)) for held, seconds in steps]
-        for (running, context), steps in found.items()
-        if steps
-    }
-
-
-def levels(asked: list[Asked]) -> dict[int, list[tuple[int, float]]]:
-    """The steps by how many decoded, in order, once all of them had begun: context of each, and seconds.
-
-    All were asked with prompts of one length, and have come as far as the longest, but for the start.
-    """
-    longest = max(asked, key=lambda each: each.times[-1])
-    times = longest.times
-    last_first = max(each.times[0] for each in asked)
-    found: dict[int, list[tuple[int, float]]] = defaultdict(list)
-    for made, (a, b) in enumerate(itertools.pairwise(times), 1):
-        if a >= last_first - SAME_S:
-            running = sum(each.decoding((a + b) / 2) for each in asked)
-            found[running].append((longest.prompt_tokens + made, b - a))
-    return found
-
-
 async def _mixed(probe: Probe, limits: Limits, parts: Parts) -> list[tuple[int, float, float]]:
-    """Prompts that come while others decode: the step that computes one is the gap before its first token."""
+    """Prompts that come while others decode: the step that computes one is the gap before its first token.
+
+    Nothing where there is no room for it: where a step is full of those that decode, or the KV cache of them.
+    """
     assert limits.budget is not None
     found: list[tuple[int, float, float]] = []
-    running = sorted({max(1, limits.slots // 2), limits.slots - 1})
     tokens = [length for length in limits.prefill_tokens(True)[2:] if length + limits.slots <= limits.budget]
+    if not tokens:
+        return found
+    wanted = 20 * len(tokens) + 20
+    numbers = dict.fromkeys((limits.slots - 1, *(limits.slots >> at for at in range(1, limits.slots.bit_length()))))
+    asks: dict[int, int] = {}
+    for sequences in numbers:
+        steps = limits.steps_to_begin(sequences, _LITTLE)
+        room = limits.room(sequences, beside=tokens[-1]) - _LITTLE
+        if steps is not None and steps + _LEAST * len(tokens) <= room and len(asks) < 2:
+            asks[sequences] = min(steps + wanted, room)
     rounds = parts.rounds("mixing", "prefill beside decode", least=1, most=10)
-    while rounds.again():
-        for sequences in running:
-            room = min(limits.context, limits.kv_tokens // limits.slots) - 2 * _LITTLE
-            others = probe.send(*((_LITTLE, min(20 * len(tokens) + 40, room)) for _ in range(sequences)))
+    while asks and rounds.again():
+        for sequences, answer in sorted(asks.items()):
+            others = probe.send(*[(_LITTLE, answer)] * sequences)
             await probe.begin(others)
             new = [(length, await _beside(probe, others, length)) for length in tokens]
             await probe.stop(others)
-            times = others[0].times
-            steps = [b - a for a, b in itertools.pairwise(times)]
-            at = {length: _step_of(first, times) for length, first in new if first < times[-1]}
-            plain = [seconds for index, seconds in enumerate(steps) if index not in at.values()]
-            found += [(length, steps[index], median(plain)) for length, index in at.items() if index >= 0 and plain]
+            found += mixed_steps(others[0].times, max(each.times[0] for each in others), new)
     return found
 
 
 _LITTLE: Final = 32
+_LEAST: Final = 8
+"""Steps that others must have for each prompt that comes beside them."""
+
+
+def mixed_steps(times: list[float], begun: float, new: list[tuple[int, float]]) -> list[tuple[int, float, float]]:
+    """Of the times of one that decodes, and the first tokens of prompts (tokens, when): see `Steps.mixed`.
+
+    Until all had `begun` steps held prompts of the others. The step after that, as the one after a mixed one, computes
+    another number of tokens again: neither says anything of decode alone.
+    """
+    steps = [b - a for a, b in itertools.pairwise(times)]
+    at = {length: _step_of(first, times) for length, first in new if times and first < times[-1]}
+    other = {index + after for index in at.values() for after in (0, 1)}
+    plain = [s for index, s in enumerate(steps) if index not in other and times[index] > begun + SAME_S]
+    return [(length, steps[index], median(plain)) for length, index in at.items() if index >= 0 and plain]
 
 
 def _step_of(first: float, times: list[float]) -> int:
@@ -219,10 +180,7 @@ def _step_of(first: float, times: list[float]) -> int:
 
 async def _beside(probe: Probe, others: list[Asked], length: int) -> float:
     """When the first token of a prompt came that was sent between two steps, after a few that only decoded."""
-    for _ in range(2):
-        seen = len(others[0].times)
-        while len(others[0].times) == seen and others[0].ended is None:
-            await probe.news()
+    await probe.more(others[0], 3)
     (one,) = await probe.ask((length, 1))
     return one.times[0]
 
@@ -232,14 +190,14 @@ def prefill_cells(steps: Steps, limits: Limits, beside_s: float) -> dict[tuple[i
 
     Each prompt was of another length than the one before it, so the change of size is part of `beside_s`.
     """
-    alone = {tokens: max(0.0, s - beside_s) for tokens, s in _medians(steps.alone).items()}
+    alone = {tokens: max(0.0, s - beside_s) for tokens, s in fit.medians(steps.alone).items()}
     cells = {(tokens, 0): seconds for tokens, seconds in alone.items()}
     cells |= {at: max(0.0, s - beside_s) for at, s in fit.medians(steps.after).items()}
     if steps.long and limits.budget is not None:
         budget, whole = limits.budget, alone[max(alone)]
         # Of each prompt: what its steps took more than so many first ones, for each pair of tokens that met.
         pairs, extra = [], []
-        for length, seconds in _medians(steps.long).items():
+        for length, seconds in fit.medians(steps.long).items():
             count = length // budget
             pairs.append(float(budget * budget * count * (count - 1) // 2))
             extra.append(seconds - beside_s - count * whole)
@@ -248,7 +206,3 @@ def prefill_cells(steps: Steps, limits: Limits, beside_s: float) -> dict[tuple[i
             before = length - budget
             cells |= {(tokens, before): s + slope * tokens * before for tokens, s in alone.items()}
     return cells
-
-
-def _medians(values: dict[int, list[float]]) -> dict[int, float]:
-    return {key: float(median(each)) for key, each in values.items()}

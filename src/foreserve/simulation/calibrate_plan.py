@@ -42,12 +42,16 @@ class Effort(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine says of itself and measuring has to heed. `budget`: tokens of a step; `None`: no chunks."""
+    """What an engine says of itself and measuring has to heed. `budget`: tokens of a step; `None`: no chunks.
+
+    `block`: tokens of a block of its KV cache.
+    """
 
     slots: int
     kv_tokens: int
     context: int
     budget: int | None
+    block: int = 1
 
     @classmethod
     def of(cls, info: EngineInfo) -> Limits:
@@ -56,7 +60,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         context = int(info.facts.get("context_tokens", 2048))
         kv = int(info.capacity.get("kv_tokens", slots * context))
         budget = info.facts.get("max_batched_tokens")
-        return cls(slots=slots, kv_tokens=kv, context=min(context, kv), budget=None if budget is None else int(budget))
+        return cls(
+            slots=slots,
+            kv_tokens=kv,
+            context=min(context, kv),
+            budget=None if budget is None else int(budget),
+            block=max(1, int(info.facts.get("block_tokens", 1))),
+        )
 
     def prefill_tokens(self, fine: bool) -> list[int]:
         """Of one step: 1 and powers of two, up to the step's budget, or half the context where there is none."""
@@ -79,6 +89,28 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         room = min(self.context // 2, (self.kv_tokens * 3 // 4) // self.slots)
         wanted = (_SMALL, 512, 2048) if fine else (_SMALL, 512)
         return [_SMALL, *(context for context in wanted[1:] if context <= room)] if room > _SMALL else [max(1, room)]
+
+    def room(self, sequences: int, *, beside: int = 0) -> int:
+        """Tokens that each of so many can hold at once, prompt and answer, with so many held `beside` them."""
+        blocks = (self.kv_tokens - beside) // self.block - (beside > 0)
+        return min(self.context, max(0, blocks) // sequences * self.block)
+
+    def steps_to_begin(self, sequences: int, prompt: int) -> int | None:
+        """Tokens that the first of so many has made, at most, when the last begins; `None`: it would never.
+
+        Those that have begun get their token of each step before prompts do.
+        """
+        if self.budget is None:
+            # Nobody knows whether others decode between two prompts.
+            return min(sequences + 2, max(3, (self.room(sequences) - prompt) // 2))
+        left, steps = sequences * prompt, 2
+        while left > 0:
+            free = self.budget - (sequences - -(-left // prompt))
+            if free < 1 or steps > self.context:
+                return None
+            left -= free
+            steps += 1
+        return steps
 
 
 class Rounds:

@@ -119,17 +119,17 @@ async def _budget(probe: RemoteProbe, context: int, notes: list[str]) -> int | N
     alone = median([(await probe.ask((length, 1)))[0].first_s for _ in range(3)])
     waits = []
     for _ in range(3):
-        (other,) = probe.send((16, 400))
+        (other,) = probe.send((16, max(1, min(400, context // 2 - 32))))
         await probe.begin([other])
-        for _ in range(4):
-            await probe.news()
-        await probe.ask((length, 1))
-        seen = len(other.times)
-        while len(other.times) < seen + 2 and other.ended is None:
-            await probe.news()
-        gaps = [b - a for a, b in itertools.pairwise(other.times)]
+        if await probe.more(other, 4):
+            await probe.ask((length, 1))
+            await probe.more(other, 2)
+            gaps = [b - a for a, b in itertools.pairwise(other.times)]
+            waits.append(max(gaps, default=0.0))
         await probe.stop([other])
-        waits.append(max(gaps, default=0.0))
+    if not waits:
+        notes.append("answers were too short to see what waits for a prompt (--max-batched-tokens)")
+        return None
     share = median(waits) / alone
     if share >= STANDS_STILL:
         notes.append("decoding stands still while a prompt is computed, as measured (--max-batched-tokens)")

@@ -29,6 +29,9 @@ LOOK_S: Final = 1.0
 IDLE_S: Final = 10.0
 """So long a request may wait while a replica has nothing at all to do: policies hold batches back for less."""
 
+SETTLE_S: Final = 600.0
+"""Bounds what a replica takes to come back: its silence, its backoff and a late start."""
+
 HUNG_S: Final = 3600.0
 """Nothing takes so long: when nobody has come or ended for this time while requests are open, they never will."""
 
@@ -36,6 +39,10 @@ MUCH: Final = 20
 """A tenant that asked so often, on terms that others were served on, got something."""
 
 MOST_FINDINGS: Final = 50
+
+MOST_ENDED: Final = 10_000
+"""Ids of requests that have ended that are remembered."""
+
 EPSILON_S: Final = 1e-6
 
 
@@ -60,9 +67,11 @@ class Checks:
         self.outcomes: Counter[OutcomeKind] = Counter()
         self._stage = stage
         self._oracle = oracle
-        self._open: dict[str, str] = {}
+        self._open: dict[str, float | None] = {}
+        """Deadlines, by id."""
         self._came = 0.0
-        self._ended: set[str] = set()
+        self._ended: dict[str, None] = {}
+        """The last that ended, so that a second end can be told from one that nobody submitted."""
         self.last_ended = 0.0
         """When the last outcome came (loop seconds)."""
         self._asked: dict[str, Counter[OutcomeKind]] = {}
@@ -77,31 +86,35 @@ class Checks:
         """Look on from now."""
         self._stage.running.observers.append(self._heard)
         logging.getLogger("foreserve").addHandler(self._errors)
-        self._loop.set_exception_handler(self._raised)
         self._look_later = self._loop.call_later(LOOK_S, self._look)
 
     def submitted(self, request: Request) -> None:
         """To be called before each request."""
         if request.id in self._open or request.id in self._ended:
             self._find("once", f"request {request.id} was submitted twice")
-        self._open[request.id] = request.service
+        self._open[request.id] = request.deadline
         self._came = self._loop.time()
 
     # --- while it runs
 
-    def _raised(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What a callback or a task raised and nobody caught."""
+    def raised(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What a callback or a task raised and nobody caught: an exception handler of the loop."""
         self._find("raised", f"{context.get('message')}: {context.get('exception')!r}")
 
     def _heard(self, outcome: Outcome) -> None:
-        if self._open.pop(outcome.id, None) is None:
+        deadline: float | None = None
+        if outcome.id in self._open:
+            deadline = self._open.pop(outcome.id)
+        else:
             words = "ended twice" if outcome.id in self._ended else "ended and was never submitted"
             self._find("once", f"request {outcome.id} {words} ({outcome.kind})")
-        self._ended.add(outcome.id)
+        self._ended[outcome.id] = None
+        if len(self._ended) > MOST_ENDED:
+            del self._ended[next(iter(self._ended))]
         self.outcomes[outcome.kind] += 1
         self._asked.setdefault(outcome.tenant, Counter())[outcome.kind] += 1
         self._monotone(outcome)
-        self._in_time(outcome)
+        self._in_time(outcome, deadline)
 
     def _monotone(self, outcome: Outcome) -> None:
         times = [outcome.arrival, outcome.started, outcome.first, outcome.ended]
@@ -111,7 +124,7 @@ class Checks:
             self._find("clock", f"the times of {outcome.id} are in no order: {known}", figures)
         self.last_ended = max(self.last_ended, outcome.ended)
 
-    def _in_time(self, outcome: Outcome) -> None:
+    def _in_time(self, outcome: Outcome, deadline: float | None) -> None:
         """Whoever waited was not left waiting, and nobody outlived its deadline."""
         service = self._stage.running.services[outcome.service]
         most = service.settings.queue.max_wait_s
@@ -121,6 +134,10 @@ class Checks:
             self._find(
                 "waited", f"{outcome.id} waited {until - outcome.arrival:.3f} s, the most is {most:g} s", figures
             )
+        if deadline is not None and outcome.ended > max(deadline, outcome.arrival) + EPSILON_S:
+            late = outcome.ended - deadline
+            words = f"{outcome.id} ended as {outcome.kind} {late:.3f} s after its deadline"
+            self._find("deadline", words, {"late": late})
 
     def _look(self) -> None:
         self._look_later = self._loop.call_later(LOOK_S, self._look)
@@ -237,13 +254,19 @@ class Checks:
 
     def left(self) -> None:
         """The app has been stopped: nothing of it is still to happen."""
-        logging.getLogger("foreserve").removeHandler(self._errors)
+        self.leave()
         current = asyncio.current_task()
         for task in asyncio.all_tasks():
             if task is not current and not task.done():
                 self._find("left", f"a task still runs: {task.get_name()} ({task.get_coro()})")
         for timer in self._loop.timers() if isinstance(self._loop, VirtualLoop) else ():
             self._find("left", f"a timer is still set: {timer}")
+
+    def leave(self) -> None:
+        """Look on no more. Idempotent."""
+        logging.getLogger("foreserve").removeHandler(self._errors)
+        if self._look_later is not None:
+            self._look_later.cancel()
 
     def _find(self, check: str, words: str, figures: Mapping[str, float] | None = None) -> None:
         if len(self.findings) < MOST_FINDINGS:

@@ -20,8 +20,16 @@ MOST_CANCELLED: Final = 256
 """Cancelled timers that may stand among the others however few those are."""
 
 
+MOST_TURNS: Final = 1_000_000
+"""Turns of the loop in one moment: a turn takes all that is ready, however much, so no honest work needs as many."""
+
+
 class Deadlock(RuntimeError):
     """Nothing is ready, no timer is set, and the main coroutine has not ended."""
+
+
+class Livelock(RuntimeError):
+    """Something is always ready again, and time stands still."""
 
 
 class _Timer(asyncio.TimerHandle):
@@ -68,6 +76,8 @@ class VirtualLoop(base_events.BaseEventLoop):
         self._timers: list[tuple[float, int, _Timer]] = []
         self._cancelled = 0
         self._order = 0
+        self._turns = 0
+        """Since time moved last."""
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
@@ -99,19 +109,30 @@ class VirtualLoop(base_events.BaseEventLoop):
     def _run_once(self) -> None:
         """Everything that is ready, or else what the next timer brings; asyncio calls this over and over."""
         ready: deque[asyncio.Handle] = self._ready  # type: ignore[attr-defined]
+        self._turns += 1
+        if self._turns > MOST_TURNS:
+            self._turns = 0  # what ends now may take its turns
+            raise Livelock(f"at {self._now:.6f} s time stands still: {MOST_TURNS} turns, and {self._next_words()} next")
         if not ready:
             # To the next timer that has not been cancelled, exactly: a sum of waits would drift.
             while self._timers and self._timers[0][2]._cancelled:
                 self._pop()
             if not self._timers:
                 raise Deadlock(f"at {self._now:.6f} s nothing is ready and no timer is set")
-            self._now = max(self._now, self._timers[0][0])
+            if self._timers[0][0] > self._now:
+                self._now = self._timers[0][0]
+                self._turns = 0
         while self._timers and self._timers[0][0] <= self._now:
             ready.append(self._pop())
         for _ in range(len(ready)):
             handle = ready.popleft()
             if not handle._cancelled:
                 handle._run()
+
+    def _next_words(self) -> str:
+        """What keeps the loop busy, for people."""
+        ready: deque[asyncio.Handle] = self._ready  # type: ignore[attr-defined]
+        return repr(ready[0] if ready else self._timers[0][2] if self._timers else None)
 
     def _pop(self) -> _Timer:
         timer = heapq.heappop(self._timers)[2]
@@ -165,7 +186,10 @@ class VirtualLoop(base_events.BaseEventLoop):
 
 
 def run(main: Coroutine[Any, Any, T], *, epoch: float = 0.0) -> T:
-    """As `asyncio.run`, on a virtual loop. Raises Deadlock when `main` waits for what cannot come."""
+    """As `asyncio.run`, on a virtual loop. Raises Deadlock when `main` waits for what cannot come.
+
+    Raises Livelock when time stands still for a million turns.
+    """
     loop = VirtualLoop(epoch)
     try:
         asyncio.set_event_loop(loop)

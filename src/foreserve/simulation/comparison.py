@@ -51,6 +51,14 @@ def profiles_of(app: App, named: Sequence[str]) -> dict[str, EngineProfile]:
     return {name: profile for name, profile in found.items() if profile is not None}
 
 
+def files_read(app_file: str, files: Sequence[str], named: Sequence[str], app: App) -> list[Path]:
+    """What `variants` reads: app files, changes and profiles, with those of the state folder."""
+    folder = state_folder(app.settings.state)
+    apps = [Path(each.rpartition(":")[0] if ".py:" in each else each) for each in (app_file, *files)]
+    given = [Path(each.rpartition("=")[2]) for each in named]
+    return [*apps, *given, *(profile_file(name, folder) for name in app.services)]
+
+
 def variants(
     app: App,
     label: str,

@@ -215,11 +215,19 @@ def delayed_start(fault: DelayedStart, rng: Generator, note: Callable[[str, str]
 def mispredicted_lengths(fault: MispredictedLengths, scene: Scene) -> None:
     """See `MispredictedLengths`."""
 
+    noted = False
+
     def distort(about: Foreseen) -> Foreseen:
+        nonlocal noted
         drawn, absurd, short = scene.rng.standard_normal(), scene.rng.random(), scene.rng.random()
         length, most = about.length, float(max(about.most, 1))
         if length.source == "limit":
             return about
+        if not noted:
+            noted = True
+            scene.note(
+                "all that is foreseen", f"lengths are {fault.bias:g} times what they were, noise {fault.noise:g}"
+            )
 
         def wrong(tokens: float) -> float:
             if absurd < fault.absurd:
@@ -238,17 +246,32 @@ def mispredicted_lengths(fault: MispredictedLengths, scene: Scene) -> None:
 # --- the load
 
 
-def load_spike(fault: LoadSpike, rows: Iterator[TraceRow], rng: Generator) -> Iterator[TraceRow]:
-    """See `LoadSpike`. What comes in addition comes between its original and the next row, so that order is kept."""
+def load_spike(
+    fault: LoadSpike, rows: Iterator[TraceRow], rng: Generator, note: Callable[[float], None]
+) -> Iterator[TraceRow]:
+    """See `LoadSpike`. What comes in addition comes between its original and the next row, so that order is kept.
+
+    `note` hears of each spike that meets any row, with the second of the trace at which it begins.
+    """
     begins = rng.exponential(fault.every_s)
+    noted = -1.0
+
+    def met(row: TraceRow) -> None:
+        nonlocal noted
+        if noted < begins <= row.arrival < begins + fault.for_s:
+            noted = begins
+            note(begins)
+
     held: TraceRow | None = None
     for row in rows:
         if held is not None:
+            met(held)
             yield from _spiked(fault, held, row.arrival, begins, rng)
             while held.arrival >= begins + fault.for_s:
                 begins += fault.for_s + rng.exponential(fault.every_s)
         held = row
     if held is not None:
+        met(held)
         yield from _spiked(fault, held, held.arrival, begins, rng)
 
 

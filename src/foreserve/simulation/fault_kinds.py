@@ -19,17 +19,34 @@ class Fault(Settings, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if name in ("every_s", "for_s", "factor", "times", "bias") and not value > 0:
-                raise ValueError(f"`{name}` is {value}; it must be above 0")
-            if name in SHARES and not 0 <= value <= 1:
-                raise ValueError(f"`{name}` is {value}; it must be within 0 and 1")
-            if name in ("at_once", "most") and value < 1:
-                raise ValueError(f"`{name}` is {value}; it must be at least 1")
-            if name in ("noise", "by_s", "patience_s", "backoff_s") and value < 0:
-                raise ValueError(f"`{name}` is {value}; it must be at least 0")
+            if isinstance(value, str):
+                continue
+            least, most = BOUNDS[name]
+            if not least <= value <= most:  # what is not a number is not within bounds either
+                raise ValueError(f"`{name}` is {value}; it must be within {least:g} and {most:,.15g}")
 
 
-SHARES: Final = ("share", "in_start", "in_time", "absurd", "after_first")
+MOST_S: Final = 1e9
+
+BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
+    "every_s": (0.001, MOST_S),
+    "for_s": (0.001, MOST_S),
+    "by_s": (0.0, MOST_S),
+    "patience_s": (0.0, MOST_S),
+    "backoff_s": (0.0, MOST_S),
+    "factor": (1e-6, 1e6),
+    "bias": (1e-6, 1e6),
+    "noise": (0.0, 20.0),
+    "times": (0.01, 1000.0),
+    "at_once": (1, 1000),
+    "most": (1, 20),
+    "share": (0.0, 1.0),
+    "in_start": (0.0, 1.0),
+    "in_time": (0.0, 1.0),
+    "absurd": (0.0, 1.0),
+    "after_first": (0.0, 1.0),
+}
+"""Of each parameter, whose fault it is: what a simulation can work with. They end far beyond any bad day."""
 
 
 class WorkerDeath(Fault, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -63,6 +64,8 @@ class Faults:
         self.faults = tuple(faults)
         self.seed = seed
         self.happened: list[Happened] = []
+        self.struck: Counter[str] = Counter()
+        self._began = 0.0
         for once in (MispredictedLengths, ClientCancel, ClientRetry, DelayedStart):
             if sum(isinstance(fault, once) for fault in faults) > 1:
                 raise ConfigError(f"--faults: {NAMES[once]} is there twice")
@@ -83,11 +86,12 @@ class Faults:
         """See `FaultPlan`."""
         for fault, rng in zip(self.faults, self._rngs, strict=True):
             if isinstance(fault, LoadSpike):
-                rows = acts.load_spike(fault, rows, rng)
+                rows = acts.load_spike(fault, rows, rng, functools.partial(self._spike, fault))
         return rows
 
     def begin(self, stage: Stage) -> None:
         """See `FaultPlan`."""
+        self._began = asyncio.get_running_loop().time()
         crowd = Crowd(dict(stage.twins))
         for fault, rng in zip(self.faults, self._rngs, strict=True):
             name = NAMES[type(fault)]
@@ -101,6 +105,16 @@ class Faults:
         if crowd:
             stage.drive.clients = crowd
 
+    def _spike(self, fault: LoadSpike, begins: float) -> None:
+        """Rows are read some seconds before they come."""
+        how = "as many" if fault.how == "more" else "as fast"
+        what = f"{fault.times:g} times {how} for {fault.for_s:g} s"
+        self._keep(Happened(at=self._began + begins, fault=NAMES[LoadSpike], to="the load", what=what))
+
     def _note(self, fault: str, to: str, what: str) -> None:
+        self._keep(Happened(at=asyncio.get_running_loop().time(), fault=fault, to=to, what=what))
+
+    def _keep(self, one: Happened) -> None:
+        self.struck[one.fault] += 1
         if len(self.happened) < MOST_TOLD:
-            self.happened.append(Happened(at=asyncio.get_running_loop().time(), fault=fault, to=to, what=what))
+            self.happened.append(one)

@@ -104,7 +104,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """A run, in simulated seconds. `start_s` is how long the app took to start, before the trace began.
 
     `span_s` is from there to the last arrival, `ended_s` until the last request ended. `settings` has those of each
-    service in the app file's words, `notes` what a reader should know of the run; `cost` is there where a price is.
+    service in the app file's words, `notes` what a reader should know of the run, `findings` what did not hold in a run
+    under faults (see `checks`). `cost` is there where a price is.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     total: Tally
     services: dict[str, ServiceFigures]
     notes: list[str] = []
+    findings: list[str] = []
     cost: Cost | None = None
 
     def priced(self, price: float) -> Result:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
-Cells = Mapping[tuple[int, int], Sequence[float]]
-"""What was measured at (row, column), each at least once."""
+K = TypeVar("K")
 
 _ROUNDS: Final = 50
 
 
-def medians(cells: Cells) -> dict[tuple[int, int], float]:
-    """The middle of each."""
+def medians(cells: Mapping[K, Sequence[float]]) -> dict[K, float]:
+    """The middle of what was measured of each."""
     return {at: float(median(values)) for at, values in cells.items() if values}
 
 
@@ -48,11 +48,12 @@ def filled(
 ) -> tuple[list[list[float]], list[tuple[int, int]]]:
     """The whole table of `rows` and `columns`, and which of its cells were not measured.
 
-    The first column has to be there. What is missing follows from it: row times column adds evenly, as attention does
-    with what it reads.
+    Some of the first column has to be there. Its other rows lie on straight lines between and beyond those; what else
+    is missing follows from it: row times column adds evenly, as attention does with what it reads.
     """
     first = columns[0]
-    base = {row: cells[row, first] for row in rows}
+    seen = {row: cells[row, first] for row in rows if (row, first) in cells}
+    base = {row: _on_lines(seen, row) for row in rows}
     known = {(row, column - first): seconds for (row, column), seconds in cells.items() if column != first}
     slope = product_slope(known, base)
     missing = [(row, column) for row in rows for column in columns if (row, column) not in cells]
@@ -60,6 +61,16 @@ def filled(
         [cells.get((row, column), base[row] + slope * row * (column - first)) for column in columns] for row in rows
     ]
     return table, missing
+
+
+def _on_lines(seen: Mapping[int, float], row: int) -> float:
+    """What is known of a row, or follows from the two nearest on its sides, or else the last two on one; at least 0."""
+    if row in seen or len(seen) == 1:
+        return seen.get(row, next(iter(seen.values())))
+    known = sorted(seen)
+    at = min(max(bisect(known, row), 1), len(known) - 1)
+    a, b = known[at - 1], known[at]
+    return max(0.0, seen[a] + (seen[b] - seen[a]) * (row - a) / (b - a))
 
 
 def monotone(table: Sequence[Sequence[float]]) -> list[list[float]]:

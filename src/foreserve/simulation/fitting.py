@@ -17,8 +17,8 @@ def fitted(
 ) -> tuple[EngineProfile, list[str]]:
     """`profile`, measured under one set of settings, for another; and notes on what that leaves open.
 
-    Slots, KV cache, context, tokens in a step and prefix caching are carried over where they differ; beyond what was
-    measured its tables go on as straight lines.
+    Slots, KV cache, context, tokens in a step and prefix caching of a local engine are carried over where they differ;
+    beyond what was measured its tables go on as straight lines. A server keeps its own, however much it is sent.
     """
     notes = [
         f"{WARNING}{name}: {key} is changed, but the profile stays that of the engine that was measured "
@@ -29,7 +29,7 @@ def fitted(
     if not isinstance(asked, (LLMSettings, UpstreamSettings)) or not isinstance(measured, type(asked)):
         return profile, notes
     words: dict[str, object] = {}
-    if asked.max_running != measured.max_running:
+    if isinstance(asked, LLMSettings) and asked.max_running != measured.max_running:
         words["slots"] = asked.max_running
         if asked.max_running > profile.decode.sequences[-1]:
             most = profile.decode.sequences[-1]

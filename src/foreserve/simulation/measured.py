@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 from foreserve.app import Running
 from foreserve.core import Outcome, OutcomeKind, Request
-from foreserve.fleet.replica import State
 from foreserve.services.base import Service
 from foreserve.simulation import figures
 from foreserve.simulation.need import Need
+from foreserve.simulation.presence import Presence
+from foreserve.simulation.replica import SimulatedConnection
 from foreserve.simulation.tally import CURVE, MOST_NAMES, OTHERS, Tally
 from foreserve.simulation.windows import Window, Windows
 from foreserve.traces.row import TraceRow
 
 LOOKS: Final = 4
-"""How often in a window the queues and replicas are looked at."""
+"""How often in a window the queues and KV caches are looked at. All else is counted as it happens."""
 
 
 class Measured:
-    """Of one run. `came` is `Drive`'s `before`, `ended` an observer of outcomes; `start` begins to look every so often.
+    """Of one run. `launched` is to hear of every replica, from before the first start; `came` is `Drive`'s `before`,
+    `ended` an observer of outcomes; `start` begins to look every so often.
 
     Latencies are told as a client of the gateway would see them, less the network: from the arrival on.
     """
@@ -32,7 +35,7 @@ class Measured:
         self._windows = {name: Windows(width_s) for name in running.services}
         self._tenants: dict[str, dict[str, Tally]] = {name: {} for name in running.services}
         self._deadlines: dict[str, float] = {}
-        self._replica_s = dict.fromkeys(running.services, 0.0)
+        self._presence = {name: Presence(windows) for name, windows in self._windows.items()}
         self._timer: asyncio.TimerHandle | None = None
         self.began = 0.0
         """When the trace began, on the loop's clock."""
@@ -43,6 +46,8 @@ class Measured:
     def start(self) -> None:
         """The trace begins now."""
         self.began = self._looked = asyncio.get_running_loop().time()
+        for presence in self._presence.values():
+            presence.begin()
         self._look()
 
     def stop(self) -> None:
@@ -50,8 +55,14 @@ class Measured:
         if self._timer is not None:
             self._timer.cancel()
         self._look(last=True)
+        for presence in self._presence.values():
+            presence.end()
 
     # --- what is told
+
+    def launched(self, connection: SimulatedConnection) -> None:
+        """A replica is about to start."""
+        self._presence[connection.name.rpartition("/")[0]].launched(connection)
 
     def came(self, request: Request, row: TraceRow) -> None:
         """A request is about to be submitted."""
@@ -93,8 +104,10 @@ class Measured:
         loop = asyncio.get_running_loop()
         now = loop.time()
         for name, service in self._running.services.items():
+            # What a look finds stands for the time since the one before.
             windows = self._windows[name]
-            self._replica_s[name] += (now - self._looked) * _sample(service, windows.at(now - self.began))
+            spans = list(windows.during(self._looked - self.began, now - self.began))
+            _sample(service, spans or [(windows.at(now - self.began), 0.0)])
         self._looked = now
         if not last:
             width_s = min(windows.width_s for windows in self._windows.values())
@@ -123,44 +136,39 @@ class Measured:
     def _service(self, name: str, preemptions: int) -> figures.ServiceFigures:
         windows = list(self._windows[name])
         tenants = self._tenants[name]
-        ready = sum(window.ready for window in windows)
-        capacity = sum(window.capacity for window in windows)
-        kv_samples = sum(window.kv_samples for window in windows)
+
+        def whole(name: str) -> float:
+            return math.fsum(getattr(window, name) for window in windows)
+
+        def share(part: str, of: str) -> float | None:
+            return whole(part) / whole(of) if whole(of) else None
+
         return figures.ServiceFigures(
             tally=self._sum({name: tenants}).figures(curve=CURVE),
             tenants={tenant: tenants[tenant].figures() for tenant in sorted(tenants)},
             series=_series(windows, self._windows[name].width_s, self.last_end),
-            replica_hours=self._replica_s[name] / 3600.0,
-            busy=sum(window.busy for window in windows) / ready if ready else None,
-            slots_used=sum(window.held for window in windows) / capacity if capacity else None,
-            kv_used=sum(window.kv for window in windows) / kv_samples if kv_samples else None,
-            need_replicas=sum(window.need_s for window in windows) / self.last_arrival if self.last_arrival else 0.0,
+            replica_hours=self._presence[name].replica_s / 3600.0,
+            busy=share("busy_s", "ready_s"),
+            slots_used=share("held_s", "slot_s"),
+            kv_used=share("kv_s", "kv_ready_s"),
+            need_replicas=whole("need_s") / self.last_arrival if self.last_arrival else 0.0,
             most_waiting=max((window.most_waiting for window in windows), default=0),
             preemptions=preemptions,
         )
 
 
-def _sample(service: Service, window: Window) -> int:
-    """One look at a service. How many replicas it has, ready or not."""
-    view = service.dispatcher.view()
-    window.samples += 1
-    window.waiting += view.waiting
-    window.most_waiting = max(window.most_waiting, view.waiting)
-    window.running += view.running
-    there = 0
-    for replica in service.replicas.all:
-        there += replica.state is not State.GONE
-        if replica.state is not State.READY:
-            continue
-        window.ready += 1
-        window.busy += bool(replica.held)
-        window.held += len(replica.held)
-        window.capacity += replica.capacity()["slots"]
-        if replica.load is not None and replica.load.kv_fraction is not None:
-            window.kv += replica.load.kv_fraction
-            window.kv_samples += 1
-    window.replicas += there
-    return there
+def _sample(service: Service, spans: list[tuple[Window, float]]) -> None:
+    """One look at a service, for these spans of windows."""
+    dispatcher = service.dispatcher
+    waiting, most = dispatcher.view().waiting, dispatcher.most_waiting()
+    loads = [one.load.kv_fraction for one in service.replicas.ready if one.load is not None]
+    known = [fraction for fraction in loads if fraction is not None]
+    for window, seconds in spans:
+        window.looked_s += seconds
+        window.waiting_s += seconds * waiting
+        window.most_waiting = max(window.most_waiting, most)
+        window.kv_ready_s += seconds * len(known)
+        window.kv_s += seconds * sum(known)
 
 
 def _series(windows: list[Window], width_s: float, end_s: float) -> figures.Series:
@@ -183,13 +191,13 @@ def _series(windows: list[Window], width_s: float, end_s: float) -> figures.Seri
         tokens_out=rates(float(each.tokens) for each in windows),
         need=rates(each.need_s for each in windows),
         ended={kind.value: rates(float(each.ended[kind]) for each in windows) for kind in OutcomeKind},
-        waiting=means((each.waiting, each.samples) for each in windows),
+        waiting=means((each.waiting_s, each.looked_s) for each in windows),
         most_waiting=[each.most_waiting for each in windows],
-        running=means((each.running, each.samples) for each in windows),
-        ready=means((each.ready, each.samples) for each in windows),
-        replicas=means((each.replicas, each.samples) for each in windows),
-        slots_used=means((each.held, each.capacity) for each in windows),
-        kv_used=means((each.kv, each.kv_samples) for each in windows),
+        running=means((each.held_s, each.looked_s) for each in windows),
+        ready=means((each.ready_s, each.looked_s) for each in windows),
+        replicas=means((each.replica_s, each.looked_s) for each in windows),
+        slots_used=means((each.held_s, each.slot_s) for each in windows),
+        kv_used=means((each.kv_s, each.kv_ready_s) for each in windows),
         ttft_p50=[each.ttft.quantile(0.5) for each in windows],
         ttft_p99=[each.ttft.quantile(0.99) for each in windows],
         e2e_p50=[each.e2e.quantile(0.5) for each in windows],

@@ -88,22 +88,37 @@ class Probe:
     async def ends(self, asked: Sequence[Asked]) -> None:
         """Until all of these have ended."""
         for finish in await asyncio.gather(*(each.done for each in asked)):
-            if finish.reason in ("rejected", "error"):
-                raise EngineLost(f"the engine refused a request of the measurement: {finish.error}")
+            _accepted(finish)
 
     async def begin(self, asked: Sequence[Asked]) -> None:
-        """Until all of these have their first token, or have failed."""
+        """Until all of these have their first token. Raises EngineLost where one failed before."""
         for each in asked:
             both: list[asyncio.Future[Any]] = [each.begun, each.done]
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if each.done.done():
+                _accepted(each.done.result())
 
-    async def news(self) -> None:
-        """Until something more has come. Raises EngineLost when the engine is gone."""
-        self._news.clear()
-        await self._news.wait()
-        if self._lost is not None:
-            raise EngineLost(self._lost)
+    async def more(self, asked: Asked, tokens: int) -> bool:
+        """Until so many more tokens of it have come; whether they have, or else it ended before.
+
+        Raises EngineLost when it failed, or the engine is gone.
+        """
+        wanted = len(asked.times) + tokens
+        while len(asked.times) < wanted:
+            if asked.done.done():
+                _accepted(asked.done.result())
+                return False
+            self._news.clear()
+            await self._news.wait()
+            if self._lost is not None:
+                raise EngineLost(self._lost)
+        return True
 
     def _name(self) -> str:
         self._count += 1
         return f"c{self._count}"
+
+
+def _accepted(finish: Finish) -> None:
+    if finish.reason in ("rejected", "error"):
+        raise EngineLost(f"the engine refused a request of the measurement: {finish.error}")

@@ -22,6 +22,10 @@ VOCABULARY: Final = 20_000
 _SPECIAL: Final = 100
 """Token ids that prompts are drawn from: models have more, and the lowest ones are special in many."""
 
+MOST_SHORT: Final = 2
+SHORT_SHARE: Final = 0.05
+"""So many answers, and this share of all, may end early."""
+
 _WORDS: Final = ("one", "two", "red", "sun", "tree", "house", "river", "light", "stone", "bird", "long", "cold")
 
 
@@ -29,7 +33,8 @@ class RemoteProbe(Probe):
     """A context over one server. `as_ids`: prompts are sent as token ids, else as that many short words.
 
     `forced`: the server takes `ignore_eos`, so that answers have the length that is asked for. Both are found out by
-    `prepare`, which raises ConfigError for a server that cannot be measured. `short` counts answers that ended early.
+    `prepare`, which raises ConfigError for a server that cannot be measured. `short` counts answers that ended early;
+    when they are many, waiting for any answer raises ConfigError: how long one takes then tells nothing of steps.
     """
 
     def __init__(self, url: str, model: str, headers: Mapping[str, str], rng: Generator, timeout_s: float) -> None:
@@ -37,6 +42,7 @@ class RemoteProbe(Probe):
         self.as_ids = True
         self.forced = True
         self.short = 0
+        self._ended = 0
         self.merged = False
         """Whether events have held several tokens."""
         self._model = model
@@ -130,9 +136,30 @@ class RemoteProbe(Probe):
         if not asked.times:  # tokens without text have no event of their own
             asked.came(1, precise())
         tokens = recording.output_tokens or len(asked.times)
+        self._ended += 1
         self.short += tokens < asked.most
         self.merged |= len(asked.times) < 0.8 * tokens
         return Finish(reason="stop", usage={"prompt_tokens": float(recording.prompt_tokens or 0)})
+
+    async def ends(self, asked: Sequence[Asked]) -> None:
+        """See `Probe`."""
+        await super().ends(asked)
+        self._long_enough()
+
+    async def more(self, asked: Asked, tokens: int) -> bool:
+        """See `Probe`."""
+        came = await super().more(asked, tokens)
+        self._long_enough()
+        return came
+
+    def _long_enough(self) -> None:
+        if self.short > max(MOST_SHORT, SHORT_SHARE * self._ended):
+            does = "does not heed" if self.forced else "does not take"
+            raise ConfigError(
+                f"{self._client.options.url}: {self.short} of {self._ended} answers were shorter than asked for, and "
+                f"the server {does} `ignore_eos`, so its steps cannot be measured; let it ignore the end of a text "
+                f"(llama.cpp: --ignore-eos), or measure a model on it that writes on"
+            )
 
     async def stop(self, asked: Sequence[Asked]) -> None:
         """See `Probe`. Their connections are closed."""

@@ -15,21 +15,24 @@ from foreserve.dispatch.decisions import (
     Add,
     Admitted,
     Begun,
+    Ended,
     Entry,
     FrozenRoom,
-    Line,
     Made,
     Picked,
     Placed,
     Remove,
     Settled,
     Stood,
+    decoded,
+    encoded,
 )
+from foreserve.dispatch.journal import CLOSED
 from foreserve.dispatch.recorded import answered
 from foreserve.errors import ConfigError
 from foreserve.fleet.occupancy import Ahead as OccupancyAhead
 from foreserve.fleet.occupancy import FrozenAhead
-from foreserve.ports import Admission, Ahead, BatchPolicy, Placement, Room
+from foreserve.ports import Admission, Ahead, BatchPolicy, HearsRanks, Placement, Room, ranked
 from foreserve.settings import QueueSettings
 
 Asked = Picked | Placed | Stood | Admitted
@@ -51,6 +54,13 @@ class Replayed(msgspec.Struct, kw_only=True):
     differed: Counter[str] = msgspec.field(default_factory=Counter)
     first: Difference | None = None
     calls: int = 0
+    ended: str | None = None
+    """Why the recording ends, in words, where it tells: not if its server was killed or runs, or the disk failed."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all is in it that was decided until the server stopped."""
+        return self.ended == CLOSED
 
 
 class Instead(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +89,9 @@ def replay(path: Path, instead: Instead, *, heard: Callable[[int], None] | None 
     found = Replayed()
     services: dict[str, _Service] = {}
     for number, entry in read(path, heard):
+        if isinstance(entry, Ended):
+            found.ended = entry.why
+            break
         found.calls += 1
         if isinstance(entry, Made):
             services[entry.service] = _Service(entry, instead, services.get(entry.service))
@@ -101,9 +114,8 @@ def replay(path: Path, instead: Instead, *, heard: Callable[[int], None] | None 
     return found
 
 
-def read(path: Path, heard: Callable[[int], None] | None = None) -> Iterator[tuple[int, Entry]]:
+def read(path: Path, heard: Callable[[int], None] | None = None) -> Iterator[tuple[int, Entry | Ended]]:
     """The lines of a recording, numbered from 1. A last line that was cut off in the middle is left out."""
-    decoder = msgspec.json.Decoder(Line)
     try:
         file = path.open("rb")
     except OSError as error:
@@ -113,7 +125,7 @@ def read(path: Path, heard: Callable[[int], None] | None = None) -> Iterator[tup
             if not line.endswith(b"\n"):
                 return
             try:
-                entry: Line = decoder.decode(line)
+                entry = decoded(line)
             except msgspec.DecodeError as error:
                 raise ConfigError(f"{path}:{number}: no line of a recording of decisions: {error}") from None
             if (number == 1) is not isinstance(entry, Begun):
@@ -156,10 +168,7 @@ class _Service:
             case Picked():
                 return self._pick(entry)
             case Placed():
-                works = [self._works[request_id] for request_id in entry.ids]
-                return msgspec.structs.replace(
-                    entry, replica=self._placement.place(works, self._thawed(entry.rooms), entry.now)
-                )
+                return msgspec.structs.replace(entry, replica=self._place(entry))
             case Stood():
                 work = self._last(entry.work)
                 if isinstance(self._policy, Ahead):
@@ -186,6 +195,18 @@ class _Service:
                 self._policy.remove(request_id)
         return answer
 
+    def _place(self, entry: Placed) -> str:
+        """As the dispatcher asks: by the least rank, or all at once."""
+        works = [self._works[request_id] for request_id in entry.ids]
+        rooms = self._thawed(entry.rooms)
+        by_rank = ranked(self._placement)
+        if by_rank is None:
+            return self._placement.place(works, rooms, entry.now)
+        replica = min(rooms, key=by_rank.rank).replica  # of equals the first: they are recorded in their order
+        if isinstance(by_rank, HearsRanks):
+            by_rank.chosen(works, entry.replica, entry.now)
+        return replica
+
     def _last(self, work: Work | None) -> Work:
         if work is not None:
             self._work = work
@@ -207,7 +228,7 @@ class _Service:
             capacity=room.capacity,
             running=room.running,
             load=room.load,
-            ahead=None if ahead is None else OccupancyAhead.restored(msgspec.convert(ahead, FrozenAhead)),
+            ahead=None if ahead is None else OccupancyAhead.restored(msgspec.convert(ahead, FrozenAhead, strict=False)),
         )
 
 
@@ -229,10 +250,11 @@ def _plain(asked: Asked) -> Any:
     """The answer as plain values, such as a file gives them."""
     match asked:
         case Picked():
-            return msgspec.json.decode(msgspec.json.encode((asked.pick, asked.until, asked.raised)))
+            answer: Any = (asked.pick, asked.until, asked.raised)
         case Placed():
-            return asked.replica
+            answer = asked.replica
         case Stood():
-            return asked.place
+            answer = asked.place
         case Admitted():
-            return asked.refusal
+            answer = asked.refusal
+    return msgspec.json.decode(encoded(answer))

@@ -52,6 +52,8 @@ class SimulatedConnection:
     ) -> None:
         self.name = name
         self.gone = asyncio.Event()
+        self.changed: Callable[[SimulatedConnection], None] | None = None
+        """Told whenever it may hold more or less than before, becomes ready, or is gone. For statistics alone."""
         self._spec = spec
         self._beats = beats
         self._start_s = start_s
@@ -161,6 +163,7 @@ class SimulatedConnection:
         assert self._core is not None
         self._timer = None
         self._ready = True
+        self._changed()
         self._tell(Ready(self._core.info(), os.getpid()))
         self._beats.add(self)
 
@@ -215,6 +218,7 @@ class SimulatedConnection:
     def _arm(self) -> None:
         """Have the next event happen at its time."""
         assert self._core is not None
+        self._changed()
         at = self._core.next_at()
         if self._timer is not None:
             if at == self._at:
@@ -271,6 +275,25 @@ class SimulatedConnection:
         return 0 if self._core is None else self._core.preemptions
 
     @property
+    def slots(self) -> int:
+        """Its slots once it is ready and until it ends, else 0. For statistics alone."""
+        return self._core.profile.slots if self._core is not None and self._ready and not self._ending else 0
+
+    @property
+    def holds(self) -> int:
+        """How many requests it was given and has not ended. For statistics alone."""
+        return 0 if self._core is None or self._ending else self._core.holds
+
+    @property
+    def ending(self) -> bool:
+        """Whether it is ending or gone."""
+        return self._ending
+
+    def _changed(self) -> None:
+        if self.changed is not None:
+            self.changed(self)
+
+    @property
     def busy(self) -> bool:
         """See `Beating`."""
         return self._core is not None and not self._core.idle
@@ -291,6 +314,7 @@ class SimulatedConnection:
         if self._ending:
             return
         self._ending = True
+        self._changed()
         self._why = reason
         self._beats.remove(self)
         if self._timer is not None:

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
-from foreserve.app import Running
+from foreserve.app import App, Running
+from foreserve.core import Request
 from foreserve.ports import Launcher
+from foreserve.settings import ServerSettings, StateSettings
 from foreserve.simulation.drive import Drive
+from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.twin import Twin
 from foreserve.traces.row import TraceRow
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One simulation, started, before its first row."""
+    """The parts of one simulation."""
 
     running: Running
     launcher: Launcher
     drive: Drive
     twins: Mapping[str, Twin]
+
+
+def set_stage(
+    twins: Mapping[str, Twin],
+    oracle: Oracle,
+    launcher: Launcher,
+    *,
+    block_tokens: int,
+    before: Callable[[Request, TraceRow], None],
+    server: ServerSettings | None = None,
+    state: StateSettings,
+) -> Stage:
+    """The twins as an app with this `state`: wired, not yet started.
+
+    `before` hears of each request that is about to be submitted, as `Drive` tells it.
+    """
+    served: dict[str, Any] = dict(twins)
+    running = App(server=server, state=state, **served).run(launcher)
+    drive = Drive(running, twins, oracle, block_tokens=block_tokens, before=before)
+    return Stage(running=running, launcher=launcher, drive=drive, twins=twins)
 
 
 class Happened(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +62,10 @@ class FaultPlan(Protocol):
     """What will go wrong in one simulation. Of no use for a second one: make another of the same words and seed."""
 
     happened: list[Happened]
-    """What has gone wrong so far, in order."""
+    """What has gone wrong so far: the first of it, for there may be much."""
+
+    struck: Counter[str]
+    """How often each fault has struck, by its name: all of it."""
 
     def launching(self, launcher: Launcher) -> None:
         """Called once, before the app is started: for what befalls the first starts."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,30 +12,34 @@ import msgspec
 from threadpoolctl import threadpool_limits
 
 from foreserve.app import App
-from foreserve.core import Outcome
+from foreserve.core import Outcome, Request
+from foreserve.dispatch.journal import CLOSED, Journal
 from foreserve.engines.profile import EngineProfile
 from foreserve.errors import ConfigError
 from foreserve.registry import choices
 from foreserve.settings import LLMSettings, ServiceSettings, StateSettings, UpstreamSettings
 from foreserve.simulation import clock
-from foreserve.simulation.drive import Drive
+from foreserve.simulation.checks import SETTLE_S, Checks, Finding
 from foreserve.simulation.figures import Result
 from foreserve.simulation.launcher import SimulatedLauncher
 from foreserve.simulation.measured import Measured
 from foreserve.simulation.need import Need
 from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.replica import SimulatedConnection
-from foreserve.simulation.stage import FaultPlan, Stage
+from foreserve.simulation.stage import FaultPlan, set_stage
 from foreserve.simulation.survey import Survey, begun
 from foreserve.simulation.twin import Twin
 from foreserve.simulation.verdict import nothing_done, ordered
 from foreserve.simulation.windows import width_for
-from foreserve.traces.row import Trace
+from foreserve.traces.row import Trace, TraceRow
 
 log = logging.getLogger(__name__)
 
 MOST_TRAININGS: Final = 40
-"""Trainings of a length model in one run at most, about: each takes real seconds, and a week of them an hour."""
+LEAST_TRAININGS: Final = 4
+ROWS_PER_TRAINING: Final = 5_000
+"""A length model is trained about once for so many rows, within these bounds: each training takes real time, up to half
+a second, in which so many rows are simulated."""
 
 PROGRESS_EVERY: Final = 256
 
@@ -60,9 +63,10 @@ def simulate(
 ) -> Result:
     """Play a trace to an app on a virtual clock and tell how it went. The same arguments give the same Result.
 
-    `profiles` are by service. `seed` is noted down with the result: it is that of `faults`, and of what made the trace.
-    `progress` hears now and then how many requests have ended, `observers` every outcome. `surveyed` saves a reading of
-    the trace where the caller has done it; `notes` are put before the result's own; decisions are recorded in
+    `profiles` are by service. `seed` is noted down with the result: it is that of `faults`, of what made the trace, and
+    of the true lengths that a recording's rows lack. `progress` hears now and then how many requests have ended,
+    `observers` every outcome. `surveyed` saves a reading of the trace where the caller has done it; `notes` are put
+    before the result's own; decisions are recorded in
     `decisions`. Raises ConfigError for a service without a profile, a wrong setting and a row of the trace that cannot
     be played; LedgerError, after any run, if a request was lost or ended twice.
     """
@@ -72,15 +76,15 @@ def simulate(
         seen = surveyed
     oracle = Oracle()
     twins = make_twins(app, profiles, oracle, seen)
-    main = _run(app, twins, oracle, trace, seen, faults, progress, observers, decisions)
+    main = _run(app, twins, oracle, trace, seen, seed, faults, progress, observers, decisions)
     # Small matrices are slower on several cores, far slower beside other work, and would be summed in another order.
     with threadpool_limits(1, user_api="blas"):
-        measured, preemptions = clock.run(main, epoch=trace.header.epoch)
+        measured, preemptions, findings, found = clock.run(main, epoch=trace.header.epoch)
     services = measured.services(preemptions)
     odd = [
         words
-        for each, found in services.items()
-        for words in nothing_done(found.tally, f"{name}, {each}" if name else each)
+        for each, service in services.items()
+        for words in nothing_done(service.tally, f"{name}, {each}" if name else each)
     ]
     return Result(
         name=name,
@@ -93,8 +97,24 @@ def simulate(
         settings={each: _shown(app.services[each].settings) for each in twins},
         total=measured.total(),
         services=services,
-        notes=ordered([*odd, *notes, *remarks(app, twins, seen), *([] if faults is None else [happened(faults)])]),
+        notes=ordered(
+            [
+                *odd,
+                *notes,
+                *missing(trace),
+                *remarks(app, twins, seen),
+                *([] if faults is None else [happened(faults)]),
+                *found,
+            ]
+        ),
+        findings=[f"{each.check} at {each.at:.3f} s: {each.words}" for each in findings],
     )
+
+
+def simulated_state(app: App, decisions: Path | None) -> StateSettings:
+    """Nothing is kept of a simulation but, where asked for, its decisions: as many as the app would record."""
+    told = None if decisions is None else str(decisions)
+    return StateSettings(history=False, decisions=told, decisions_mb=app.settings.state.decisions_mb)
 
 
 def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, seen: Survey) -> dict[str, Twin]:
@@ -115,7 +135,7 @@ def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, 
             )
         twin = Twin(name, kind, profiles[name], oracle)
         foresight = twin.foreseer.settings
-        if (least_s := seen.span_s / MOST_TRAININGS) > foresight.train_s:
+        if (least_s := seen.span_s / most_trainings(seen.rows)) > foresight.train_s:
             twin.foreseer.settings = msgspec.structs.replace(foresight, train_s=least_s)
         twins[name] = twin
     if not twins:
@@ -131,6 +151,17 @@ def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, 
     return twins
 
 
+def missing(trace: Trace) -> list[str]:
+    """What a recording says that it has not, in words."""
+    lost = trace.header.lost
+    return [f"{lost:,} more requests came while the trace was recorded and are not in it"] if lost else []
+
+
+def most_trainings(rows: int) -> int:
+    """Of one length model in a run over so many rows, about."""
+    return min(max(rows // ROWS_PER_TRAINING, LEAST_TRAININGS), MOST_TRAININGS)
+
+
 def remarks(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
     """What was left out or changed, in words."""
     found = [
@@ -144,15 +175,17 @@ def remarks(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
         if train_s > set_s:
             found.append(
                 f"{name}: its length model is trained every {train_s:.0f} s, not every {set_s:g} s, so that a trace of "
-                f"{seen.span_s / 3600:.1f} h takes at most {MOST_TRAININGS} trainings"
+                f"{seen.span_s / 3600:.1f} h and {seen.rows:,} requests takes at most "
+                f"{most_trainings(seen.rows)} trainings"
             )
+    if (remark := seen.lengths.remark()) is not None:
+        found.append(remark)
     return found
 
 
 def happened(faults: FaultPlan) -> str:
     """What went wrong in a run, in words."""
-    counts = Counter(each.fault for each in faults.happened)
-    told = ", ".join(f"{name} {n} times" for name, n in sorted(counts.items()))
+    told = ", ".join(f"{name} {n:,} times" if n > 1 else f"{name} once" for name, n in sorted(faults.struck.items()))
     return f"faults: {told}" if told else "faults: none struck"
 
 
@@ -162,47 +195,80 @@ async def _run(
     oracle: Oracle,
     trace: Trace,
     seen: Survey,
+    seed: int,
     faults: FaultPlan | None,
     progress: Callable[[int], None] | None,
     observers: Sequence[Callable[[Outcome], None]],
     decisions: Path | None,
-) -> tuple[Measured, dict[str, int]]:
-    """What was measured, and how often each service's engines preempted."""
+) -> tuple[Measured, dict[str, int], list[Finding], list[str]]:
+    """What was measured, how often each service's engines preempted, under faults what did not hold, and notes."""
     raised: list[BaseException] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(_error(context)))
     launcher = SimulatedLauncher()
     started: list[SimulatedConnection] = []
     launcher.launched.append(started.append)
-    served: dict[str, Any] = dict(twins)
-    state = StateSettings(history=False, decisions=None if decisions is None else str(decisions))
-    running = App(server=app.settings.server, state=state, **served).run(launcher)
+
+    def before(request: Request, row: TraceRow) -> None:
+        measured.came(request, row)
+        if checks is not None:
+            checks.submitted(request)
+
+    stage = set_stage(
+        twins,
+        oracle,
+        launcher,
+        block_tokens=trace.header.block_tokens,
+        before=before,
+        server=app.settings.server,
+        state=simulated_state(app, decisions),
+    )
+    running = stage.running
+    checks = None if faults is None else Checks(stage, oracle)
     needs = {name: Need(twin.profile) for name, twin in twins.items()}
     measured = Measured(running, needs, width_for(seen.span_s, seen.rows))
-    drive = Drive(running, twins, oracle, block_tokens=trace.header.block_tokens, before=measured.came)
+    launcher.launched.append(measured.launched)
     running.observers += [measured.ended, *observers]
     if progress is not None:
         running.observers.append(_counted(progress))
     if faults is not None:
         faults.launching(launcher)
     await running.start()
-    if faults is not None:
-        faults.begin(Stage(running=running, launcher=launcher, drive=drive, twins=twins))
-    measured.start()
+    if checks is not None:
+        checks.begin()
     try:
-        async with asyncio.timeout(seen.span_s + MOST_AFTER_S):
-            await drive.play(iter(trace) if faults is None else faults.rows(iter(trace)))
-    except TimeoutError:
-        log.error("%d requests had not ended %g s after the trace", len(running.ledger.open), MOST_AFTER_S)
+        if faults is not None:
+            faults.begin(stage)
+        measured.start()
+        try:
+            async with asyncio.timeout(seen.span_s + MOST_AFTER_S):
+                rows = seen.lengths.completed(iter(trace), seed)
+                await stage.drive.play(rows if faults is None else faults.rows(rows))
+        except TimeoutError:
+            log.error("%d requests had not ended %g s after the trace", len(running.ledger.open), MOST_AFTER_S)
+        finally:
+            measured.stop()
+        if raised:  # a callback's error would only be logged live; here it spoils the figures
+            raise raised[0]
+        running.ledger.check(idle=True)  # before the stop, which would end what is left
+        if checks is not None:
+            await checks.settle(SETTLE_S)
+        await running.stop(0.0)
+        if checks is not None:
+            checks.left()
     finally:
-        measured.stop()
-    if raised:  # a callback's error would only be logged live; here it spoils the figures
-        raise raised[0]
-    running.ledger.check(idle=True)  # before the stop, which would end what is left
-    await running.stop(0.0)
+        if checks is not None:
+            checks.leave()
     preemptions = dict.fromkeys(twins, 0)
     for replica in started:
         preemptions[replica.name.rpartition("/")[0]] += replica.preemptions
-    return measured, preemptions
+    return measured, preemptions, [] if checks is None else checks.findings, _recorded(running.decisions)
+
+
+def _recorded(decisions: Journal | None) -> list[str]:
+    """A note where not all decisions were recorded."""
+    if decisions is None or decisions.stopped == CLOSED:
+        return []
+    return [f"the recording of decisions {decisions.path} is not whole: {decisions.stopped}"]
 
 
 def _shown(settings: ServiceSettings) -> dict[str, Any]:

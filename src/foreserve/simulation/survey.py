@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from foreserve.core import OutcomeKind
 from foreserve.simulation.histogram import Distribution, Histogram
+from foreserve.simulation.lengths import Lengths
 from foreserve.simulation.windows import Windows, width_for
 from foreserve.traces.row import Trace, TraceRow
 from foreserve.traces.scaling import between
@@ -56,7 +57,8 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     """`services` are those that rows name; `None` is where they name none. `span_s` is the last arrival, `first_s` the
     first.
 
-    `live` is what the trace tells of all its requests, `live_of` of those of each service that rows name.
+    `live` is what the trace tells of all its requests, `live_of` of those of each service that rows name. `lengths`
+    knows those that a recording cannot tell, and is no part of what is told.
     """
 
     rows: int
@@ -66,10 +68,15 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     live: Live | None
     live_of: dict[str, Live] = {}
     first_s: float = 0.0
+    lengths: Lengths = msgspec.field(default_factory=Lengths)
 
     def live_for(self, service: str, *, only: bool) -> Live | None:
         """Of one service; `only`: it is the only one, so that requests that name none are its own."""
         return self.live if only else self.live_of.get(service)
+
+    def told(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {name: msgspec.to_builtins(getattr(self, name)) for name in self.__struct_fields__ if name != "lengths"}
 
 
 def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Survey:
@@ -77,10 +84,12 @@ def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Surve
     rows, first, last = 0, 0.0, 0.0
     heard: dict[str | None, _Heard] = {}
     everything = _Heard()
+    lengths = Lengths()
     for row in trace:
         rows += 1
         if rows == 1:
             first = row.arrival
+        lengths.hear(row)
         last = row.arrival
         if row.service not in heard:
             heard[row.service] = _Heard()
@@ -98,6 +107,7 @@ def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Surve
         live=everything.told(rows, last),
         live_of={name: live for name, live in told.items() if live is not None},
         first_s=first,
+        lengths=lengths,
     )
 
 

@@ -110,7 +110,7 @@ def swept(seed: int, trial: Callable[[], Trial]) -> Swept:
         seed=seed,
         findings=shown.findings,
         outcomes=shown.outcomes,
-        happened=dict(Counter(one.fault for one in shown.happened)),
+        happened=shown.struck,
         digest=shown.digest,
     )
 
@@ -146,10 +146,12 @@ def of_app(
     Bind all but the seed by `functools.partial` for `sweep`. Raises ConfigError where a run could not begin.
     """
     plan = Faults(faults_of(words, seed), seed)
-    return swept(
-        seed,
-        lambda: try_out(app(), profiles, iter(trace), plan, launcher=launcher(), header=trace.header, seen=seen),
-    )
+
+    def play() -> Trial:
+        rows = seen.lengths.completed(iter(trace), seed)
+        return try_out(app(), profiles, rows, plan, launcher=launcher(), header=trace.header, seen=seen)
+
+    return swept(seed, play)
 
 
 def launcher() -> Launcher:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -16,18 +16,14 @@ from foreserve.engines.profile import EngineProfile
 from foreserve.errors import EngineStartError
 from foreserve.ports import Launcher
 from foreserve.settings import StateSettings
-from foreserve.simulation.checks import Checks, Finding
+from foreserve.simulation.checks import SETTLE_S, Checks, Finding
 from foreserve.simulation.clock import run
-from foreserve.simulation.drive import Drive
 from foreserve.simulation.oracle import Oracle
-from foreserve.simulation.stage import FaultPlan, Happened, Stage
-from foreserve.simulation.study import make_twins
+from foreserve.simulation.stage import FaultPlan, Happened, set_stage
+from foreserve.simulation.study import make_twins, simulated_state
 from foreserve.simulation.survey import Survey
 from foreserve.simulation.twin import Twin
 from foreserve.traces.row import Header, TraceRow
-
-SETTLE_S: Final = 600.0
-"""Bounds what a replica takes to come back: its silence, its backoff and a late start."""
 
 NOT_STARTED: Final = "not started"
 """The outcome of a simulation whose replicas were all too late."""
@@ -42,6 +38,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     findings: list[Finding]
     outcomes: dict[str, int]
     happened: list[Happened]
+    """The first of what went wrong; `struck` counts all of it by fault."""
+    struck: dict[str, int]
     seconds: float
     digest: str
 
@@ -71,7 +69,8 @@ def try_out(
     else:
         twins = {name: Twin(name, kind, profiles[name], oracle) for name, kind in app.services.items()}
     header = Header() if header is None else header
-    return run(_play(twins, oracle, rows, plan, launcher, header, decisions, settle_s), epoch=header.epoch)
+    state = simulated_state(app, decisions)
+    return run(_play(twins, oracle, rows, plan, launcher, header, state, settle_s), epoch=header.epoch)
 
 
 async def _play(
@@ -81,18 +80,21 @@ async def _play(
     plan: FaultPlan | None,
     launcher: Launcher,
     header: Header,
-    decisions: Path | None,
+    state: StateSettings,
     settle_s: float,
 ) -> Trial:
-    served: dict[str, Any] = dict(twins)
-    state = StateSettings(history=False, decisions=None if decisions is None else str(decisions))
-    twinned = App(state=state, **served)
     if plan is not None:
         plan.launching(launcher)
         rows = plan.rows(rows)
-    running = twinned.run(launcher)
-    drive = Drive(running, twins, oracle, block_tokens=header.block_tokens, before=lambda one, _: checks.submitted(one))
-    stage = Stage(running=running, launcher=launcher, drive=drive, twins=twins)
+    stage = set_stage(
+        twins,
+        oracle,
+        launcher,
+        block_tokens=header.block_tokens,
+        before=lambda request, _: checks.submitted(request),
+        state=state,
+    )
+    running, drive = stage.running, stage.drive
     checks = Checks(stage, oracle)
     digest = hashlib.sha256()
     encode = msgspec.json.Encoder(order="sorted").encode
@@ -104,6 +106,7 @@ async def _play(
     started = await _start(running)
     if started:
         checks.begin()
+        asyncio.get_running_loop().set_exception_handler(checks.raised)
         if plan is not None:
             plan.begin(stage)
         played = asyncio.create_task(drive.play(rows))
@@ -121,6 +124,7 @@ async def _play(
         findings=checks.findings,
         outcomes=outcomes if started else {NOT_STARTED: 1},
         happened=[] if plan is None else plan.happened,
+        struck={} if plan is None else dict(plan.struck),
         seconds=seconds,
         digest=digest.hexdigest(),
     )

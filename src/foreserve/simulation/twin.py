@@ -15,9 +15,9 @@ from foreserve.errors import ConfigError
 from foreserve.foresight.length import Asked
 from foreserve.ports import Decoded, Resumed
 from foreserve.services.foreseeing import Foreseer
-from foreserve.services.foreseen import UNKNOWN_TOKENS, Foreseen
-from foreserve.services.llm import CONTINUOUS_POLICY, STATIC_POLICY
-from foreserve.settings import LLMSettings, UpstreamSettings
+from foreserve.services.foreseen import Foreseen, tokens_cost
+from foreserve.services.llm import CONTINUOUS_POLICY, LLM, STATIC_POLICY
+from foreserve.services.upstream import Upstream
 from foreserve.simulation.oracle import Oracle
 from foreserve.traces.row import TraceRow
 
@@ -27,24 +27,26 @@ ENGINE = "foreserve.engines.simulated:SimulatedEngine"
 class Twin:
     """The twin of a language-model service, local or upstream. Raises ConfigError for services of other kinds."""
 
-    idempotent = True
-
     def __init__(self, name: str, kind: Served, profile: EngineProfile, oracle: Oracle) -> None:
-        if not isinstance(kind.settings, (LLMSettings, UpstreamSettings)):
+        if not isinstance(kind, (LLM, Upstream)):
             raise ConfigError(f"service {name!r} is a {kind.name}; what can be simulated: llm, upstream")
         self.name = kind.name
+        self.idempotent = kind.idempotent
         self.settings = kind.settings
         self.profile = profile
-        self.foreseer = Foreseer(kind.settings.foresight, words=False)
+        self.foreseer = Foreseer(kind.foreseer.settings, words=False)
         self.distort: Callable[[Foreseen], Foreseen] | None = None
         """What becomes of all that is foreseen, where predictions are made to be wrong."""
         self.heard_first: Callable[[str], None] | None = None
         """Told the id of each request whose first tokens have come, where somebody wants to know."""
-        self._replicas = (
-            len(kind.settings.urls) if isinstance(kind.settings, UpstreamSettings) else kind.settings.replicas
-        )
+        self._replicas = len(kind.settings.urls) if isinstance(kind, Upstream) else kind.settings.replicas
         self._oracle = oracle
         self._static = profile.batching == "static"
+        self._capacity: dict[str, float] | None = None
+        """What its engines say that they may hold, where the profile does not tell it."""
+        if isinstance(kind, Upstream) and not self._static:
+            # As the remote engine: the gateway bounds what it sends by its own settings, and sees no server's KV cache.
+            self._capacity = {"slots": kind.engines()[0].options["max_running"]}
 
     @property
     def policy(self) -> str:
@@ -59,7 +61,7 @@ class Twin:
         settings = self.settings
         spec = EngineSpec(
             factory=ENGINE,
-            options={"profile": self.profile, "lengths": self._oracle},
+            options={"profile": self.profile, "lengths": self._oracle, "capacity": self._capacity},
             start_limit_s=settings.start_limit_s,
             liveness_s=settings.liveness_s,
         )
@@ -94,8 +96,7 @@ class Twin:
 
     def price(self, request: Request) -> Price:
         payload: Sized = request.payload
-        prompt = payload.prompt_tokens
-        cost = {"slots": 1.0, "kv_tokens": float(prompt + min(payload.max_tokens, UNKNOWN_TOKENS))}
+        cost = tokens_cost(payload.prompt_tokens, payload.max_tokens)
         return self.foreseer.price(request.id, request.about, cost, ramps=not self._static)
 
     def settled(self, outcome: Outcome) -> None:

@@ -16,12 +16,13 @@ WIDTHS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 
 
 class Window:
     """One service in one span of time. Arrivals, their needs and their latencies stand where they came; ends where they
-    ended; the rest is sampled: sums over `samples` looks.
+    ended; the rest are integrals over time: replicas, those that are ready or busy, their slots and those in use are
+    exact, `waiting_s` and `kv_s` of what looks found, over the `looked_s` and `kv_ready_s` that these stand for.
     """
 
     __slots__ = (
-        "arrived", "busy", "capacity", "e2e", "ended", "held", "input_tokens", "kv", "kv_samples", "most_waiting",
-        "need_s", "output_tokens", "ready", "replicas", "running", "samples", "tokens", "ttft", "waiting",
+        "arrived", "busy_s", "e2e", "ended", "held_s", "input_tokens", "kv_ready_s", "kv_s", "looked_s", "most_waiting",
+        "need_s", "output_tokens", "ready_s", "replica_s", "slot_s", "tokens", "ttft", "waiting_s",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -33,17 +34,16 @@ class Window:
         self.e2e = Histogram()
         self.ended: dict[OutcomeKind, int] = dict.fromkeys(OutcomeKind, 0)
         self.tokens = 0
-        self.samples = 0
-        self.waiting = 0
         self.most_waiting = 0
-        self.running = 0
-        self.replicas = 0
-        self.ready = 0
-        self.busy = 0
-        self.held = 0
-        self.capacity = 0.0
-        self.kv = 0.0
-        self.kv_samples = 0
+        self.replica_s = 0.0
+        self.ready_s = 0.0
+        self.busy_s = 0.0
+        self.held_s = 0.0
+        self.slot_s = 0.0
+        self.looked_s = 0.0
+        self.waiting_s = 0.0
+        self.kv_s = 0.0
+        self.kv_ready_s = 0.0
 
     def merge(self, other: Window) -> None:
         """Take in the window that follows."""
@@ -76,6 +76,21 @@ class Windows:
         while len(self._windows) <= index:
             self._windows.append(Window())
         return self._windows[index]
+
+    def during(self, begin: float, end: float) -> Iterator[tuple[Window, float]]:
+        """The windows of a span of time, each with how many seconds of it are its own."""
+        if end <= begin:
+            return
+        last = self.at(end)  # before all else: it may coarsen
+        index, until = int(begin / self.width_s), int(end / self.width_s)
+        if index == until:
+            yield last, end - begin
+            return
+        while index <= until:
+            own_s = min(end, (index + 1) * self.width_s) - max(begin, index * self.width_s)
+            if own_s > 0.0:
+                yield self._windows[index], own_s
+            index += 1
 
     def _coarsen(self) -> None:
         pairs = self._windows

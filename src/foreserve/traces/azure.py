@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from foreserve.errors import ConfigError
-from foreserve.traces.files import lines
+from foreserve.traces.files import any_lines, lines
 from foreserve.traces.reading import BAD, HOLD, LineTrace, name_of, words
 from foreserve.traces.row import Header, TraceRow
 
@@ -45,8 +45,10 @@ def open_azure(path: Path, *, skip_bad: bool = False, sort: bool = False) -> Lin
 def _start(path: Path, first_line: int, skip_bad: bool, most: int | None) -> float:
     """The earliest time among the first `most` rows, which may still change places."""
     start = math.inf
-    for number, text in islice(lines(path, first_line), most):
+    for number, text in islice(any_lines(path, first_line), most):
         try:
+            if isinstance(text, ValueError):
+                raise text
             start = min(start, seconds(cells(text)[0]))
         except BAD as error:
             if not skip_bad:

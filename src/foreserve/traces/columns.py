@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from foreserve.errors import ConfigError
-from foreserve.traces.files import MAX_LINE_BYTES, lines, opened
+from foreserve.traces.files import MAX_LINE_BYTES, any_lines, lines, reading
 
 MAX_ARRAY_BYTES: Final = 512 * 2**20
 """A JSON array is read as a whole."""
@@ -46,7 +46,10 @@ def records(path: Path) -> Iterator[tuple[int, Record | Exception]]:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Record | Exception]]:
-    for number, text in lines(path):
+    for number, text in any_lines(path):
+        if isinstance(text, ValueError):
+            yield number, text
+            continue
         try:
             yield number, _object.decode(text)
         except msgspec.MsgspecError as error:
@@ -54,7 +57,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Record | Exception]]:
 
 
 def _array(path: Path) -> Iterator[tuple[int, Record | Exception]]:
-    with opened(path) as file:
+    with reading(path) as file:
         data = file.read(MAX_ARRAY_BYTES + 1)
     if len(data) > MAX_ARRAY_BYTES:
         raise ConfigError(f"{path}: a JSON array of over {MAX_ARRAY_BYTES} bytes; valid: JSONL, an object in each line")
@@ -67,17 +70,39 @@ def _array(path: Path) -> Iterator[tuple[int, Record | Exception]]:
 
 def _csv(path: Path) -> Iterator[tuple[int, Record | Exception]]:
     csv.field_size_limit(MAX_LINE_BYTES)
-    with opened(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
+    with reading(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.reader(file)
-        try:
-            names = next(rows)
-            for cells in rows:
-                if len(cells) == len(names):
-                    yield rows.line_num, dict(zip(names, cells, strict=True))
-                elif cells:
-                    yield rows.line_num, ValueError(f"{len(cells)} columns; the first line has {len(names)}")
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: line {rows.line_num}: {error}") from None
+        names: list[str] = []
+        while True:
+            try:
+                cells = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if not names:
+                    raise ConfigError(f"{path}: line {rows.line_num}: {error}") from None
+                yield rows.line_num, error
+                continue
+            if not names:
+                names = cells
+            elif len(cells) != len(names) and cells:
+                yield rows.line_num, ValueError(f"{len(cells)} columns; the first line has {len(names)}")
+            elif not _is_text(cells):
+                yield rows.line_num, ValueError("not UTF-8")
+            elif cells:
+                yield rows.line_num, dict(zip(names, cells, strict=True))
+
+
+def _is_text(cells: list[str]) -> bool:
+    """Whether all of it was UTF-8: what was not is there as surrogates."""
+    line = "".join(cells)
+    if line.isascii():
+        return True
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def find(record: Record, name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,22 +20,38 @@ def lines(path: Path, first: int = 1) -> Iterator[tuple[int, str]]:
 
     Raises ConfigError when the file cannot be read, is no UTF-8 or has a line over 16 MiB.
     """
-    try:
-        with opened(path) as file:
-            number = 0
-            while raw := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if number < first:
-                    continue
-                if len(raw) > MAX_LINE_BYTES:
-                    raise ConfigError(f"{path}: line {number}: longer than {MAX_LINE_BYTES} bytes")
-                try:
-                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                except UnicodeDecodeError as error:
-                    raise ConfigError(f"{path}: line {number}: not UTF-8 ({error.reason})") from None
+    for number, text in any_lines(path, first):
+        if isinstance(text, ValueError):
+            raise ConfigError(f"{path}: line {number}: {text}")
+        yield number, text
+
+
+def any_lines(path: Path, first: int = 1) -> Iterator[tuple[int, str | ValueError]]:
+    """As `lines`, with the error in place of a line that is no UTF-8."""
+    with reading(path) as file:
+        number = 0
+        while raw := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if number < first:
+                continue
+            if len(raw) > MAX_LINE_BYTES:
+                raise ConfigError(f"{path}: line {number}: longer than {MAX_LINE_BYTES} bytes")
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                yield number, ValueError(f"not UTF-8 ({error.reason})")
+            else:
                 if text:
                     yield number, text
-    except (OSError, EOFError, lzma.LZMAError) as error:
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """Its bytes, unpacked. Raises ConfigError where it cannot be read, or is damaged or cut off."""
+    try:
+        with opened(path) as file:
+            yield file
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(f"{path}: cannot be read: {reason}") from None
 

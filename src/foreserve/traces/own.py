@@ -14,13 +14,15 @@ import msgspec
 from foreserve.errors import ConfigError
 from foreserve.registry import choices
 from foreserve.traces.files import lines, writing
-from foreserve.traces.reading import LineTrace, name_of
+from foreserve.traces.reading import MOST_TOKENS, LineTrace, name_of
 from foreserve.traces.row import Header, Lost, Trace, TraceRow
 
 LOOKS = '{"arrival": 0.25, "input_tokens": 374, "output_tokens": 44} in each line'
 
 MOST_SPAN_S: Final = 400 * 86_400.0
 """No trace is longer: later arrivals are times since 1970, and a simulation of decades of idle time would not end."""
+
+MOST_BLOCK_TOKENS = 65_536
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,13 @@ def open_own(path: Path, *, skip_bad: bool = False, sort: bool = False) -> LineT
             header = _header.decode(text)
         except msgspec.MsgspecError as error:
             raise ConfigError(f"{path}: line {number}: the header: {error}") from None
+        if not 1 <= header.block_tokens <= MOST_BLOCK_TOKENS:
+            raise ConfigError(
+                f"{path}: line {number}: the header: `block_tokens` is {header.block_tokens}; "
+                f"valid: 1 to {MOST_BLOCK_TOKENS}"
+            )
+        if not 0 <= header.lost <= MOST_TOKENS:
+            raise ConfigError(f"{path}: line {number}: the header: `lost` is {header.lost}; it must be at least 0")
         return LineTrace(path, parse, header=header, first_line=number + 1, skip_bad=skip_bad, sort=sort)
     return LineTrace(path, parse, header=Header(name=name_of(path)), skip_bad=skip_bad, sort=sort)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from typing import Final
 import msgspec
 
 from foreserve.errors import ConfigError
-from foreserve.traces.files import count_lines, lines
+from foreserve.traces.files import any_lines, count_lines
 from foreserve.traces.row import Header, TraceRow
 from foreserve.traces.sorting import in_any_order
 
@@ -21,7 +22,7 @@ HOLD: Final = 10_000
 
 MOST_TOKENS: Final = 10**9
 
-BAD: Final = (ValueError, KeyError, TypeError, OverflowError, msgspec.MsgspecError)
+BAD: Final = (ValueError, KeyError, TypeError, OverflowError, csv.Error, msgspec.MsgspecError)
 """What parsing a malformed line may raise."""
 
 Numbered = tuple[int, TraceRow]
@@ -110,8 +111,10 @@ class LineTrace:
     def numbered(self) -> Iterator[Numbered]:
         """The rows as they stand in the file, each with its line's number."""
         parse = self._parse
-        for number, text in lines(self.path, self._first_line):
+        for number, text in any_lines(self.path, self._first_line):
             try:
+                if isinstance(text, ValueError):
+                    raise text
                 row = parse(text)
                 if row is not None:
                     check(row)

@@ -41,11 +41,15 @@ class TraceRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, tag_field="foreserve_trace", tag=1):
-    """The first line of our own traces. `epoch`: seconds since 1970 at arrival 0, for calendars; 0 is not known."""
+    """The first line of our own traces. `epoch`: seconds since 1970 at arrival 0, for calendars; 0 is not known.
+
+    `lost` is how many requests came while it was recorded and are not in it.
+    """
 
     name: str = ""
     epoch: float = 0.0
     block_tokens: int = 512
+    lost: int = 0
 
 
 class Lost(msgspec.Struct, frozen=True, kw_only=True, tag_field="foreserve_trace", tag="lost"):

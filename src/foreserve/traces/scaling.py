@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Final, Protocol, cast, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import msgspec
 
 from foreserve.errors import ConfigError
-from foreserve.traces.drawing import generator
+from foreserve.traces.families import Families, uniforms
 from foreserve.traces.row import Header, Trace, TraceRow
 
 MOST_COPIES: Final = 10_000
 
-_BLOCK: Final = 1024
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 _HASH_BITS: Final = (1 << 63) - 1
 
@@ -129,10 +128,11 @@ def limited(trace: Trace, rows: int) -> Trace:
 def kept(trace: Trace, rate: float, seed: int = 0) -> Trace:
     """`rate` times the requests over the same time, with the same rise and fall: the same for the same `seed`.
 
-    Below 1 each request stays with that probability. Above 1 each comes with copies (2.5: one, and by chance a second),
-    at times drawn within the gap that follows it. A copy has its original's lengths and tenant. Its prefix is equal to
-    those of copies of the same rank alone, as if so many populations of users were served: what a prefix cache saves
-    neither grows nor shrinks. A trace that is drawn (ServeGen) is drawn at the new rate, as bursty as before.
+    Below 1 each request stays with that probability, those that share a prefix together (see `Families`): what a prefix
+    cache saves stays nearly as it was. Above 1 each comes with copies (2.5: one, and by chance a second, again of all
+    that share a prefix), at times drawn within the gap that follows it. A copy has its original's lengths and tenant.
+    Its prefix is equal to those of copies of the same rank alone, as if so many populations of users were served.
+    A trace that is drawn (ServeGen) is drawn at the new rate, as bursty as before.
     """
     if not 0.0 < rate <= MOST_COPIES:
         raise ConfigError(f"rate is {rate}; it must be above 0 and at most {MOST_COPIES} times the trace's")
@@ -145,19 +145,13 @@ def kept(trace: Trace, rate: float, seed: int = 0) -> Trace:
     return Derived(trace, trace.header, make, round(len(trace) * rate))
 
 
-def _uniforms(seed: int) -> Iterator[float]:
-    rng = generator(seed)
-    while True:
-        yield from cast("list[float]", rng.random(_BLOCK).tolist())
-
-
 def _thinned(rows: Iterator[TraceRow], rate: float, seed: int) -> Iterator[TraceRow]:
-    draws = _uniforms(seed)
-    return (row for row in rows if next(draws) < rate)
+    families = Families(seed)
+    return (row for row in rows if families.draw(row) < rate)
 
 
 def _copied(rows: Iterator[TraceRow], rate: float, seed: int) -> Iterator[TraceRow]:
-    draws = _uniforms(seed)
+    families, draws = Families(seed), uniforms(seed, 1)
     whole, part = divmod(rate, 1.0)
     gap = 0.0
     row = next(rows, None)
@@ -165,7 +159,7 @@ def _copied(rows: Iterator[TraceRow], rate: float, seed: int) -> Iterator[TraceR
         after = next(rows, None)
         if after is not None:
             gap = after.arrival - row.arrival  # the last one's copies come within the gap before it
-        copies = int(whole) - 1 + (next(draws) < part)
+        copies = int(whole) - 1 + (families.draw(row) < part)
         yield row
         for rank, at in enumerate(sorted(row.arrival + gap * next(draws) for _ in range(copies)), 1):
             yield msgspec.structs.replace(row, arrival=at, prefix=_others(row.prefix, rank))

@@ -36,7 +36,7 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Times are seconds, lengths tokens.
+    """Times are seconds, lengths tokens. `lost` is how many more came while it was recorded and are not in it.
 
     `rate` is requests a second from the first to the last. `gap_cv` is the coefficient of variation of the gaps between
     them (1: Poisson; above: bursty). `peak_minute` is the busiest minute's rate over the mean rate. `prefix_blocks` are
@@ -49,6 +49,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     epoch: float
     requests: int
     skipped: int
+    lost: int
     duration_s: float
     rate: float | None
     gap_cv: float | None
@@ -135,6 +136,7 @@ class _Pass:
             epoch=trace.header.epoch,
             requests=self.count,
             skipped=trace.skipped,
+            lost=trace.header.lost,
             duration_s=span,
             rate=rate,
             gap_cv=cv,
