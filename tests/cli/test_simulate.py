@@ -399,7 +399,9 @@ def test_without_trace_and_app_a_sweep_draws_its_own():
     for args in (["--faults", "mixed"], ["--seeds", "3"], ["--app", "app.yaml"]):
         wrong = CliRunner().invoke(app, ["simulate", *args])
         assert wrong.exit_code == 2
-        assert "TRACE and --app are missing" in wrong.stderr
+        lost = "TRACE is missing" if args[0] == "--app" else "TRACE and --app are missing"
+        assert lost in wrong.stderr
+    assert "--app is missing" in CliRunner().invoke(app, ["simulate", "t.jsonl"]).stderr
 
 
 def test_decisions_are_recorded_run_by_run_and_replayed(house: Path, tmp_path: Path):

@@ -217,7 +217,9 @@ def _check_together(context: typer.Context) -> None:
             given.append(next((option for option in each.opts if option.startswith("--")), "TRACE"))
     if "TRACE" not in given or "--app" not in given:
         if "TRACE" in given or "--app" in given or not {"--faults", "--seeds"} <= set(given):
-            raise ConfigError("TRACE and --app are missing; only --faults WORDS --seeds N goes without both")
+            lost = " and ".join(each for each in ("TRACE", "--app") if each not in given)
+            verb = "are" if " and " in lost else "is"
+            raise ConfigError(f"{lost} {verb} missing; only --faults WORDS --seeds N goes without TRACE and --app")
         _refuse([each for each in given if each not in _WITHOUT_TRACE], "nothing without TRACE and --app")
     for one, other in _WITH.items():
         if one in given and other not in given:

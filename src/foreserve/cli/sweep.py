@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from foreserve.plural import counted
+
 if TYPE_CHECKING:
     from foreserve.simulation.sweep import Summary, Swept
 
@@ -60,7 +62,7 @@ def _tell(console: Console, found: Swept, command: str) -> None:
     def line(words: str, style: str | None = None) -> None:
         console.print(words, style=style, soft_wrap=True, highlight=False, markup=False)
 
-    line(f"seed {found.seed}: {len(found.findings)} findings", "red")
+    line(f"seed {found.seed}: {counted(len(found.findings), 'finding')}", "red")
     for finding in found.findings[:SHOWN]:
         line(f"  {finding.check} at {finding.at:.3f} s: {finding.words}")
     line(f"  again: {command}")
@@ -74,11 +76,11 @@ def _summarise(console: Console, summary: Summary) -> None:
     for name, count in summary.outcomes.most_common():
         table.add_row(name, f"{count:,}", f"{count / max(summary.requests, 1):.1%}")
     for name, count in summary.happened.most_common():
-        table.add_row(name, f"{count:,} times", f"in {summary.with_fault[name]:,} seeds")
+        table.add_row(name, counted(count, "time"), f"in {counted(summary.with_fault[name], 'seed')}")
     console.print(table)
-    words = f"{summary.seeds:,} seeds, {summary.requests:,} requests: "
+    words = f"{counted(summary.seeds, 'seed')}, {counted(summary.requests, 'request')}: "
     if not summary.failed:
         console.print(f"{words}all checks hold", highlight=False)
         return
     checks = ", ".join(f"{check} in {count}" for check, count in summary.findings.most_common())
-    console.print(f"{words}{summary.failed} seeds failed ({checks})", style="red", highlight=False)
+    console.print(f"{words}{counted(summary.failed, 'seed')} failed ({checks})", style="red", highlight=False)

@@ -18,6 +18,7 @@ from foreserve.cli.trace_record import record
 from foreserve.cli.trace_report import report
 from foreserve.cli.trace_words import console, watching, wrong
 from foreserve.errors import ForeserveError
+from foreserve.plural import counted
 from foreserve.traces.own import write_trace
 from foreserve.traces.statistics import statistics
 
@@ -109,4 +110,4 @@ def convert(
     except ForeserveError as error:
         wrong(str(error))
     told = f", {watched.skipped:,} malformed rows left out" if watched.skipped else ""
-    console.print(f"{out}: {count:,} requests{told}", soft_wrap=True)
+    console.print(f"{out}: {counted(count, 'request')}{told}", soft_wrap=True)

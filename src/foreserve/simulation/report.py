@@ -9,6 +9,7 @@ from string import Template
 
 import msgspec
 
+from foreserve.plural import counted
 from foreserve.simulation.chart import LIVE, Chart, Clock, colour
 from foreserve.simulation.charts import charts
 from foreserve.simulation.comparison import differing
@@ -52,8 +53,8 @@ def page(trace: Trace, seen: Survey, results: Sequence[Result]) -> str:
 def _about(seen: Survey, results: Sequence[Result]) -> str:
     skipped = f" ({seen.skipped:,} bad rows skipped)" if seen.skipped else ""
     return (
-        f"{seen.rows:,} requests{skipped} in {span(seen.span_s)}, seed {results[0].seed}. Made by foreserve simulate: "
-        "the app's own dispatcher, policies and ledger on a virtual clock, with simulated engines."
+        f"{counted(seen.rows, 'request')}{skipped} in {span(seen.span_s)}, seed {results[0].seed}. Made by foreserve "
+        "simulate: the app's own dispatcher, policies and ledger on a virtual clock, with simulated engines."
     )
 
 
