@@ -16,7 +16,9 @@ from typer.testing import CliRunner, Result
 
 from foreserve.cli.main import app
 from foreserve.cli.simulate_sweep import Asked, command
+from foreserve.simulation.fault_kinds import read_faults
 from foreserve.simulation.profiles import save_profile
+from foreserve.simulation.sweep import faults_of
 from foreserve.traces.row import Header, TraceRow
 
 APP = """\
@@ -300,7 +302,18 @@ def test_faults_are_told_and_sweep_by_seed(house: Path):
     assert told["total"]["requests"] == 200
     swept = simulate(house, *faults, "--seeds", "2")
     assert swept.exit_code == 0, swept.output
-    assert "2 seeds, 400 requests: all checks hold" in " ".join(swept.stdout.split())
+    shown = " ".join(swept.stdout.split())
+    assert "2 seeds, 400 requests: all checks hold" in shown
+    assert re.search(r"done: median [\d.]+ %, worst [\d.]+ % \(seed [34]\) again: foreserve simulate ", shown)
+    assert re.search(r"TTFT p99: median [\d.]+ m?s, worst [\d.]+ m?s \(seed [34]\) again: foreserve simulate ", shown)
+
+
+def test_faults_that_were_drawn_can_be_had_alone(house: Path):
+    notes = figures(house, "--faults", "mixed", "--fault-seed", "5")["runs"][0]["notes"]
+    drawn = [shlex.split(note.removeprefix("drawn: ")) for note in notes if note.startswith("drawn: ")]
+    assert drawn
+    assert read_faults(",".join(each[1] for each in drawn)) == faults_of("mixed", 5)
+    assert any(note.startswith("faults: ") for note in figures(house, *drawn[0])["runs"][0]["notes"])
 
 
 def test_a_fault_that_does_not_exist_is_told_before_anything_runs(house: Path):

@@ -62,7 +62,9 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 def sweep(console: Console, asked: Asked, seeds: Sequence[int], *, jobs: int, quiet: bool) -> int:
     """How many seeds failed. Raises ConfigError before the first for whatever is wrong."""
     one = one_of(asked)
-    return run_sweep(console, one, seeds, functools.partial(command, asked), jobs=jobs, quiet=quiet).failed
+    return run_sweep(
+        console, one, seeds, functools.partial(command, asked), jobs=jobs, quiet=quiet, figures=True
+    ).failed
 
 
 def sweep_random(console: Console, faults: str, seeds: Sequence[int], *, jobs: int, quiet: bool) -> int:

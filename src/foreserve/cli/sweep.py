@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -26,8 +27,11 @@ def run_sweep(
     *,
     jobs: int = 1,
     quiet: bool = False,
+    figures: bool = False,
 ) -> Summary:
     """Run `one` for every seed and print those that fail, with the `command` that runs that seed again.
+
+    With `figures` the seeds are of one app and load, whose median and worst are told.
 
     Returns the summary, which it prints unless `quiet`; `failed` there is how many seeds did.
     """
@@ -55,7 +59,24 @@ def run_sweep(
             bar.update(task, advance=1, told=told)
     if not quiet:
         _summarise(console, summary)
+        if figures:
+            _spread(console, summary, command)
     return summary
+
+
+def _spread(console: Console, summary: Summary, command: Callable[[int], str]) -> None:
+    """Figures over the seeds: the median, and the worst with the command that shows it again."""
+    from foreserve.simulation.summary import duration, percent
+
+    for what, told, values, worst in (
+        ("done", percent, summary.done, min),
+        ("TTFT p99", duration, summary.ttft_p99, max),
+    ):
+        if values:
+            value, seed = worst(values)
+            middle = told(median(each for each, _ in values))
+            console.print(f"{what}: median {middle}, worst {told(value)} (seed {seed})", highlight=False)
+            console.print(f"  again: {command(seed)}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _tell(console: Console, found: Swept, command: str) -> None:
