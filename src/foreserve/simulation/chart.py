@@ -14,8 +14,8 @@ from foreserve.simulation.histogram import Distribution
 Runs = Sequence[tuple[str, ServiceFigures]]
 """One service in each run, with the runs' names."""
 
-COLOURS: Final = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#db2777", "#0891b2", "#a16207", "#4b5563")
-"""Of the runs, in order; they begin anew after the last."""
+COLOURS: Final = ("#2563eb", "#c026d3", "#854d0e", "#0891b2", "#4c1d95", "#f472b6", "#64748b", "#1e3a8a")
+"""Of the runs, in order; they begin anew after the last. None is one of `KINDS`."""
 
 LIVE: Final = "#111827"
 QUIET: Final = "#9ca3af"
@@ -23,7 +23,10 @@ KINDS: Final = {"done": "#10b981", "shed": "#f59e0b", "expired": "#ef4444", "can
 
 
 class Chart(msgspec.Struct, frozen=True, kw_only=True):
-    """One picture. `unit` is that of its y axis; `note` says in words what it lacks. `timed` ones zoom together."""
+    """One picture. `unit` is that of its y axis; `note` says in words what it lacks. `timed` ones zoom together.
+
+    The logarithmic axis tells `seconds` in words, and has a line across at `mark`.
+    """
 
     title: str
     says: str
@@ -36,6 +39,8 @@ class Chart(msgspec.Struct, frozen=True, kw_only=True):
     legend: bool = False
     percent: str = ""
     note: str = ""
+    seconds: bool = False
+    mark: float | None = None
 
 
 def colour(index: int) -> str:

@@ -42,12 +42,22 @@ def page(trace: Trace, seen: Survey, results: Sequence[Result]) -> str:
         rows = summary(results, live, name)
         body += [f"<h2>Service {_text(name)}</h2>", _table(results, rows, live=live is not None)]
         clock = Clock(results[0].epoch, max(result.ended_s for result in results))
-        cards = [_card(chart, clock, drawn) for chart in charts(results, name, live)]
+        cards = [_card(chart, clock, drawn) for chart in charts(results, name, live, _deadline(seen, results, name))]
         body.append(f'<h2>{_text(name)}: its course</h2><div class="grid">{"".join(cards)}</div>')
     template = Template(resources.files("foreserve.simulation").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=_text(title), plotly=get_plotlyjs(), body="\n".join(body), charts=_script(msgspec.json.encode(drawn))
     )
+
+
+def _deadline(seen: Survey, results: Sequence[Result], service: str) -> float | None:
+    """That all requests have: the rows' own, or the settings' where rows have none. `None`: there is no such one."""
+    if len(seen.deadlines) != 1:
+        return None
+    if (own := seen.deadlines[0]) is not None:
+        return own
+    asked = {result.settings[service].get("deadline_s") for result in results}
+    return asked.pop() if len(asked) == 1 else None
 
 
 def _about(seen: Survey, results: Sequence[Result]) -> str:

@@ -17,6 +17,9 @@ from foreserve.traces.scaling import between
 
 PROGRESS_EVERY: Final = 4096
 
+MOST_DEADLINES: Final = 2
+"""Enough to know that they differ."""
+
 FIRST_WIDTH_S: Final = 0.1
 """Of the windows of a trace whose length is not known yet."""
 
@@ -68,6 +71,8 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     live: Live | None
     live_of: dict[str, Live] = {}
     first_s: float = 0.0
+    deadlines: tuple[float | None, ...] = ()
+    """Those that rows have, the first few of them; `None` is where they have none."""
     lengths: Lengths = msgspec.field(default_factory=Lengths)
 
     def live_for(self, service: str, *, only: bool) -> Live | None:
@@ -83,6 +88,7 @@ def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Surve
     """Read all of it. `progress` hears how many rows there were so far. Raises ConfigError where a row is wrong."""
     rows, first, last = 0, 0.0, 0.0
     heard: dict[str | None, _Heard] = {}
+    deadlines: dict[float | None, None] = {}
     everything = _Heard()
     lengths = Lengths()
     for row in trace:
@@ -90,6 +96,8 @@ def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Surve
         if rows == 1:
             first = row.arrival
         lengths.hear(row)
+        if len(deadlines) < MOST_DEADLINES:
+            deadlines[row.deadline_s] = None
         last = row.arrival
         if row.service not in heard:
             heard[row.service] = _Heard()
@@ -107,6 +115,7 @@ def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Surve
         live=everything.told(rows, last),
         live_of={name: live for name, live in told.items() if live is not None},
         first_s=first,
+        deadlines=tuple(deadlines),
         lengths=lengths,
     )
 
