@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-import msgspec
-
+from foreserve.page import Chart as Chart
 from foreserve.simulation.figures import Series, ServiceFigures
 from foreserve.simulation.histogram import Distribution
 
@@ -20,27 +19,6 @@ COLOURS: Final = ("#2563eb", "#c026d3", "#854d0e", "#0891b2", "#4c1d95", "#f472b
 LIVE: Final = "#111827"
 QUIET: Final = "#9ca3af"
 KINDS: Final = {"done": "#10b981", "shed": "#f59e0b", "expired": "#ef4444", "cancelled": "#9ca3af", "failed": "#7f1d1d"}
-
-
-class Chart(msgspec.Struct, frozen=True, kw_only=True):
-    """One picture. `unit` is that of its y axis; `note` says in words what it lacks. `timed` ones zoom together.
-
-    The logarithmic axis tells `seconds` in words, and has a line across at `mark`.
-    """
-
-    title: str
-    says: str
-    traces: list[dict[str, Any]]
-    unit: str
-    across: str = ""
-    timed: bool = False
-    log: str = ""
-    stacked: bool = False
-    legend: bool = False
-    percent: str = ""
-    note: str = ""
-    seconds: bool = False
-    mark: float | None = None
 
 
 def colour(index: int) -> str:
