@@ -47,6 +47,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     reading: tuple[Any, ...]
     seed: int
     faults: str
+    service: str | None = None
+    maps: tuple[str, ...] = ()
 
     def run(self) -> Variant:
         """The run, made anew. Raises ConfigError."""
@@ -54,13 +56,15 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
     def opened(self) -> Trace:
         """The trace, which is the same for all seeds of a sweep. Raises ConfigError."""
-        return words.read(Path(self.trace), *(*self.reading, self.seed))
+        return words.read(Path(self.trace), *(*self.reading, self.seed, self.service, self.maps))
 
 
 def sweep(console: Console, asked: Asked, seeds: Sequence[int], *, jobs: int, quiet: bool) -> int:
     """How many seeds failed. Raises ConfigError before the first for whatever is wrong."""
     one = one_of(asked)
-    return run_sweep(console, one, seeds, functools.partial(command, asked), jobs=jobs, quiet=quiet).failed
+    return run_sweep(
+        console, one, seeds, functools.partial(command, asked), jobs=jobs, quiet=quiet, figures=True
+    ).failed
 
 
 def sweep_random(console: Console, faults: str, seeds: Sequence[int], *, jobs: int, quiet: bool) -> int:
@@ -106,5 +110,7 @@ def command(asked: Asked, seed: int) -> str:
     for (name, default), value in zip(READING, asked.reading, strict=True):
         if value != default:
             line += [name] if value is True else [name, str(value)]
+    line += [] if asked.service is None else ["--service", asked.service]
+    line += [word for each in asked.maps for word in ("--map", each)]
     line += ["--seed", str(asked.seed)] if asked.seed else []
     return shlex.join([*line, "--faults", asked.faults, "--fault-seed", str(seed), "--seeds", "1"])

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foreserve.core import Outcome
+from foreserve.plural import counted
 from foreserve.simulation.comparison import differing
 from foreserve.simulation.figures import Result
 from foreserve.simulation.summary import Row, change, span, summary
@@ -109,12 +110,12 @@ def last_line(results: Sequence[Result], seconds: float) -> str:
     simulated = sum(result.ended_s for result in results)
     rate = f", {requests / seconds:,.0f} requests/s, {simulated / seconds:,.0f} times real time" if seconds else ""
     runs = "" if len(results) == 1 else f" in {len(results)} runs"
-    return f"simulated {requests:,} requests over {span(simulated)}{runs} in {seconds:.2f} s{rate}"
+    return f"simulated {counted(requests, 'request')} over {span(simulated)}{runs} in {seconds:.2f} s{rate}"
 
 
 def _title(trace: Trace, seen: Survey) -> str:
     skipped = f", {seen.skipped:,} bad rows skipped" if seen.skipped else ""
-    return f"{trace.header.name or 'trace'}: {seen.rows:,} requests in {span(seen.span_s)}{skipped}"
+    return f"{trace.header.name or 'trace'}: {counted(seen.rows, 'request')} in {span(seen.span_s)}{skipped}"
 
 
 def _table(title: str, results: Sequence[Result], rows: Sequence[Row], *, live: bool) -> Table:

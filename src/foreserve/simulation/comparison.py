@@ -60,16 +60,27 @@ def files_read(app_file: str, files: Sequence[str], named: Sequence[str], app: A
 
 
 def variants(
-    app: App, label: str, sets: Mapping[str, Any], files: Sequence[str], named: Sequence[str]
+    app: App,
+    label: str,
+    sets: Mapping[str, Any],
+    files: Sequence[str],
+    named: Sequence[str],
+    vary: tuple[str, Sequence[Any]] | None = None,
 ) -> list[Variant]:
     """The app with what `sets` change, then as each of `files` has it. Raises ConfigError for whatever is wrong.
+
+    `vary` is a key and its values: a run for each of them is in place of the app's own.
 
     A file's profiles are those of the app, adapted to its settings where these differ (see `adapted`).
     """
     measured = profiles_of(app, named)
     base = changed(app, sets, "--set ") if sets else app
+    first = [(label, base)]
+    if vary is not None:
+        key, values = vary
+        first = [(f"{key}={value}", changed(base, {key: value}, "--vary ")) for value in values]
     made: list[Variant] = []
-    for name, one in [(label, base), *((Path(file).name, compared(base, file)) for file in files)]:
+    for name, one in [*first, *((Path(file).name, compared(base, file)) for file in files)]:
         own = {each: profile for each, profile in profiles_of(one, []).items() if each not in measured}
         profiles, notes = {**own}, list[str]()
         for each, profile in measured.items():

@@ -153,7 +153,8 @@ def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, 
         if asked is not None and asked not in twins:
             raise ConfigError(
                 f"the trace has requests for a service {asked!r}, which the app does not have or which cannot be "
-                f"simulated{choices(asked, twins)}"
+                f"simulated{choices(asked, twins)}; `--service {next(iter(twins))}` plays all requests to that one, "
+                f"`--map {asked}={next(iter(twins))}` those of this name"
             )
     return twins
 

@@ -9,7 +9,7 @@ from typing import Final, Literal
 import msgspec
 
 from foreserve.core import OutcomeKind
-from foreserve.simulation.figures import Result, ServiceFigures, Tally
+from foreserve.simulation.figures import Result, ServiceFigures, Tally, cost
 from foreserve.simulation.histogram import Distribution
 from foreserve.simulation.survey import Live
 
@@ -61,8 +61,22 @@ def summary(results: Sequence[Result], live: Live | None, service: str | None = 
     use.add("most that waited", [float(max(each.most_waiting for each in house)) for house in houses], count)
     preempted = [float(sum(each.preemptions for each in house)) for house in houses]
     use.add("preemptions", preempted, count, better="lower")
+    _costs(rows, results, service)
     _outcomes(rows, tallies, live)
     return rows
+
+
+def _costs(rows: list[Row], results: Sequence[Result], service: str | None) -> None:
+    costs = []
+    for result in results:
+        if result.cost is None:
+            return
+        hours = sum(each.replica_hours for each in _services(result, service))
+        costs.append(cost(result.cost.price, hours, _tally(result, service)))
+    money = _Rows("cost", "lower", rows)
+    money.add("cost", [each.total for each in costs], number)
+    money.add("cost per 1,000 requests done", [each.per_1000_done for each in costs], number)
+    money.add("cost per million output tokens", [each.per_million_output_tokens for each in costs], number)
 
 
 _LATENCIES = (("ttft", "TTFT"), ("tpot", "TPOT"), ("e2e", "end-to-end"), ("wait", "queue wait"))

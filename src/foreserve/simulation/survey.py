@@ -20,6 +20,8 @@ PROGRESS_EVERY: Final = 4096
 
 MOST_TENANTS: Final = 100_000
 """Tenants whose requests are counted, to find those that asked most often."""
+MOST_DEADLINES: Final = 2
+"""Enough to know that they differ."""
 
 FIRST_WIDTH_S: Final = 0.1
 """Of the windows of a trace whose length is not known yet."""
@@ -73,8 +75,10 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     live_of: dict[str, Live] = {}
     tenants: tuple[str, ...] = ()
     """Those that asked most often, most often first: who is told of by name in every run."""
-    lengths: Lengths = msgspec.field(default_factory=Lengths)
     first_s: float = 0.0
+    deadlines: tuple[float | None, ...] = ()
+    """Those that rows have, the first few of them; `None` is where they have none."""
+    lengths: Lengths = msgspec.field(default_factory=Lengths)
 
     def live_for(self, service: str, *, only: bool) -> Live | None:
         """Of one service; `only`: it is the only one, so that requests that name none are its own."""
@@ -89,14 +93,17 @@ def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Surve
     """Read all of it. `progress` hears how many rows there were so far. Raises ConfigError where a row is wrong."""
     rows, first, last = 0, 0.0, 0.0
     heard: dict[str | None, _Heard] = {}
+    deadlines: dict[float | None, None] = {}
     everything = _Heard()
     tenants: Counter[str] = Counter()
     lengths = Lengths()
     for row in trace:
         rows += 1
-        lengths.hear(row)
         if rows == 1:
             first = row.arrival
+        lengths.hear(row)
+        if len(deadlines) < MOST_DEADLINES:
+            deadlines[row.deadline_s] = None
         last = row.arrival
         if row.tenant in tenants or len(tenants) < MOST_TENANTS:
             tenants[row.tenant] += 1
@@ -116,8 +123,9 @@ def survey(trace: Trace, progress: Callable[[int], None] | None = None) -> Surve
         live=everything.told(rows, last),
         live_of={name: live for name, live in told.items() if live is not None},
         tenants=tuple(name for name, _ in tenants.most_common(MOST_NAMES)),
-        lengths=lengths,
         first_s=first,
+        deadlines=tuple(deadlines),
+        lengths=lengths,
     )
 
 

@@ -19,9 +19,10 @@ from foreserve.traces.row import Header, Lost, Trace, TraceRow
 
 LOOKS = '{"arrival": 0.25, "input_tokens": 374, "output_tokens": 44} in each line'
 
-MOST_BLOCK_TOKENS = 65_536
 MOST_SPAN_S: Final = 400 * 86_400.0
 """No trace is longer: later arrivals are times since 1970, and a simulation of decades of idle time would not end."""
+
+MOST_BLOCK_TOKENS = 65_536
 
 log = logging.getLogger(__name__)
 
