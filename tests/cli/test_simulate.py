@@ -166,6 +166,7 @@ def test_a_price_tells_what_runs_cost(house: Path):
         assert label in shown
         assert label in (house / "r.html").read_text()
     assert simulate(house, "--price", "-1").exit_code == 2
+    assert "--price is inf" in refused(house, "--price", "inf")
 
 
 def test_a_file_to_compare_is_checked_before_anything_runs(house: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -196,6 +197,8 @@ def simulate(
             failed = sweep(console, asked, range(first, first + seeds), jobs=jobs, quiet=quiet)
             raise typer.Exit(EXIT_FAILED if failed else 0)
         files = [*(compare or []), *trace[1:]]
+        if price is not None and not math.isfinite(price):
+            raise ConfigError(f"--price is {price}; it must be a finite number, at least 0")
         values = None if vary is None else varied(vary)
         runs = variants(load_app_file(app), Path(app).name, assignments(set_ or []), files, profile or [], values)
         outputs = Outputs(report, timeline, timeline_requests, json, record_decisions)
