@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from foreserve.simulation.machine import cores, processor, told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,20 +66,12 @@ def commit() -> str:
 def machine() -> dict[str, Any]:
     """Processor, cores that this process may use, memory and Python. No name of the host."""
     return {
-        "cpu": _from_proc("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(int(_from_proc("/proc/meminfo", "MemTotal").split()[0] or 0) / 2**20, 1),
+        "cpu": processor(),
+        "cores": cores(),
+        "memory_gib": round(int(told("/proc/meminfo", "MemTotal").split()[0] or 0) / 2**20, 1),
         "python": platform.python_version(),
         "system": platform.system(),
     }
-
-
-def _from_proc(path: str, key: str) -> str:
-    for line in Path(path).read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return ""
 
 
 class Report:

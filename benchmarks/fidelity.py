@@ -32,7 +32,7 @@ from foreserve.errors import ConfigError
 from foreserve.services.llm import LLM
 from foreserve.simulation.calibrate_plan import Effort
 from foreserve.simulation.need import Need
-from foreserve.simulation.profiles import load_profile, save_profile
+from foreserve.simulation.profiles import read_profile, save_profile
 from foreserve.simulation.study import simulate
 from foreserve.traces.open import open_trace
 from foreserve.traces.own import write_rows
@@ -88,8 +88,8 @@ def live(plan: Plan, mix_name: str, keep: Path, *, steps: bool, known: Path | No
     model = LLM(MODEL, **WORDS)
     model.prepare()
     file = keep / "profile.yaml"
-    save_profile(profiled(model, plan.effort) if known is None else load_profile(known), file)
-    profile = load_profile(file)
+    save_profile(profiled(model, plan.effort) if known is None else read_profile(known), file)
+    profile = read_profile(file)
     bare = keep / "control.yaml"
     if control:  # what lies around the engine is real there, and need not be told
         save_profile(msgspec.structs.replace(profile, overhead_s=0.0), bare)
@@ -162,7 +162,7 @@ def emptied(folder: Path) -> None:
 
 def again(keep: Path, report: Report) -> None:
     """Simulate what was measured live and compare. Raises ConfigError where there is nothing to compare with."""
-    profile = load_profile(keep / "profile.yaml")
+    profile = read_profile(keep / "profile.yaml")
     kept = msgspec.json.decode((keep / "kept.json").read_bytes(), type=Kept)
     report.settings |= msgspec.to_builtins(kept)
     runs: dict[float, Run] = {}

@@ -249,6 +249,7 @@ class StateSettings(Settings, frozen=True, kw_only=True):
 
     `decisions` is a file in which every decision of policies, placements and admissions is recorded with its inputs,
     for `foreserve replay`; the recording of the last start is kept beside it. It ends at `decisions_mb` (10^6 bytes).
+    Every pick writes all replicas that it could see, so it costs the more the more there are: docs/faults.md.
     """
 
     folder: str | None = None

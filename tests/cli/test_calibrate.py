@@ -12,7 +12,7 @@ from tests.cli.live import serve
 from typer.testing import CliRunner, Result
 
 from foreserve.cli.main import app
-from foreserve.simulation.profiles import load_profile
+from foreserve.simulation.profiles import read_profile
 
 SIMULATED = """
 services:
@@ -44,7 +44,7 @@ def app_file(tmp_path: Path) -> Path:
 def test_the_profile_of_a_service_goes_where_it_is_looked_for(app_file: Path, tmp_path: Path):
     result = ran(app_file, "--seconds", 5, "--starts", 2)
     assert result.exit_code == 0, result.output
-    profile = load_profile(tmp_path / "state" / "profiles" / "chat.yaml")
+    profile = read_profile(tmp_path / "state" / "profiles" / "chat.yaml")
     assert "profiles/chat.yaml" in said(result)
     assert profile.name == "chat: simulated (simulated)"
     assert profile.slots == 4
@@ -61,7 +61,7 @@ def test_the_embedded_engine_can_be_measured(tmp_path: Path):
     out = tmp_path / "chat.yaml"
     result = ran(file, "--quick", "--seconds", 10, "-o", out)
     assert result.exit_code == 0, result.output
-    profile = load_profile(out)
+    profile = read_profile(out)
     assert (profile.slots, profile.max_batched_tokens, profile.block_tokens) == (4, 512, 32)
     assert profile.prefix_caching
     assert profile.prefill.seconds[-1][0] > profile.prefill.seconds[0][0] > 0
@@ -77,7 +77,7 @@ def test_a_running_server_is_measured_from_outside(tmp_path: Path):
     with serve(tmp_path, str(file)) as live:
         result = ran("--url", live.url, "--seconds", 5, "--quick", "-o", out)
     assert result.exit_code == 0, result.output
-    profile = load_profile(out)
+    profile = read_profile(out)
     assert profile.slots == 4
     assert profile.context_tokens == 8192
     assert profile.machine == live.url

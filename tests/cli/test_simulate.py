@@ -16,7 +16,10 @@ from typer.testing import CliRunner, Result
 
 from foreserve.cli.main import app
 from foreserve.cli.simulate_sweep import Asked, command
+from foreserve.dispatch.flight import Flight
+from foreserve.simulation.fault_kinds import read_faults
 from foreserve.simulation.profiles import save_profile
+from foreserve.simulation.sweep import faults_of
 from foreserve.traces.row import Header, TraceRow
 
 APP = """\
@@ -140,6 +143,32 @@ def test_runs_are_compared_by_what_files_change(house: Path):
     assert "in 3 runs" in shown
 
 
+def test_a_setting_is_varied(house: Path):
+    runs = figures(house, "--vary", "chat.replicas=1,2,4")["runs"]
+    assert [run["name"] for run in runs] == ["chat.replicas=1", "chat.replicas=2", "chat.replicas=4"]
+    assert [run["settings"]["chat"]["replicas"] for run in runs] == [1, 2, 4]
+    waits = [run["total"]["wait"]["p90"] for run in runs]
+    assert waits == sorted(waits, reverse=True)
+    assert "--vary chat.replica: unknown key 'replica'" in refused(house, "--vary", "chat.replica=1,2")
+    for wrong in ("chat.replicas", "chat.replicas=", "chat.replicas=[1,2", "=1"):
+        assert f"--vary {wrong}: write KEY=VALUE,VALUE" in refused(house, "--vary", wrong)
+
+
+def test_a_price_tells_what_runs_cost(house: Path):
+    run = figures(house, "--price", "2.5")["runs"][0]
+    cost, chat = run["cost"], run["services"]["chat"]
+    assert cost["total"] == pytest.approx(2.5 * chat["replica_hours"])
+    assert cost["per_1000_done"] == pytest.approx(1e3 * cost["total"] / run["total"]["outcomes"]["done"])
+    assert cost["per_million_output_tokens"] == pytest.approx(1e6 * cost["total"] / run["total"]["output_tokens"])
+    assert figures(house)["runs"][0]["cost"] is None
+    shown = simulate(house, "--price", "2.5", "--report", str(house / "r.html")).stdout
+    for label in ("cost per 1,000 requests done", "cost per million output tokens"):
+        assert label in shown
+        assert label in (house / "r.html").read_text()
+    assert simulate(house, "--price", "-1").exit_code == 2
+    assert "--price is inf" in refused(house, "--price", "inf")
+
+
 def test_a_file_to_compare_is_checked_before_anything_runs(house: Path):
     (house / "bad.yaml").write_text("# better\nchat:\n  replicas: 2\n  polcy: fcfs\n")
     assert "bad.yaml, line 4: chat.polcy: unknown key 'polcy'; did you mean 'policy'?" in refused(
@@ -161,6 +190,19 @@ def test_a_service_without_profile_is_told_where_one_was_looked_for(house: Path)
     assert "chat.yaml" in words
 
 
+def test_the_service_without_profile_is_named_where_others_need_none(house: Path):
+    (house / "both.py").write_text(
+        "import foreserve as fs\n\n@fs.function\ndef shout(text: str) -> str:\n    return text\n\n"
+        "app = fs.App(shout=shout, chat=fs.LLM('simulated'), state={'folder': 'none'})\n"
+    )
+    told = CliRunner().invoke(app, ["simulate", str(house / "trace.jsonl"), "--app", str(house / "both.py")])
+    assert told.exit_code == 2
+    words = " ".join(told.stderr.split())
+    assert "both.py: service 'chat' has no engine profile" in words
+    assert "(looked for " in words
+    assert "none/profiles/chat.yaml)" in words
+
+
 def test_profiles_are_named_by_service(house: Path):
     save_profile(msgspec.structs.replace(PROFILE, slots=1), house / "slow.yaml")
     quick = figures(house)["runs"][0]["total"]["e2e"]["p50"]
@@ -171,7 +213,24 @@ def test_profiles_are_named_by_service(house: Path):
 
 def test_a_trace_for_a_service_that_is_not_there(house: Path):
     write(house / "other.jsonl", [TraceRow(arrival=0.0, input_tokens=5, output_tokens=5, service="talk")])
-    assert "requests for a service 'talk'" in refused(house, trace="other.jsonl")
+    words = refused(house, trace="other.jsonl")
+    assert "requests for a service 'talk'" in words
+    assert "`--service chat` plays all requests to that one, `--map talk=chat` those of this name" in words
+
+
+def test_the_names_of_services_can_be_mapped(house: Path):
+    rows = [TraceRow(arrival=i, input_tokens=5, output_tokens=5, service=f"gpt={i}") for i in range(2)]
+    write(house / "other.jsonl", rows)
+    told = [
+        simulate(house, "--json", "-", "--quiet", *args, trace="other.jsonl")
+        for args in (["--service", "chat"], ["--map", "gpt=0=chat", "--map", "gpt=1=chat"])
+    ]
+    for each in told:
+        assert each.exit_code == 0, each.output
+        assert msgspec.json.decode(each.stdout)["runs"][0]["services"]["chat"]["tally"]["requests"] == 2
+    assert "requests for a service 'gpt=1'" in refused(house, "--map", "gpt=0=chat", trace="other.jsonl")
+    assert "--map chat: write NAME=SERVICE" in refused(house, "--map", "chat")
+    assert "valid: one of the two" in refused(house, "--map", "a=b", "--service", "chat")
 
 
 def test_what_a_recording_tells_stands_beside(house: Path):
@@ -180,7 +239,16 @@ def test_what_a_recording_tells_stands_beside(house: Path):
     result = simulate(house, trace="live.jsonl")
     assert "live" in result.stdout
     assert "1.50 s" in result.stdout
+    assert "against live" in result.stdout
+    assert re.search(r"chat: simulated end-to-end p50 is \d+ % (below|above) live: measure the profile", result.stdout)
     assert "live" not in simulate(house).stdout
+
+
+def test_what_the_profile_says_of_itself_is_told(house: Path):
+    noted = msgspec.structs.replace(PROFILE, notes=["the machine was busy: measure it again"])
+    save_profile(noted, house / "state" / "profiles" / "chat.yaml")
+    told = figures(house)["runs"][0]
+    assert "chat's profile: the machine was busy: measure it again" in told["notes"]
 
 
 def test_where_nothing_can_be_written_nothing_runs(house: Path):
@@ -249,7 +317,26 @@ def test_faults_are_told_and_sweep_by_seed(house: Path):
     assert told["total"]["requests"] == 200
     swept = simulate(house, *faults, "--seeds", "2")
     assert swept.exit_code == 0, swept.output
-    assert "2 seeds, 400 requests: all checks hold" in " ".join(swept.stdout.split())
+    shown = " ".join(swept.stdout.split())
+    assert "2 seeds, 400 requests: all checks hold" in shown
+    assert re.search(r"done: median [\d.]+ %, worst [\d.]+ % \(seed [34]\) again: foreserve simulate ", shown)
+    assert re.search(r"TTFT p99: median [\d.]+ m?s, worst [\d.]+ m?s \(seed [34]\) again: foreserve simulate ", shown)
+
+
+def test_faults_that_were_drawn_can_be_had_alone(house: Path):
+    notes = figures(house, "--faults", "mixed", "--fault-seed", "5")["runs"][0]["notes"]
+    drawn = [shlex.split(note.removeprefix("drawn: ")) for note in notes if note.startswith("drawn: ")]
+    assert drawn
+    assert read_faults(",".join(each[1] for each in drawn)) == faults_of("mixed", 5)
+    assert any(note.startswith("faults: ") for note in figures(house, *drawn[0])["runs"][0]["notes"])
+
+
+def test_a_check_that_fails_is_a_note_and_a_status(house: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Flight, "expire", lambda self, loop, expired: None)
+    args = ("--set", "chat.policy=fcfs", "--set", "chat.replicas=1", "--speed", "20", "--faults", "load_spike")
+    told = simulate(house, *args)
+    assert told.exit_code == 1, told.output
+    assert "warning: does not hold: deadline at " in told.stdout
 
 
 def test_a_fault_that_does_not_exist_is_told_before_anything_runs(house: Path):
@@ -269,10 +356,12 @@ def test_the_command_of_a_seed_says_all_that_was_asked():
         reading=("azure", True, False, None, "5min", None, 1.0, 2.0, 100),
         seed=4,
         faults="mixed",
+        maps=("gpt-4o=chat",),
     )
     assert command(asked, 17) == (
         "foreserve simulate t.jsonl --app 'a b.py' --set chat.replicas=1 --profile chat=p.yaml --format azure "
-        "--skip-bad --from 5min --speed 2.0 --limit 100 --seed 4 --faults mixed --fault-seed 17 --seeds 1"
+        "--skip-bad --from 5min --speed 2.0 --limit 100 --map gpt-4o=chat --seed 4 "
+        "--faults mixed --fault-seed 17 --seeds 1"
     )
 
 
@@ -346,7 +435,9 @@ def test_without_trace_and_app_a_sweep_draws_its_own():
     for args in (["--faults", "mixed"], ["--seeds", "3"], ["--app", "app.yaml"]):
         wrong = CliRunner().invoke(app, ["simulate", *args])
         assert wrong.exit_code == 2
-        assert "TRACE and --app are missing" in wrong.stderr
+        lost = "TRACE is missing" if args[0] == "--app" else "TRACE and --app are missing"
+        assert lost in wrong.stderr
+    assert "--app is missing" in CliRunner().invoke(app, ["simulate", "t.jsonl"]).stderr
 
 
 def test_decisions_are_recorded_run_by_run_and_replayed(house: Path, tmp_path: Path):

@@ -54,6 +54,14 @@ def test_convert_a_part_into_ours(azure, tmp_path):
     assert trace.header.epoch == open_trace(azure).header.epoch + 60
 
 
+def test_convert_gives_services_other_names(azure, tmp_path):
+    out = tmp_path / "o.jsonl"
+    assert cli("convert", azure, "-o", out, "--limit", 5, "--service", "chat").exit_code == 0
+    assert {row.service for row in open_trace(out)} == {"chat"}
+    assert cli("convert", out, "-o", tmp_path / "p.jsonl", "--map", "chat=code").exit_code == 0
+    assert {row.service for row in open_trace(tmp_path / "p.jsonl")} == {"code"}
+
+
 def test_a_trace_out_of_order_is_sorted_where_that_is_asked(tmp_path):
     path, out = tmp_path / "t.jsonl", tmp_path / "o.jsonl"
     path.write_text("".join(f'{{"arrival": {at}}}\n' for at in range(10_050, 0, -1)))

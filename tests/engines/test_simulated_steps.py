@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreserve.engines.profile import DecodeTable, EngineProfile, PrefillTable, linear
-from foreserve.engines.simulated_sequence import Sequence
+from foreserve.engines.simulated_answering import Answering
 from foreserve.engines.simulated_static import StaticSteps
 from foreserve.engines.simulated_steps import ContinuousSteps
 from tests.engines.simulated_reference import Plain, Reference
@@ -45,7 +45,7 @@ def play(steps, *arrivals, until=None):
 
 def test_two_requests_share_a_step_that_computes_both_prompts():
     steps = ContinuousSteps(profile(max_batched_tokens=64))
-    out = play(steps, (0.0, Sequence("a", 10, 3)), (0.0, Sequence("b", 20, 5)))
+    out = play(steps, (0.0, Answering("a", 10, 3)), (0.0, Answering("b", 20, 5)))
     assert out == [
         (CLOSE(0.3), "a", 1, None),  # 30 tokens in one step
         (CLOSE(0.3), "b", 1, None),
@@ -56,7 +56,7 @@ def test_two_requests_share_a_step_that_computes_both_prompts():
 
 def test_a_long_prompt_is_computed_in_parts_while_others_decode():
     steps = ContinuousSteps(profile(max_batched_tokens=16, mixing=0.5))
-    out = play(steps, (0.0, Sequence("a", 10, 8)), (0.15, Sequence("b", 40, 2)))
+    out = play(steps, (0.0, Answering("a", 10, 8)), (0.15, Answering("b", 40, 2)))
     # a: 0.1, then a step to 0.2. b's parts beside a's decoding: 15 + 15 + 10 tokens, each with half of 0.1 s.
     ends = [0.4, 0.6, 0.75]
     assert out == [
@@ -69,14 +69,14 @@ def test_a_long_prompt_is_computed_in_parts_while_others_decode():
 
 def test_two_prompts_share_what_is_left_of_a_step_in_order_of_arrival():
     steps = ContinuousSteps(profile(max_batched_tokens=16))
-    out = play(steps, (0.0, Sequence("a", 20, 1)), (0.0, Sequence("b", 12, 1)))
+    out = play(steps, (0.0, Answering("a", 20, 1)), (0.0, Answering("b", 12, 1)))
     # 16 of a; 4 of a and 12 of b.
     assert out == [(CLOSE(0.32), "a", 1, "stop"), (CLOSE(0.32), "b", 1, "stop")]
 
 
 def test_without_a_bound_a_prompt_is_computed_whole_and_decoding_stands_still():
     steps = ContinuousSteps(profile())
-    out = play(steps, (0.0, Sequence("a", 10, 4)), (0.15, Sequence("b", 40, 1)))
+    out = play(steps, (0.0, Answering("a", 10, 4)), (0.15, Answering("b", 40, 1)))
     assert out == [(CLOSE(0.1), "a", 1, None), (CLOSE(0.6), "b", 1, "stop"), (CLOSE(0.8), "a", 3, "stop")]
 
 
@@ -84,32 +84,32 @@ def test_the_context_grows_with_every_step():
     table = DecodeTable(sequences=[1], context=[0, 12, 100], seconds=[[0.1, 0.1, 0.188]])
     steps = ContinuousSteps(profile(decode=table))
     # Steps hold 11, 12, 13, 14 tokens: 0.1 s up to 12, a millisecond more for each token after.
-    out = play(steps, (0.0, Sequence("a", 10, 5)))
+    out = play(steps, (0.0, Answering("a", 10, 5)))
     assert out == [(CLOSE(0.1), "a", 1, None), (CLOSE(0.1 + 0.1 + 0.1 + 0.101 + 0.102), "a", 4, "stop")]
 
 
 def test_who_comes_waits_for_the_step_that_runs():
     steps = ContinuousSteps(profile(max_batched_tokens=64))
-    out = play(steps, (0.0, Sequence("a", 10, 5)), (0.25, Sequence("b", 10, 1)))
+    out = play(steps, (0.0, Answering("a", 10, 5)), (0.25, Answering("b", 10, 1)))
     assert (CLOSE(0.3 + 0.1 + 0.1), "b", 1, "stop") in out
 
 
 def test_who_is_ready_later_joins_later():
     steps = ContinuousSteps(profile(max_batched_tokens=64))
-    out = play(steps, (0.0, Sequence("a", 10, 9, ready=0.05)), (0.25, Sequence("b", 10, 1, ready=0.51)))
+    out = play(steps, (0.0, Answering("a", 10, 9, ready=0.05)), (0.25, Answering("b", 10, 1, ready=0.51)))
     assert out[0] == (CLOSE(0.15), "a", 1, None)
     assert out[1] == (CLOSE(0.55 + 0.2), "b", 1, "stop")
 
 
 def test_slots_bound_how_many_run():
     steps = ContinuousSteps(profile(slots=1))
-    out = play(steps, (0.0, Sequence("a", 10, 2)), (0.0, Sequence("b", 10, 1)))
+    out = play(steps, (0.0, Answering("a", 10, 2)), (0.0, Answering("b", 10, 1)))
     assert out[-1] == (CLOSE(0.3), "b", 1, "stop")
 
 
 def test_a_full_kv_cache_preempts_the_newest_by_blocks():
     steps = ContinuousSteps(profile(kv_tokens=32, max_batched_tokens=64))
-    out = play(steps, (0.0, Sequence("a", 10, 12)), (0.0, Sequence("b", 10, 7)))
+    out = play(steps, (0.0, Answering("a", 10, 12)), (0.0, Answering("b", 10, 7)))
     # 8 blocks. Each holds 3 blocks up to 12 tokens and 4 up to 16, with 6 tokens made; the next step has no room.
     assert steps.preemptions == 1
     began = 0.2 + 5 * 0.15
@@ -120,9 +120,9 @@ def test_a_full_kv_cache_preempts_the_newest_by_blocks():
 def test_a_prefix_that_is_still_there_costs_nothing():
     steps = ContinuousSteps(profile(prefix_caching=True, max_batched_tokens=64))
     first, again, other = (
-        Sequence("first", 20, 1, units=(1, 2), unit=8),
-        Sequence("again", 20, 1, units=(1, 2), unit=8),
-        Sequence("other", 20, 1, units=(1, 7), unit=8),
+        Answering("first", 20, 1, units=(1, 2), unit=8),
+        Answering("again", 20, 1, units=(1, 2), unit=8),
+        Answering("other", 20, 1, units=(1, 7), unit=8),
     )
     out = play(steps, (0.0, first), (1.0, again), (2.0, other))
     assert [at for at, *_ in out] == [CLOSE(0.2), CLOSE(1.04), CLOSE(2.12)]
@@ -132,29 +132,29 @@ def test_a_prefix_that_is_still_there_costs_nothing():
 
 def test_of_a_prompt_that_is_wholly_there_the_last_block_is_computed():
     steps = ContinuousSteps(profile(prefix_caching=True))
-    again = Sequence("again", 16, 1, units=(1, 2), unit=8)
-    out = play(steps, (0.0, Sequence("first", 16, 1, units=(1, 2), unit=8)), (1.0, again))
+    again = Answering("again", 16, 1, units=(1, 2), unit=8)
+    out = play(steps, (0.0, Answering("first", 16, 1, units=(1, 2), unit=8)), (1.0, again))
     assert (out[1][0], again.cached) == (CLOSE(1.04), 12)
 
 
 def test_shared_blocks_are_counted_once_and_leave_when_room_is_needed():
     steps = ContinuousSteps(profile(prefix_caching=True, kv_tokens=40, max_batched_tokens=64))
     for id in "ab":
-        steps.add(Sequence(id, 17, 3, units=(1, 2), unit=8), 0.0)
+        steps.add(Answering(id, 17, 3, units=(1, 2), unit=8), 0.0)
     steps.advance(0.34)
     assert steps.kv_fraction(0.34) == CLOSE((4 + 1 + 1) / 10)  # 4 blocks shared, one each for tokens 17 to 20
     assert not steps.waiting
     play(steps)
     assert steps.kv_fraction(9.0) == 0.0
-    play(steps, (10.0, Sequence("big", 36, 1)))
-    late = Sequence("late", 17, 1, units=(1, 2), unit=8)
+    play(steps, (10.0, Answering("big", 36, 1)))
+    late = Answering("late", 17, 1, units=(1, 2), unit=8)
     play(steps, (20.0, late))
     assert late.cached == 0
 
 
 def test_a_slower_engine_takes_longer_from_the_next_step_on():
     steps = ContinuousSteps(profile())
-    steps.add(Sequence("a", 10, 4), 0.0)
+    steps.add(Answering("a", 10, 4), 0.0)
     steps.advance(0.1)
     steps.slow(3.0, 0.15)
     assert play(steps) == [(CLOSE(0.1 + 0.1 + 0.3 + 0.3), "a", 3, "stop")]
@@ -163,10 +163,10 @@ def test_a_slower_engine_takes_longer_from_the_next_step_on():
 def test_the_last_step_is_the_newest_that_is_over():
     steps = ContinuousSteps(profile(max_batched_tokens=64))
     assert steps.last_step_s(0.0) is None
-    steps.add(Sequence("a", 10, 40), 0.0)
+    steps.add(Answering("a", 10, 40), 0.0)
     steps.advance(0.1)
     assert steps.last_step_s(0.15) == CLOSE(0.1)  # the prompt's
-    steps.add(Sequence("b", 30, 40), 0.15)
+    steps.add(Answering("b", 30, 40), 0.15)
     steps.advance(0.7)
     assert steps.last_step_s(0.7) == CLOSE(0.4)
     assert steps.last_step_s(0.76) == CLOSE(0.15)
@@ -174,7 +174,7 @@ def test_the_last_step_is_the_newest_that_is_over():
 
 def test_progress_is_what_a_stream_would_have_given():
     steps = ContinuousSteps(profile())
-    steps.add(Sequence("a", 10, 9), 0.0)
+    steps.add(Answering("a", 10, 9), 0.0)
     steps.advance(0.1)
     assert [(s.id, tokens, end) for s, tokens, end in steps.progress(0.45)] == [("a", 3, None)]
     assert play(steps) == [(CLOSE(0.9), "a", 5, "stop")]
@@ -245,7 +245,7 @@ def test_stretches_in_closed_form_are_the_same_as_step_by_step(scene):
             assert steps.advance(now) == []
             if is_arrival:
                 _, id, prompt, output, every, units, ready = row
-                known[id] = Sequence(id, prompt, output, every=every, units=units, unit=16, ready=ready)
+                known[id] = Answering(id, prompt, output, every=every, units=units, unit=16, ready=ready)
                 steps.add(known[id], now)
             elif row[1] in known and (emission := steps.cancel(known[row[1]], now)) is not None:
                 out.append((now, row[1], *emission[1:]))
@@ -269,7 +269,7 @@ def _by_request(events):
 
 def test_a_static_batch_never_holds_more_than_there_is():
     steps = StaticSteps(linear(batching="static", slots=2, kv_tokens=30, context_tokens=30, prefill_s_per_token=0.1))
-    rows = [Sequence(f"q{n}", 20, 5) for n in range(2)]
+    rows = [Answering(f"q{n}", 20, 5) for n in range(2)]
     steps.add(rows, 0.0)
     assert steps.kv_fraction(0.1) == 1.0
     assert [(row.id, end) for row, _, end in steps.advance(100.0)] == [("q0", "memory"), ("q1", "memory")]

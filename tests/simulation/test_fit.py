@@ -56,9 +56,30 @@ def test_context_adds_the_same_whoever_runs():
     assert fit.context_slope(points) == pytest.approx(0.01)
 
 
-@pytest.mark.parametrize(("both", "share"), [(1.0, 0.0), (1.5, 0.5), (2.5, 1.0), (0.5, 0.0)])
+@pytest.mark.parametrize(("both", "share"), [(1.0, 0.0), (1.5, 0.5), (2.0, 1.0), (2.04, 1.0), (0.97, 0.0)])
 def test_the_share_of_a_decode_that_is_added_lies_between_none_and_all(both: float, share: float):
-    assert fit.share_added([(both, 1.0, 1.0)]) == share
+    assert fit.share_added([(both, 1.0, 1.0)]) == (share, "")
+
+
+@pytest.mark.parametrize("boths", [[2.5], [0.5], [1.2, 1.5, 1.9], [-3.3, 1.3, 1.5, 3.2]])
+def test_a_share_that_is_noise_is_the_usual_one_with_a_note(boths: list[float]):
+    share, note = fit.share_added([(both, 1.0, 1.0) for both in boths])
+    assert share == 0.6
+    assert "noise: 0.6 is assumed" in note
+
+
+def test_one_stray_measurement_leaves_a_share_as_it_is():
+    assert fit.share_added([(both, 1.0, 1.0) for both in [1.5] * 30 + [9.0]]) == (0.5, "")
+
+
+def test_a_change_that_may_be_none_is_none_with_a_note():
+    assert fit.added([0.004, 0.005, 0.006], 0.001) == (0.005, "")
+    assert fit.added([0.0004, -0.0005], 0.001) == (0.0, "")
+    assert fit.added([], 0.001) == (0.0, "")
+    seconds, note = fit.added([-0.02, 0.005, 0.03], 0.001)
+    assert seconds == 0.0
+    assert "5.0 ms was measured" in note
+    assert "noise: 0 is assumed" in note
 
 
 def test_rows_that_were_never_seen_lie_on_straight_lines():

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 
+from foreserve.app import App
 from foreserve.core import Outcome, OutcomeKind
 from foreserve.engines.profile import linear
+from foreserve.services.upstream import Upstream
 from foreserve.simulation.faults import parse_faults
 from foreserve.simulation.histogram import Histogram
 from foreserve.simulation.need import Need
 from foreserve.simulation.study import simulate
+from foreserve.simulation.summary import summary
 from foreserve.simulation.tally import MOST_NAMES, OTHERS, Tally
 from foreserve.simulation.windows import Windows, width_for
 from foreserve.traces.row import TraceRow
@@ -146,6 +150,36 @@ def test_tenants_are_counted_by_name_up_to_a_bound():
     assert tenants["t3"].requests == 1
 
 
+def test_tenants_are_named_by_what_they_ask_the_same_in_every_run():
+    """One that comes late and asks for much is named, whatever is refused to whom."""
+    few = [TraceRow(arrival=i / 10, input_tokens=20, output_tokens=5, tenant=f"t{i}") for i in range(MOST_NAMES + 30)]
+    rows = few + [TraceRow(arrival=20.0 + i / 10, input_tokens=20, output_tokens=5, tenant="much") for i in range(40)]
+    named = [
+        set(simulate(chat(queue={"max_waiting": most}), profiles(), Rows(rows)).services["chat"].tenants)
+        for most in (1, 100)
+    ]
+    assert named[0] == named[1]
+    assert "much" in named[0]
+    assert len(named[0]) == MOST_NAMES + 1
+
+
+def test_who_comes_again_is_counted_apart():
+    rows = poisson(300, 30.0, seed=1)
+    settings: dict[str, Any] = {"queue": {"max_waiting": 4}, "policy": "fcfs"}
+    plain = simulate(chat(**settings), profiles(), rows)
+    again = simulate(chat(**settings), profiles(), rows, faults=parse_faults("client_retry:share=1", 1))
+    assert plain.total.retries == 0
+    assert again.total.retries > 50
+    assert plain.total.requests == again.total.requests == 300
+    assert sum(again.total.outcomes.values()) == 300 + again.total.retries
+    one, two = plain.services["chat"], again.services["chat"]
+    assert two.need_replicas == one.need_replicas
+    assert sum(two.series.arrivals) == pytest.approx(sum(one.series.arrivals), rel=0.05)
+    assert again.span_s == plain.span_s
+    assert again.ended_s > plain.ended_s
+    assert any(row.label == "sent again by clients" for row in summary([again], None))
+
+
 def test_a_series_tells_what_came_and_how_full_it_was():
     result = simulate(chat(), profiles(), poisson(300, 6.0))
     series = result.services["chat"].series
@@ -212,6 +246,17 @@ def test_a_replica_that_dies_counts_until_then_and_its_successor_from_its_launch
     assert told.busy < 0.5
     assert min(value for value in told.series.ready if value is not None) < 0.5  # while it starts
     assert told.replica_hours < (50.0 + result.ended_s) / 3600 + 1e-9
+
+
+def test_slots_are_those_that_the_gateway_bounds_itself_by():
+    """Of an upstream service its own setting, whatever the profile has."""
+    rows = [TraceRow(arrival=float(i), input_tokens=1, output_tokens=36) for i in range(50)]
+    app = App(chat=Upstream(["http://127.0.0.1:9/v1"], max_running=2), state={"history": False})
+    result = simulate(app, profiles(chat=STEADY), Rows(rows))
+    told = result.services["chat"]
+    assert told.busy is not None
+    assert told.busy > 0.3
+    assert told.slots_used == pytest.approx(told.busy / 2, rel=1e-6)
 
 
 def test_the_time_of_a_span_goes_to_its_windows():

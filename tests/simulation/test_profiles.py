@@ -5,7 +5,7 @@ import pytest
 
 from foreserve.engines.profile import DecodeTable, EngineProfile, PrefillTable, linear
 from foreserve.errors import ConfigError
-from foreserve.simulation.profiles import dump, load_profile, profile_file, profile_for, rounded, save_profile
+from foreserve.simulation.profiles import dump, profile_file, profile_for, read_profile, rounded, save_profile
 
 PROFILE = EngineProfile(
     name="smollm2 (openvino)",
@@ -33,7 +33,7 @@ def test_what_is_written_is_read_again(tmp_path: Path):
     expected = msgspec.convert(rounded(msgspec.to_builtins(PROFILE)), EngineProfile)
     assert profile_for("chat", tmp_path) == expected
     save_profile(expected, file)
-    assert load_profile(file) == expected
+    assert read_profile(file) == expected
 
 
 def test_it_is_small_and_tells_what_it_is():
@@ -70,7 +70,7 @@ def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, change: str, word
     assert change in text
     file.write_text(text.replace(change, words))
     with pytest.raises(ConfigError) as error:
-        load_profile(file)
+        read_profile(file)
     assert str(error.value).startswith(str(file))
     key = (words or change).split(":")[0].strip()
     assert "seconds" in str(error.value) or key in str(error.value)
@@ -80,7 +80,7 @@ def test_an_unknown_key_is_told_with_the_valid_ones_and_its_line(tmp_path: Path)
     file = tmp_path / "bad.yaml"
     file.write_text(dump(PROFILE).replace("slots: 8", "slotz: 8"))
     with pytest.raises(ConfigError, match=r"bad.yaml, line \d+: slotz: unknown key.*did you mean 'slots'\?.*kv_tokens"):
-        load_profile(file)
+        read_profile(file)
 
 
 @pytest.mark.parametrize("text", ["", "- 1", "slots: [", "no"])
@@ -88,19 +88,19 @@ def test_files_that_are_no_profile(tmp_path: Path, text: str):
     file = tmp_path / "bad.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"bad\.yaml"):
-        load_profile(file)
+        read_profile(file)
 
 
 def test_the_linear_profile_can_be_written(tmp_path: Path):
     save_profile(linear(), tmp_path / "deep" / "linear.yaml")
-    assert load_profile(tmp_path / "deep" / "linear.yaml").slots == 16
+    assert read_profile(tmp_path / "deep" / "linear.yaml").slots == 16
 
 
 def test_the_profile_that_the_documentation_explains_is_one(tmp_path: Path):
     page = (Path(__file__).parents[2] / "docs" / "calibration.md").read_text()
     file = tmp_path / "chat.yaml"
     file.write_text(page.split("```yaml\n")[1].split("```")[0])
-    explained = load_profile(file)
+    explained = read_profile(file)
     told = set(file.read_text().replace(":", " ").split())
     assert {field.name for field in msgspec.structs.fields(EngineProfile)} <= told
     assert explained.slots == 8

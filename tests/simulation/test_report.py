@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from foreserve.simulation.chart import COLOURS, KINDS, LIVE, QUIET
 from foreserve.simulation.figures import Result
 from foreserve.simulation.report import page
 from foreserve.simulation.study import simulate
@@ -67,6 +68,19 @@ def test_runs_have_the_same_colours_in_every_picture(told: str):
     tints = {line["line"]["color"] for chart in ("Queue", "Running", "Not done") for line in drawn[chart]["traces"][:1]}
     assert len(tints) == 1
     assert drawn["Tenants: done in time"]["traces"][1]["marker"]["color"] in tints
+
+
+def test_the_deadline_that_all_share_is_drawn(told: str):
+    drawn = charts(told)
+    marked = {title: chart["mark"] for title, chart in drawn.items() if chart["mark"] is not None}
+    assert marked == {"End-to-end latency over time": 6.0, "End-to-end latency: distribution": 6.0}
+    assert "red: the deadline of 6 s" in drawn["End-to-end latency: distribution"]["says"]
+    mixed = Rows([*poisson(5, 1.0).rows, *poisson(5, 1.0, deadline_s=2.0).rows])
+    assert all(chart["mark"] is None for chart in charts(page(mixed, survey(mixed), [run(mixed, "one")])).values())
+
+
+def test_no_run_has_the_colour_of_an_outcome():
+    assert not set(COLOURS) & {*KINDS.values(), LIVE, QUIET}
 
 
 def test_settings_that_differ_are_named(told: str):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Iterator
 
@@ -10,10 +11,12 @@ import pytest
 import foreserve as fs
 from foreserve.app import App
 from foreserve.core import Outcome
+from foreserve.dispatch.flight import Flight
 from foreserve.errors import ConfigError
 from foreserve.ports import Launcher
 from foreserve.services.learning import Learner
 from foreserve.services.llm import LLM
+from foreserve.simulation.faults import parse_faults
 from foreserve.simulation.stage import Happened, Stage
 from foreserve.simulation.study import LEAST_TRAININGS, most_trainings, simulate
 from foreserve.traces.row import TraceRow
@@ -187,8 +190,31 @@ def test_an_empty_trace_is_a_run_of_nothing():
     assert result.total.e2e is None
 
 
+def test_a_run_under_faults_is_checked(monkeypatch: pytest.MonkeyPatch):
+    rows = poisson(100, 10.0, deadline_s=1.0)
+    assert simulate(chat(), profiles(), rows, faults=parse_faults("load_spike", 1)).findings == []
+    monkeypatch.setattr(Flight, "expire", lambda self, loop, expired: None)
+    found = simulate(chat(policy="fcfs"), profiles(), rows, faults=parse_faults("load_spike", 1)).findings
+    assert found
+    assert all(each.startswith("deadline at ") for each in found)
+    assert not logging.getLogger("foreserve").handlers
+
+
 def test_what_a_recording_lost_is_told():
     trace = poisson(5, 2.0)
     trace.header = msgspec.structs.replace(trace.header, lost=12)
     notes = simulate(chat(), profiles(), trace).notes
     assert "12 more requests came while the trace was recorded and are not in it" in notes
+
+
+def test_a_run_in_which_nothing_was_done_says_so_first():
+    result = simulate(chat(), profiles(), poisson(5, 1.0, deadline_s=1e-9), notes=["a note"])
+    assert result.notes == [
+        "warning: chat: of 5 requests not one was done: its deadline passed while it ran (5 of them)",
+        "a note",
+    ]
+
+
+def test_without_replicas_nothing_is_simulated():
+    with pytest.raises(ConfigError, match=r"service 'chat' has no replicas.*`chat\.replicas` to 1 or more"):
+        simulate(chat(replicas=0), profiles(), poisson(5, 1.0))

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from foreserve.simulation.study import simulate
 from foreserve.simulation.summary import change, duration, number, span, summary
+from foreserve.simulation.verdict import notes
 from tests.simulation.traces import chat, poisson, profiles
 
 
@@ -65,3 +67,34 @@ def test_a_figure_that_a_run_lacks_is_a_dash():
     row = next(row for row in summary([none, some], None) if row.label == "end-to-end p50")
     assert row.values[0] == "-"
     assert row.changes == [None, None]
+
+
+def test_notes_are_told_once_or_with_the_name_of_their_run():
+    plain = simulate(chat(), profiles(), poisson(3, 1.0))
+    one = msgspec.structs.replace(plain, name="one", notes=["both", "mine"])
+    two = msgspec.structs.replace(plain, name="two", notes=["both"], findings=[f"room at {n}" for n in range(7)])
+    told = notes([one, two])
+    assert told[0] == "warning: two: does not hold: room at 0"
+    assert told[-3:] == ["warning: two: does not hold: 2 further findings", "both", "one: mine"]
+    assert len(told) == 8
+    assert notes([one]) == ["both", "mine"]
+
+
+def test_the_reasons_add_up_to_what_was_not_done():
+    result = simulate(chat(), profiles(), poisson(20, 2.0))
+    reasons = {
+        "N s predicted wait and N s of work exceed its deadline in N s": 40,
+        "the predicted wait of N s exceeds the limit of N s": 30,
+        "the queue is full: N requests wait (limit N)": 20,
+        "the queue is full: N requests wait (limit N), N of them its tenant's": 5,
+        **{f"replica chat/{letter} was lost": 1 for letter in "abcd"},
+    }
+    lost = msgspec.structs.replace(result, total=msgspec.structs.replace(result.total, reasons=reasons))
+    why = [(row.label, row.values[0]) for row in summary([lost], None) if row.group == "why not done"]
+    assert why == [
+        ("a wait predicted beyond the deadline", "40"),
+        ("a wait predicted beyond the limit", "30"),
+        ("the queue was full", "25"),
+        ("replica chat/a was lost", "1"),
+        ("3 other reasons", "3"),
+    ]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from foreserve.simulation.survey import survey
+from foreserve.simulation.survey import begun, survey
 from foreserve.traces.row import TraceRow
 from tests.simulation.traces import Rows
 
@@ -30,6 +30,7 @@ def test_what_was_recorded_is_told_for_all_and_by_service():
     )
     assert seen.live
     assert seen.live.outcomes == {"done": 2, "shed": 1, "expired": 0, "cancelled": 0, "failed": 0}
+    assert (seen.live.good, seen.live.output_tokens, seen.live.ended_s) == (2, 10, 3.0)
     assert seen.live.tpot
     assert seen.live.tpot.max == 0.5  # (3 - 1) / (5 - 1)
     chat = seen.live_for("chat", only=False)
@@ -52,3 +53,12 @@ def test_progress_is_told_now_and_then():
     heard: list[int] = []
     survey(Rows([row(at / 100) for at in range(9000)]), heard.append)
     assert heard == [4096, 8192]
+
+
+def test_a_trace_begins_with_its_first_request_where_that_comes_late():
+    late = Rows([row(8 * 3600.0), row(8 * 3600.0 + 5.0)])
+    trace, seen = begun(late)
+    assert [each.arrival for each in trace] == [0.0, 5.0]
+    assert (seen.rows, seen.first_s, seen.span_s) == (2, 0.0, 5.0)
+    soon = Rows([row(60.0)])
+    assert begun(soon)[0] is soon

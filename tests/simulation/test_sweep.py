@@ -80,7 +80,7 @@ def test_a_seed_that_fails_is_told_with_the_command_that_does_it_again(jobs: int
     summary = run_sweep(Console(width=200), one, range(10), lambda seed: f"do {seed}", jobs=jobs)
     out = capsys.readouterr().out
     assert summary.failed == 2
-    assert "seed 3: 1 findings\n  raised at 0.000 s: ValueError: it broke\n  again: do 3\n" in out
+    assert "seed 3: 1 finding\n  raised at 0.000 s: ValueError: it broke\n  again: do 3\n" in out
     assert "  again: do 7\n" in out
     assert "10 seeds, 80 requests: 2 seeds failed (raised in 2)" in out
 

@@ -18,7 +18,7 @@ from foreserve.runtime.factory import load_factory, make
 from foreserve.services.function import Function
 from foreserve.services.llm import LLM
 from foreserve.services.upstream import UNBOUNDED, Upstream
-from foreserve.simulation.fitting import fitted
+from foreserve.simulation.adapted import adapted
 from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.twin import Twin
 from foreserve.traces.row import TraceRow
@@ -90,7 +90,7 @@ async def test_the_same_lengths_have_the_same_price(most: int | None, predictor:
 def test_a_server_keeps_its_own_slots_however_many_it_is_sent() -> None:
     measured = Upstream(["http://127.0.0.1:9"], max_running=8).settings
     asked = Upstream(["http://127.0.0.1:9"], max_running=64).settings
-    assert fitted("up", PROFILE, measured, asked) == (PROFILE, [])
+    assert adapted("up", PROFILE, measured, asked) == (PROFILE, [])
 
 
 def test_other_kinds_cannot_be_simulated() -> None:

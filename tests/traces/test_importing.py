@@ -120,9 +120,9 @@ def test_how_it_ended(tmp_path, status, outcome):
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"at": "soon"}, "line 2: 'soon' is no time"),
+        ({"at": "soon"}, "line 2: column '[a-z_]+': 'soon' is no time"),
         ({"at": None}, "line 2: no arrival: nothing under 'at'"),
-        ({"at": 5, "in": "many"}, "line 2: 'many' is no number"),
+        ({"at": 5, "in": "many"}, "line 2: column '[a-z_]+': 'many' is no number"),
         ({"at": 5, "in": -1}, "line 2: `input_tokens` is -1"),
         ({"at": 5, "end": 4}, "line 2: it ends 1 s before it arrives"),
     ],

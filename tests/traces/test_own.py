@@ -1,6 +1,7 @@
 import pytest
 
 from foreserve.errors import ConfigError
+from foreserve.traces.open import open_trace
 from foreserve.traces.own import open_own, recognise, write_trace
 from foreserve.traces.row import Header, TraceRow
 
@@ -51,6 +52,7 @@ def test_the_earlier_names_of_lengths_are_understood(tmp_path):
         ('{"arrival": "1"}', "line 1: Expected `float`, got `str`"),
         ('{"input_tokens": 1}', "line 1: Object missing required field `arrival`"),
         ('{"arrival": 1', "line 1: "),
+        ('{"arrival": 1700000000.5}', "line 1: `arrival` is 1700000000.5: .* since 1970: use `foreserve trace import`"),
         ('{"foreserve_trace": 2}', "line 1: the header: Invalid value 2"),
         ('{"foreserve_trace": 1, "epoch": "x"}', "line 1: the header: "),
     ],
@@ -75,3 +77,17 @@ def test_a_header_that_cannot_be_meant_is_refused_with_its_line(tmp_path, field)
     path.write_text(f'\n{{"foreserve_trace": 1, {field}}}\n{{"arrival": 1}}\n')
     with pytest.raises(ConfigError, match=rf"t.jsonl: line 2: the header: `{field.split(chr(34))[1]}` is "):
         open_own(path)
+
+
+def test_a_broken_first_line_is_an_error_of_that_line(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"arrival":NaN,"input_tokens":3}\n')
+    with pytest.raises(ConfigError, match="line 1: JSON is malformed"):
+        list(open_trace(path))
+
+
+def test_a_time_since_1970_among_the_rows_is_told_with_its_line(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"arrival": 0.1}\n{"arrival": 1700000000}\n')
+    with pytest.raises(ConfigError, match=r"line 2: `arrival` is 1700000000: .*`foreserve trace import`"):
+        list(open_own(path))

@@ -22,7 +22,8 @@ def test_the_page_loads_nothing_and_runs_nothing_of_the_traces(tmp_path):
     page = (tmp_path / "t.html").read_text()
     assert not re.search(r"<(script|link|img)[^>]*\b(src|href)=", page)
     assert "<script>alert" not in page
-    assert "Requests a second" in page
+    assert "requests a second" in page
+    assert "<td>input tokens</td><td>400</td>" in page
     assert "Latency" not in page
 
 

@@ -30,7 +30,8 @@ def test_columns_are_found_by_name_in_any_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "says"), [("5", "1 columns"), ("5.5,6", "whole numbers"), ("a,6", "could not convert")]
+    ("row", "says"),
+    [("5", "1 columns"), ("5.5,6", "whole numbers"), ("a,6", "'num_prefill_tokens': 'a' is no number")],
 )
 def test_bad_rows(tmp_path, row, says):
     with pytest.raises(ConfigError, match=f"line 3: .*{says}"):

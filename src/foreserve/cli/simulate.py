@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +24,7 @@ _WITHOUT_TRACE = ("--faults", "--fault-seed", "--seeds", "--seed", "--jobs", "--
 _WITH = {"--fault-seed": "--faults", "--seeds": "--faults", "--jobs": "--seeds", "--timeline-requests": "--timeline"}
 """What does nothing without another option."""
 
-_NOT_SWEPT = ("--compare", "--report", "--timeline", "--json", "--record-decisions")
+_NOT_SWEPT = ("--compare", "--vary", "--price", "--report", "--timeline", "--json", "--record-decisions")
 """What is of one run and means nothing for many seeds."""
 
 
@@ -53,6 +54,20 @@ def simulate(
             metavar="FILE...",
             help="Further runs beside the app's: YAML with other settings, or whole app files.",
             rich_help_panel=_RUNS,
+        ),
+    ] = None,
+    vary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY=V1,V2,...",
+            help="A run for each value of a setting, in place of the app's own: chat.replicas=1,2,4.",
+            rich_help_panel=_RUNS,
+        ),
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, help="Of a replica-hour, in any currency: tells what each run costs.", rich_help_panel=_RUNS
         ),
     ] = None,
     profile: Annotated[
@@ -126,11 +141,13 @@ def simulate(
     speed: words.Speed = 1.0,
     limit: words.Limit = None,
     seed: words.Seed = 0,
+    service: words.Service = None,
+    map_: words.Map = None,
 ) -> None:
     """Play a trace to an app on a virtual clock: its own dispatcher, policies and ledger, with simulated engines.
 
     Prints latency, goodput, utilisation and outcomes; docs/simulation.md tells what is modelled. Exit status: 0; 2 when
-    anything given is wrong, and nothing has run then; with --seeds 1 when a check failed.
+    anything given is wrong, and nothing has run then; under --faults 1 when a check failed.
 
     Examples: `foreserve simulate monday.jsonl --app app.py`, `foreserve simulate monday.jsonl --app app.py
     --set chat.replicas=3 --compare fcfs.yaml six.yaml --report out.html`, `foreserve simulate --faults mixed
@@ -140,7 +157,7 @@ def simulate(
     from foreserve.cli.simulate_runs import Outputs, play
     from foreserve.cli.simulate_sweep import Asked, sweep, sweep_random
     from foreserve.simulation.comparison import files_read, variants
-    from foreserve.simulation.variants import assignments
+    from foreserve.simulation.variants import assignments, varied
 
     # Replicas are lost and lengths learned by the thousand; what is wrong with the house itself is an error.
     logging.basicConfig(level=logging.ERROR)
@@ -166,15 +183,22 @@ def simulate(
                 reading=reading,
                 seed=seed,
                 faults=faults,
+                service=service,
+                maps=tuple(map_ or ()),
             )
             failed = sweep(console, asked, range(first, first + seeds), jobs=jobs, quiet=quiet)
             raise typer.Exit(EXIT_FAILED if failed else 0)
         files = [*(compare or []), *trace[1:]]
-        runs = variants(load_app_file(app), Path(app).name, assignments(set_ or []), files, profile or [])
+        if price is not None and not math.isfinite(price):
+            raise ConfigError(f"--price is {price}; it must be a finite number, at least 0")
+        values = None if vary is None else varied(vary)
+        runs = variants(load_app_file(app), Path(app).name, assignments(set_ or []), files, profile or [], values)
         outputs = Outputs(report, timeline, timeline_requests, json, record_decisions)
         outputs.check(len(runs), [Path(trace[0]), *files_read(app, files, profile or [], runs[0].app)])
-        read = words.read(Path(trace[0]), *reading, seed)
-        play(console, read, runs, seed, outputs, quiet=quiet, faults=faults, fault_seed=first)
+        read = words.read(Path(trace[0]), *reading, seed, service, map_ or ())
+        results = play(console, read, runs, seed, outputs, quiet=quiet, faults=faults, fault_seed=first, price=price)
+        if any(result.findings for result in results):
+            raise typer.Exit(EXIT_FAILED)
     except ForeserveError as error:
         wrong(str(error), EXIT_WRONG if isinstance(error, ConfigError) else EXIT_FAILED)
     except KeyboardInterrupt:
@@ -190,7 +214,9 @@ def _check_together(context: typer.Context) -> None:
             given.append(next((option for option in each.opts if option.startswith("--")), "TRACE"))
     if "TRACE" not in given or "--app" not in given:
         if "TRACE" in given or "--app" in given or not {"--faults", "--seeds"} <= set(given):
-            raise ConfigError("TRACE and --app are missing; only --faults WORDS --seeds N goes without both")
+            lost = " and ".join(each for each in ("TRACE", "--app") if each not in given)
+            verb = "are" if " and " in lost else "is"
+            raise ConfigError(f"{lost} {verb} missing; only --faults WORDS --seeds N goes without TRACE and --app")
         _refuse([each for each in given if each not in _WITHOUT_TRACE], "nothing without TRACE and --app")
     for one, other in _WITH.items():
         if one in given and other not in given:

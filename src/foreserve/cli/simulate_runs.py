@@ -15,12 +15,13 @@ from foreserve.cli.simulate_table import Bar, show
 from foreserve.core import Outcome
 from foreserve.errors import ConfigError
 from foreserve.simulation.comparison import Variant, check
+from foreserve.simulation.fault_kinds import words_of
 from foreserve.simulation.faults import Faults
 from foreserve.simulation.figures import Result
 from foreserve.simulation.report import page
 from foreserve.simulation.study import simulate
-from foreserve.simulation.survey import Survey, survey
-from foreserve.simulation.sweep import faults_of
+from foreserve.simulation.survey import Survey, begun
+from foreserve.simulation.sweep import MIXED, faults_of
 from foreserve.simulation.timeline import Timeline
 from foreserve.traces.row import Trace
 
@@ -73,19 +74,24 @@ def play(
     quiet: bool,
     faults: str | None = None,
     fault_seed: int = 0,
+    price: float | None = None,
 ) -> list[Result]:
     """Raises ConfigError before the first run for whatever is wrong with any of them."""
     with Bar(console, quiet) as bar:
-        seen = bar.reading(trace, survey)
+        trace, seen = bar.reading(trace, begun)
         if not seen.rows:
             raise ConfigError(f"{trace.header.name or 'the trace'}: there is no request in it, or none is left of it")
         for run in runs:
             check(run, seen)
         plans = [None if faults is None else Faults(faults_of(faults, fault_seed), fault_seed) for _ in runs]
+        notes = [] if faults is None or faults.strip() != MIXED else _drawn(plans[0], fault_seed)
         results = [
             _run(run, at, trace, seen, seed, outputs, bar, plan)
             for at, (run, plan) in enumerate(zip(runs, plans, strict=True))
         ]
+    results = [msgspec.structs.replace(each, notes=[*each.notes, *notes]) for each in results]
+    if price is not None:
+        results = [result.priced(price) for result in results]
     if not quiet:
         show(console, trace, seen, results, bar.seconds)
     if outputs.report is not None:
@@ -93,6 +99,12 @@ def play(
     if outputs.json is not None:
         _write(outputs.json, document(trace, seen, seed, results))
     return results
+
+
+def _drawn(plan: Faults | None, seed: int) -> list[str]:
+    """Words that bring each of the faults again which `mixed` has drawn."""
+    assert plan is not None
+    return [f"drawn: --faults '{words_of([fault])}' --fault-seed {seed}" for fault in plan.faults]
 
 
 def _run(

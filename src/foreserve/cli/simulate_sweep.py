@@ -15,7 +15,7 @@ from foreserve.appfile import load_app_file
 from foreserve.cli import trace_words as words
 from foreserve.cli.sweep import run_sweep
 from foreserve.simulation.comparison import Variant, check, variants
-from foreserve.simulation.survey import Survey, survey
+from foreserve.simulation.survey import Survey, begun
 from foreserve.simulation.sweep import Swept, faults_of, of_app, random_one
 from foreserve.simulation.variants import assignments
 from foreserve.traces.row import Trace
@@ -47,6 +47,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     reading: tuple[Any, ...]
     seed: int
     faults: str
+    service: str | None = None
+    maps: tuple[str, ...] = ()
 
     def run(self) -> Variant:
         """The run, made anew. Raises ConfigError."""
@@ -54,13 +56,15 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
     def opened(self) -> Trace:
         """The trace, which is the same for all seeds of a sweep. Raises ConfigError."""
-        return words.read(Path(self.trace), *(*self.reading, self.seed))
+        return words.read(Path(self.trace), *(*self.reading, self.seed, self.service, self.maps))
 
 
 def sweep(console: Console, asked: Asked, seeds: Sequence[int], *, jobs: int, quiet: bool) -> int:
     """How many seeds failed. Raises ConfigError before the first for whatever is wrong."""
     one = one_of(asked)
-    return run_sweep(console, one, seeds, functools.partial(command, asked), jobs=jobs, quiet=quiet).failed
+    return run_sweep(
+        console, one, seeds, functools.partial(command, asked), jobs=jobs, quiet=quiet, figures=True
+    ).failed
 
 
 def sweep_random(console: Console, faults: str, seeds: Sequence[int], *, jobs: int, quiet: bool) -> int:
@@ -94,8 +98,7 @@ _seen: list[tuple[Asked, Trace, Survey]] = []
 def _read(asked: Asked) -> tuple[Trace, Survey]:
     """Read once in each process."""
     if not _seen or _seen[0][0] != asked:
-        trace = asked.opened()
-        _seen[:] = [(asked, trace, survey(trace))]
+        _seen[:] = [(asked, *begun(asked.opened()))]
     return _seen[0][1:]
 
 
@@ -107,5 +110,7 @@ def command(asked: Asked, seed: int) -> str:
     for (name, default), value in zip(READING, asked.reading, strict=True):
         if value != default:
             line += [name] if value is True else [name, str(value)]
+    line += [] if asked.service is None else ["--service", asked.service]
+    line += [word for each in asked.maps for word in ("--map", each)]
     line += ["--seed", str(asked.seed)] if asked.seed else []
     return shlex.join([*line, "--faults", asked.faults, "--fault-seed", str(seed), "--seeds", "1"])

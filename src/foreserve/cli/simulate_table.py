@@ -13,10 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from foreserve.core import Outcome
+from foreserve.plural import counted
 from foreserve.simulation.comparison import differing
 from foreserve.simulation.figures import Result
 from foreserve.simulation.summary import Row, change, span, summary
 from foreserve.simulation.survey import Survey
+from foreserve.simulation.verdict import WARNING, against_live, notes
 from foreserve.traces.row import Trace
 
 T = TypeVar("T")
@@ -93,12 +95,12 @@ def show(console: Console, trace: Trace, seen: Survey, results: Sequence[Result]
         out.print(_table(f"all of {_title(trace, seen)}", results, summary(results, seen.live), live=bool(seen.live)))
     if differences := differing(results):
         out.print(_differences(differences, results))
-    said: dict[str, None] = {}
-    for result in results:
-        for note in result.notes:
-            if note not in said:
-                said[note] = None
-                out.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+    for line, far in against_live(results, seen):
+        out.print(line, style="bold yellow" if far else "green", markup=False, highlight=False)
+    for note in notes(results):
+        warns = note.startswith(WARNING)
+        words, style = (note, "bold yellow") if warns else (f"note: {note}", "yellow")
+        out.print(words, style=style, markup=False, highlight=False)
     out.print(last_line(results, seconds), markup=False, highlight=False)
 
 
@@ -108,12 +110,12 @@ def last_line(results: Sequence[Result], seconds: float) -> str:
     simulated = sum(result.ended_s for result in results)
     rate = f", {requests / seconds:,.0f} requests/s, {simulated / seconds:,.0f} times real time" if seconds else ""
     runs = "" if len(results) == 1 else f" in {len(results)} runs"
-    return f"simulated {requests:,} requests over {span(simulated)}{runs} in {seconds:.2f} s{rate}"
+    return f"simulated {counted(requests, 'request')} over {span(simulated)}{runs} in {seconds:.2f} s{rate}"
 
 
 def _title(trace: Trace, seen: Survey) -> str:
     skipped = f", {seen.skipped:,} bad rows skipped" if seen.skipped else ""
-    return f"{trace.header.name or 'trace'}: {seen.rows:,} requests in {span(seen.span_s)}{skipped}"
+    return f"{trace.header.name or 'trace'}: {counted(seen.rows, 'request')} in {span(seen.span_s)}{skipped}"
 
 
 def _table(title: str, results: Sequence[Result], rows: Sequence[Row], *, live: bool) -> Table:
@@ -123,13 +125,14 @@ def _table(title: str, results: Sequence[Result], rows: Sequence[Row], *, live: 
         table.add_column(Text(result.name), justify="right", overflow="fold")
     if live:
         table.add_column("live", justify="right", style="cyan")
+        table.add_column("against live" if len(results) == 1 else f"{results[0].name} against live", justify="right")
     group = rows[0].group if rows else ""
     for row in rows:
         if row.group != group:
             table.add_section()
             group = row.group
         cells = [_cell(row, at) for at in range(len(row.values))]
-        table.add_row(Text(row.label), *cells, *([Text(row.live)] if live else []))
+        table.add_row(Text(row.label), *cells, *([Text(row.live), Text(change(row.off))] if live else []))
     return table
 
 

@@ -19,6 +19,7 @@ from foreserve.cli.trace_record import record
 from foreserve.cli.trace_report import report
 from foreserve.cli.trace_words import console, watching
 from foreserve.errors import ForeserveError
+from foreserve.plural import counted
 from foreserve.traces.own import write_trace
 from foreserve.traces.statistics import statistics
 
@@ -94,6 +95,8 @@ def convert(
     speed: words.Speed = 1.0,
     limit: words.Limit = None,
     seed: words.Seed = 0,
+    service: words.Service = None,
+    map_: words.Map = None,
 ) -> None:
     """Turn any known format, or a part of a trace, into a trace of ours.
 
@@ -101,10 +104,11 @@ def convert(
     """
     try:
         check_writable(out)
-        read = words.read(trace, format, skip_bad, sort, per_second, start, end, rate, speed, limit, seed)
+        how = (format, skip_bad, sort, per_second, start, end, rate, speed, limit, seed)
+        read = words.read(trace, *how, service, map_ or ())
         with watching(read, "writing") as watched:
             count = write_trace(out, watched)
     except ForeserveError as error:
         wrong(str(error))
     told = f", {watched.skipped:,} malformed rows left out" if watched.skipped else ""
-    console.print(f"{out}: {count:,} requests{told}", soft_wrap=True)
+    console.print(f"{out}: {counted(count, 'request')}{told}", soft_wrap=True)

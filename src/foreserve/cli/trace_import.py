@@ -13,6 +13,7 @@ from foreserve.cli.bench_options import check_writable
 from foreserve.cli.ending import wrong
 from foreserve.cli.trace_words import console
 from foreserve.errors import ConfigError, ForeserveError
+from foreserve.plural import counted
 from foreserve.registry import choices
 from foreserve.traces.columns import TimeFormat
 from foreserve.traces.importing import RECIPES, Columns, Log
@@ -108,7 +109,7 @@ def import_(
         wrong(str(error))
     told = f", {log.left_out:,} left out as was asked" if log.left_out else ""
     told += f", {log.skipped:,} malformed records left out" if log.skipped else ""
-    console.print(f"{out}: {count:,} requests{told}", soft_wrap=True)
+    console.print(f"{out}: {counted(count, 'request')}{told}", soft_wrap=True)
 
 
 def _recipe(name: str | None) -> Columns:

@@ -19,6 +19,7 @@ from foreserve.cli.bench_options import check_writable
 from foreserve.cli.ending import wrong
 from foreserve.cli.trace_words import console
 from foreserve.errors import ConfigError, ForeserveError
+from foreserve.plural import counted
 from foreserve.traces.files import MAX_LINE_BYTES
 from foreserve.traces.own import open_own, write_rows
 from foreserve.traces.row import Lost
@@ -83,7 +84,7 @@ def record(
         _finish(part, out, written)
     except ForeserveError as error:
         wrong(str(error))
-    console.print(f"{out}: {written.rows:,} requests", soft_wrap=True)
+    console.print(f"{out}: {counted(written.rows, 'request')}", soft_wrap=True)
     if written.lost:
         console.print(f"{written.lost:,} more came and are missing: too many at once, or malformed", style="yellow")
     if written.broken:

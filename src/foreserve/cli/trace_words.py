@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from foreserve.errors import ConfigError
 from foreserve.traces.open import FORMATS, open_trace
 from foreserve.traces.row import Trace, TraceRow
-from foreserve.traces.scaling import scaled
+from foreserve.traces.scaling import renamed, scaled
 
 console = Console(stderr=True)
 
@@ -53,6 +53,19 @@ Rate = Annotated[
 ]
 Speed = Annotated[float, typer.Option(help="Play it this many times as fast.", rich_help_panel=_SCALING)]
 Limit = Annotated[int | None, typer.Option(help="Only so many requests.", rich_help_panel=_SCALING)]
+Service = Annotated[
+    str | None,
+    typer.Option(help="All requests are for this service, whatever the trace says.", rich_help_panel=_READING),
+]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="NAME=SERVICE",
+        help="Requests for NAME (a gateway's model, say) are for SERVICE. May be repeated.",
+        rich_help_panel=_READING,
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of all that is drawn.", rich_help_panel=_SCALING)]
 
 
@@ -68,10 +81,13 @@ def read(
     speed: float,
     limit: int | None,
     seed: int,
+    service: str | None = None,
+    maps: Sequence[str] = (),
 ) -> Trace:
     """The trace that these options mean. Raises ConfigError."""
+    names = _names(service, maps)
     trace = open_trace(file, format=format, skip_bad=skip_bad, rate=per_second, seed=seed, sort=sort)
-    return scaled(
+    trace = scaled(
         trace,
         start=seconds("--from", start),
         end=math.inf if end is None else seconds("--to", end),
@@ -80,6 +96,22 @@ def read(
         limit=limit,
         seed=seed,
     )
+    # Last: what is drawn is cut and scaled by drawing it so.
+    return renamed(trace, service, names) if service is not None or names else trace
+
+
+def _names(service: str | None, maps: Sequence[str]) -> dict[str, str]:
+    if service is not None and maps:
+        raise ConfigError("--service is for all requests and --map for those of some names; valid: one of the two")
+    if service == "":
+        raise ConfigError("--service: expected the name of a service")
+    names: dict[str, str] = {}
+    for each in maps:
+        name, equals, to = each.rpartition("=")
+        if not equals or not name or not to:
+            raise ConfigError(f"--map {each}: write NAME=SERVICE, as in --map gpt-4o=chat")
+        names[name] = to
+    return names
 
 
 def seconds(option: str, text: str) -> float:

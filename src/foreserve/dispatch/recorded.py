@@ -55,6 +55,8 @@ class Tape:
         self._journal = journal
         self._work: Work | None = None
         self._rooms: dict[str, FrozenRoom] = {}
+        self._looked: dict[str, Room] = {}
+        """The same as they were given: one that is given again has not changed (see `Runner.room`)."""
 
     def write(self, line: Line) -> None:
         """One line."""
@@ -72,13 +74,18 @@ class Tape:
         """As in `Picked`."""
         if len(self._rooms) > MOST_ROOMS:
             self._rooms.clear()
-        told: list[FrozenRoom | str] = []
-        for room in rooms:
-            now = frozen(room)
-            same = self._rooms.get(room.replica) == now
-            self._rooms[room.replica] = now if not same else self._rooms[room.replica]
-            told.append(room.replica if same else now)
-        return told
+            self._looked.clear()
+        return [self._told(room) for room in rooms]
+
+    def _told(self, room: Room) -> FrozenRoom | str:
+        if self._looked.get(room.replica) is room:
+            return room.replica
+        self._looked[room.replica] = room
+        now = frozen(room)
+        if self._rooms.get(room.replica) == now:
+            return room.replica
+        self._rooms[room.replica] = now
+        return now
 
 
 class RecordedPolicy:

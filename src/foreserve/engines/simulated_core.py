@@ -12,9 +12,8 @@ from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
 from foreserve.engines.answer import generate_of, refusal
 from foreserve.engines.generation import Count, Sized, Tokens, TrueLengths
 from foreserve.engines.profile import EngineProfile
+from foreserve.engines.simulated_answering import Answering, Emission, draw
 from foreserve.engines.simulated_prefix import hashed, whole_units
-from foreserve.engines.simulated_sequence import Emission, draw
-from foreserve.engines.simulated_sequence import Sequence as Request
 from foreserve.engines.simulated_static import StaticSteps
 from foreserve.engines.simulated_steps import ContinuousSteps
 
@@ -46,7 +45,7 @@ class SimulatedCore:
         self._steps: ContinuousSteps | StaticSteps = StaticSteps(profile) if self.static else ContinuousSteps(profile)
         whole = profile.kv_tokens // profile.block_tokens * profile.block_tokens
         self._context = min(profile.context_tokens, whole)
-        self._live: dict[str, Request] = {}
+        self._live: dict[str, Answering] = {}
         self._timed: dict[str, tuple[float, int, float]] = {}
         """Works of the other kind by id: when each ends, its order, and the seconds that it takes."""
         self._due: list[tuple[float, int, str]] = []
@@ -78,7 +77,7 @@ class SimulatedCore:
     def run(self, works: Sequence[Work], now: float) -> list[Chunk]:
         """Take them in: as one batch when static. Returns the ends of those that cannot run."""
         refused: list[Chunk] = []
-        rows: list[Request] = []
+        rows: list[Answering] = []
         timed: list[tuple[Work, float]] = []
         for work in works:
             if type(work.payload) is Sized:
@@ -88,7 +87,7 @@ class SimulatedCore:
                 continue
             else:
                 row = self._generate(work, now)
-            if type(row) is Request:
+            if type(row) is Answering:
                 self._live[work.id] = row
                 rows.append(row)
             elif type(row) is Finish:
@@ -192,7 +191,7 @@ class SimulatedCore:
 
     # ---
 
-    def _generate(self, work: Work, now: float) -> Request | Finish:
+    def _generate(self, work: Work, now: float) -> Answering | Finish:
         """What `work` will put out, or why it cannot run."""
         try:
             payload = generate_of(work)
@@ -206,7 +205,7 @@ class SimulatedCore:
             output = min(output, max(drawn - payload.continued, 1))
         caches = self.profile.prefix_caching
         units, unit = hashed(payload.prompt, self.profile.block_tokens) if caches else ((), 0)
-        return Request(
+        return Answering(
             work.id,
             len(payload.prompt),
             output,
@@ -218,7 +217,7 @@ class SimulatedCore:
             work=work,
         )
 
-    def _sized(self, work: Work, sized: Sized, now: float) -> Request | Finish:
+    def _sized(self, work: Work, sized: Sized, now: float) -> Answering | Finish:
         """An answer that would outgrow the context ends there, as its limit would end it."""
         prompt = sized.prompt_tokens
         if self._lengths is None:
@@ -235,7 +234,7 @@ class SimulatedCore:
         if sized.prefix and self.profile.prefix_caching:
             units, unit = whole_units(sized.prefix, sized.block_tokens, self.profile.block_tokens)
             units = units[: prompt // unit]
-        return Request(
+        return Answering(
             work.id,
             prompt,
             output,
@@ -249,7 +248,7 @@ class SimulatedCore:
 
     def _run_seconds(self, work: Work, seconds: float, now: float) -> None:
         self._order += 1
-        self._live[work.id] = Request(work.id, 0, 1, work=work)
+        self._live[work.id] = Answering(work.id, 0, 1, work=work)
         self._timed[work.id] = (now + seconds * self._slow, self._order, seconds)
         heapq.heappush(self._due, (now + seconds * self._slow, self._order, work.id))
 
@@ -279,7 +278,7 @@ class SimulatedCore:
             finish = Finish(reason=end, usage=self._usage(request))
         return Chunk(id=work.id, index=index, data=data, attempt=work.attempt, finish=finish)
 
-    def _usage(self, request: Request) -> dict[str, float]:
+    def _usage(self, request: Answering) -> dict[str, float]:
         if request.id in self._timed:
             return {"seconds": self._timed[request.id][2]}
         if not request.prompt:

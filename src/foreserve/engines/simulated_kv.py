@@ -7,15 +7,15 @@ touch them; blocks are counted one by one only where the sums say that it may be
 from __future__ import annotations
 
 from foreserve.engines.profile import EngineProfile
+from foreserve.engines.simulated_answering import Answering
 from foreserve.engines.simulated_prefix import PrefixCache
-from foreserve.engines.simulated_sequence import Sequence
 
 
 class KVBlocks:
     """What a step model knows of its sequences' KV blocks. The model moves sequences; this counts."""
 
     def __init__(self, profile: EngineProfile) -> None:
-        self.running: dict[str, Sequence] = {}
+        self.running: dict[str, Answering] = {}
         """Who has a slot, in the order in which they got it, the last time."""
         self._block = profile.block_tokens
         self._blocks = profile.kv_tokens // profile.block_tokens
@@ -48,7 +48,7 @@ class KVBlocks:
         if cache is not None and cache.idle and (over := self._used(self._step) + cache.idle - self._blocks) > 0:
             cache.shrink(over)
 
-    def _publish(self, sequence: Sequence, cache: PrefixCache) -> None:
+    def _publish(self, sequence: Answering, cache: PrefixCache) -> None:
         """Put the whole units of its prompt that have been computed into the prefix cache."""
         computed, blocks = sequence.prompt + sequence.made - sequence.todo, sequence.unit // self._block
         while sequence.held < len(sequence.units) and (sequence.held + 1) * sequence.unit <= computed:

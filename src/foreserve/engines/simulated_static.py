@@ -7,11 +7,11 @@ its rows end for want of memory. Batches run one after another. `now` is told, i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 
 from foreserve.engines.profile import EngineProfile
+from foreserve.engines.simulated_answering import Answering, Emission
 from foreserve.engines.simulated_cost import DecodeCost, PrefillCost
-from foreserve.engines.simulated_sequence import Emission, Sequence
 
 
 class StaticSteps:
@@ -20,14 +20,14 @@ class StaticSteps:
     def __init__(self, profile: EngineProfile) -> None:
         self.preemptions = 0
         self.hits = 0
-        self.running: dict[str, Sequence] = {}
-        self._batches: deque[list[Sequence]] = deque()
+        self.running: dict[str, Answering] = {}
+        self._batches: deque[list[Answering]] = deque()
         self._kv_tokens = profile.kv_tokens
         self._prefill = PrefillCost(profile.prefill)
         self._decode = DecodeCost(profile.decode)
         self._slow = 1.0
         # The batch that runs: its rows that have not ended, its places, its longest prompt.
-        self._rows: list[Sequence] = []
+        self._rows: list[Answering] = []
         self._places = 0
         self._longest = 0
         self._last = 0  # the last step that has room
@@ -38,17 +38,17 @@ class StaticSteps:
         self._ends: float | None = None
 
     @property
-    def waiting(self) -> list[Sequence]:
+    def waiting(self) -> list[Answering]:
         """Of batches that have not begun."""
         return [row for batch in self._batches for row in batch]
 
-    def add(self, rows: Rows[Sequence], now: float) -> None:
+    def add(self, rows: Sequence[Answering], now: float) -> None:
         """One batch. It begins when those before it have ended."""
         self._batches.append(list(rows))
         if self._ends is None:
             self._next_batch(now)
 
-    def cancel(self, sequence: Sequence, now: float) -> Emission | None:
+    def cancel(self, sequence: Answering, now: float) -> Emission | None:
         """End it: now, or with the step that runs, when its batch has begun (then `advance` tells)."""
         if sequence.ended:
             return None
@@ -159,7 +159,7 @@ class StaticSteps:
     def _context(self) -> float:
         return float(self._longest + self._step)
 
-    def _emit(self, row: Sequence, out: list[Emission]) -> None:
+    def _emit(self, row: Answering, out: list[Emission]) -> None:
         """Its chunk at this step, and its end when it is cancelled or complete."""
         if row.next == 0:
             out.append((row, 0, "cancelled"))

@@ -16,9 +16,9 @@ from bisect import bisect_right
 from collections import deque
 
 from foreserve.engines.profile import EngineProfile
+from foreserve.engines.simulated_answering import Answering, Emission
 from foreserve.engines.simulated_cost import DecodeCost, Line, PrefillCost
 from foreserve.engines.simulated_kv import KVBlocks
-from foreserve.engines.simulated_sequence import Emission, Sequence
 
 
 class ContinuousSteps(KVBlocks):
@@ -33,7 +33,7 @@ class ContinuousSteps(KVBlocks):
         """How often the KV cache was full, so that somebody's had to be computed again."""
         self.hits = 0
         """Prompt tokens that were found in the prefix cache."""
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: deque[Answering] = deque()
         self._slots = profile.slots
         self._budget = profile.max_batched_tokens
         self._mixing = profile.mixing
@@ -42,7 +42,7 @@ class ContinuousSteps(KVBlocks):
         self._decode = DecodeCost(profile.decode)
         self._slow = 1.0
         self._order = 0
-        self._due: list[tuple[int, int, Sequence]] = []  # (decode step, place, who) of the next chunk of each
+        self._due: list[tuple[int, int, Answering]] = []  # (decode step, place, who) of the next chunk of each
         self._context = 0  # of those that decode, the sum at step 0
         # The step, or stretch of steps, that runs.
         self._began = 0.0
@@ -51,7 +51,7 @@ class ContinuousSteps(KVBlocks):
         self._size = 0  # tokens that it computes at each step
         self._last_size = 0
         self._stretch = 0  # its decode steps; 0 when it computes prompts
-        self._parts: list[tuple[Sequence, int]] = []  # what it computes of whose prompt
+        self._parts: list[tuple[Answering, int]] = []  # what it computes of whose prompt
         self._left = 0  # tokens that it could compute beside
         self._line = self._decode.line(1)  # how long its decode steps take, by context
         self._from = 0.0  # the context at its first
@@ -60,7 +60,7 @@ class ContinuousSteps(KVBlocks):
 
     # --- what happens
 
-    def add(self, sequence: Sequence, now: float) -> None:
+    def add(self, sequence: Answering, now: float) -> None:
         """It joins a step that begins at its `ready` or after."""
         self.waiting.append(sequence)
         if self._ends is None:
@@ -78,7 +78,7 @@ class ContinuousSteps(KVBlocks):
                 self._began = self._ends
                 self._begin()
 
-    def cancel(self, sequence: Sequence, now: float) -> Emission | None:
+    def cancel(self, sequence: Answering, now: float) -> Emission | None:
         """End it now. Returns what it has made that was not put out, and its end; `None` when it has ended."""
         if sequence.ended:
             return None
@@ -196,7 +196,7 @@ class ContinuousSteps(KVBlocks):
             self._left -= tokens
             self._parts.append((sequence, tokens))
 
-    def _join(self, sequence: Sequence) -> bool:
+    def _join(self, sequence: Answering) -> bool:
         """Give it a slot and set its KV blocks aside, unless they are not there."""
         tokens, block, cache = sequence.prompt + sequence.made, self._block, self._cache
         hits = idle = 0
@@ -317,7 +317,7 @@ class ContinuousSteps(KVBlocks):
             if sequence.place == place:
                 self._emit(sequence, out)
 
-    def _computed(self, sequence: Sequence, tokens: int) -> None:
+    def _computed(self, sequence: Answering, tokens: int) -> None:
         """So many tokens more of its prompt; after the last it has made its next token and decodes."""
         sequence.todo -= tokens
         if self._cache is not None and sequence.held < len(sequence.units):
@@ -332,7 +332,7 @@ class ContinuousSteps(KVBlocks):
         self._private += sequence.prompt - sequence.zero - sequence.held * sequence.unit
         heapq.heappush(self._due, (sequence.zero + sequence.next, sequence.place, sequence))
 
-    def _emit(self, sequence: Sequence, out: list[Emission]) -> None:
+    def _emit(self, sequence: Answering, out: list[Emission]) -> None:
         """Put out the chunk that is due, and note when the next one is."""
         assert sequence.zero is not None
         reached = self._step - sequence.zero
@@ -349,7 +349,7 @@ class ContinuousSteps(KVBlocks):
 
     # --- KV blocks
 
-    def _leave(self, sequence: Sequence) -> None:
+    def _leave(self, sequence: Answering) -> None:
         """It runs no more, or not for now, and gives back what it held."""
         if self._cache is not None:
             self._evict()

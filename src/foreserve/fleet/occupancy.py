@@ -114,6 +114,8 @@ class Occupancy:
         self._free = dict(capacity)
         self._ahead = Ahead(self._free)
         self._clock = StepClock()
+        self._room: tuple[dict[str, float], Ahead] | None = None
+        """What was last told, while it still holds."""
 
     @property
     def held(self) -> Mapping[str, Work]:
@@ -154,23 +156,30 @@ class Occupancy:
         self._clock.heard(load.last_step_s)
 
     def room(self, now: float) -> tuple[dict[str, float], Ahead]:
-        """What is free now, and what can still begin. Both are to be read before the next call and not kept."""
+        """What is free now, and what can still begin. Both are to be read before the next call and not kept.
+
+        While nothing has changed, what is free is the same object as before.
+        """
         self._advance(now)
-        free = self._free
-        for resource, ahead in self._ahead.maps.items():
-            if held := ahead.held_now:
-                free = {**free, resource: free[resource] - held}
-        return free, self._ahead
+        if self._room is None:
+            free = self._free
+            for resource, ahead in self._ahead.maps.items():
+                if held := ahead.held_now:
+                    free = {**free, resource: free[resource] - held}
+            self._room = free, self._ahead
+        return self._room
 
     def _advance(self, now: float) -> None:
         if not self._held:
             self._clock.begin(now)
         elif steps := self._clock.passed(now):
+            self._room = None
             for ahead in self._ahead.maps.values():
                 ahead.advance(steps)
 
     def _set_free(self, free: dict[str, float]) -> None:
         self._free = self._ahead.capacity = free
+        self._room = None
 
     def _ramp(self, work: Work) -> Ramp | None:
         """The ramp of a work, where it is of something that is limited here."""

@@ -85,6 +85,8 @@ class Replica:
         if free["slots"] < 1:
             return None
         self._room_at = now
+        if self._room is not None and self._room.free is free:
+            return self._room
         self._room = Room(
             replica=self.name,
             free=free,

@@ -7,10 +7,8 @@ serves; nothing of ours is between but the connection.
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from statistics import median
 from typing import Final
 
@@ -27,6 +25,7 @@ from foreserve.simulation import calibrate_continuous as continuous
 from foreserve.simulation import calibrate_static as static
 from foreserve.simulation import fit
 from foreserve.simulation.calibrate_plan import Effort, Limits, Tell
+from foreserve.simulation.machine import machine
 from foreserve.simulation.probe import Probe
 from foreserve.simulation.probe_engine import EngineProbe
 
@@ -110,9 +109,8 @@ def of_steps(info: EngineInfo, limits: Limits, steps: continuous.Steps) -> Engin
         )
     decode = _table(fit.medians(steps.decode), sequences, contexts, "decode", notes)
     overhead_s = float(median(steps.overhead))
-    change_s = max(0.0, float(median(steps.change))) if steps.change else 0.0
-    if change_s < NO_CHANGE * decode[0][0]:
-        change_s = 0.0
+    change_s, unsure = fit.added(steps.change, NO_CHANGE * decode[0][0])
+    notes += [unsure] if unsure else []
     cells = continuous.prefill_cells(steps, limits, overhead_s + change_s)
     tokens = sorted({length for length, _ in cells})
     before = sorted({context for _, context in cells})
@@ -122,7 +120,8 @@ def of_steps(info: EngineInfo, limits: Limits, steps: continuous.Steps) -> Engin
     if steps.mixed:
         alone = {length: prefill[row][0] for row, length in enumerate(tokens)}
         points = [(both - change_s, _between(alone, length), beside) for length, both, beside in steps.mixed]
-        mixing = fit.share_added(points)
+        mixing, unsure = fit.share_added(points)
+        notes += [unsure] if unsure else []
     elif limits.budget is not None and limits.slots > 1:
         notes.append("there was no room for a prompt beside others that decode: `mixing` is assumed to be 1")
     spread = {
@@ -131,7 +130,7 @@ def of_steps(info: EngineInfo, limits: Limits, steps: continuous.Steps) -> Engin
         f"decode of {seen[0]}": _ends(steps.decode[seen[0], contexts[0]]),
         f"decode of {seen[-1]}": _ends(steps.decode[seen[-1], contexts[0]]),
     }
-    if change_s:
+    if steps.change:
         spread["change_s"] = _ends(steps.change)
     if points:
         spread["mixing"] = _ends([(both - prefilled) / beside for both, prefilled, beside in points])
@@ -223,15 +222,3 @@ def _block(info: EngineInfo, notes: list[str]) -> int:
         return int(info.facts["block_tokens"])
     notes.append(f"the engine does not tell its KV block: {DEFAULT_BLOCK} tokens are assumed")
     return DEFAULT_BLOCK
-
-
-def machine() -> str:
-    """Processor and cores that this process may use, in words. No name of the host."""
-    model = ""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    except OSError:
-        pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{model or platform.processor() or platform.machine()}, {cores} core{'s' * (cores > 1)}"

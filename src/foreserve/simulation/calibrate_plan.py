@@ -85,9 +85,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         return [*(1 << at for at in range(20) if 1 << at < self.slots), self.slots]
 
     def contexts(self, fine: bool) -> list[int]:
-        """Held by each that decodes: what all slots can hold together, with room to grow."""
+        """Held by each that decodes: what all slots can hold together, with room to grow.
+
+        Several short ones: time grows faster with the first hundreds of tokens than with those after them.
+        """
         room = min(self.context // 2, (self.kv_tokens * 3 // 4) // self.slots)
-        wanted = (_SMALL, 512, 2048) if fine else (_SMALL, 512)
+        wanted = (_SMALL, 128, 256, 512, 2048) if fine else (_SMALL, 128, 512)
         return [_SMALL, *(context for context in wanted[1:] if context <= room)] if room > _SMALL else [max(1, room)]
 
     def room(self, sequences: int, *, beside: int = 0) -> int:

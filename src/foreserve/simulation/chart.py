@@ -6,36 +6,19 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-import msgspec
-
+from foreserve.page import Chart as Chart
 from foreserve.simulation.figures import Series, ServiceFigures
 from foreserve.simulation.histogram import Distribution
 
 Runs = Sequence[tuple[str, ServiceFigures]]
 """One service in each run, with the runs' names."""
 
-COLOURS: Final = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#db2777", "#0891b2", "#a16207", "#4b5563")
-"""Of the runs, in order; they begin anew after the last."""
+COLOURS: Final = ("#2563eb", "#c026d3", "#854d0e", "#0891b2", "#4c1d95", "#f472b6", "#64748b", "#1e3a8a")
+"""Of the runs, in order; they begin anew after the last. None is one of `KINDS`."""
 
 LIVE: Final = "#111827"
 QUIET: Final = "#9ca3af"
 KINDS: Final = {"done": "#10b981", "shed": "#f59e0b", "expired": "#ef4444", "cancelled": "#9ca3af", "failed": "#7f1d1d"}
-
-
-class Chart(msgspec.Struct, frozen=True, kw_only=True):
-    """One picture. `unit` is that of its y axis; `note` says in words what it lacks. `timed` ones zoom together."""
-
-    title: str
-    says: str
-    traces: list[dict[str, Any]]
-    unit: str
-    across: str = ""
-    timed: bool = False
-    log: str = ""
-    stacked: bool = False
-    legend: bool = False
-    percent: str = ""
-    note: str = ""
 
 
 def colour(index: int) -> str:

@@ -27,17 +27,20 @@ from foreserve.simulation.survey import Live
 MOST_TENANTS: Final = 12
 
 
-def charts(results: Sequence[Result], service: str, live: Live | None) -> list[Chart]:
-    """Of one service, the runs in each in their colours. `live`: what the recording tells of it."""
+def charts(results: Sequence[Result], service: str, live: Live | None, deadline_s: float | None = None) -> list[Chart]:
+    """Of one service, the runs in each in their colours. `live`: what the recording tells of it.
+
+    `deadline_s` is drawn where all requests have the same.
+    """
     runs = [(result.name, result.services[service]) for result in results]
     clock = Clock(results[0].epoch, max(result.ended_s for result in results))
     return [
         *_load(runs, clock),
         *_queues(runs, clock),
-        *_latencies(runs, clock, live),
+        *_latencies(runs, clock, live, deadline_s),
         *_replicas(runs, clock),
         _curve(runs, "ttft", "TTFT", "Time to first token", live),
-        _curve(runs, "e2e", "latency", "End-to-end latency", live),
+        _curve(runs, "e2e", "latency", "End-to-end latency", live, deadline_s),
         *_ends(runs, clock, live),
         *_tenants(runs),
     ]
@@ -84,14 +87,16 @@ def _queues(runs: Runs, clock: Clock) -> list[Chart]:
     ]
 
 
-def _latencies(runs: Runs, clock: Clock, live: Live | None) -> list[Chart]:
+def _latencies(runs: Runs, clock: Clock, live: Live | None, deadline_s: float | None) -> list[Chart]:
     return [
         _latency(runs, clock, live, "ttft", "TTFT", "Time to first token"),
-        _latency(runs, clock, live, "e2e", "Latency", "End-to-end latency"),
+        _latency(runs, clock, live, "e2e", "Latency", "End-to-end latency", deadline_s),
     ]
 
 
-def _latency(runs: Runs, clock: Clock, live: Live | None, key: str, short: str, title: str) -> Chart:
+def _latency(
+    runs: Runs, clock: Clock, live: Live | None, key: str, short: str, title: str, mark: float | None = None
+) -> Chart:
     def quantile(name: str) -> Callable[[Series], Sequence[float | None]]:
         return lambda series: cast("Sequence[float | None]", getattr(series, f"{key}_{name}"))
 
@@ -107,9 +112,13 @@ def _latency(runs: Runs, clock: Clock, live: Live | None, key: str, short: str, 
     silent = [name for name, each in runs if not any(value is not None for value in quantile("p50")(each.series))]
     return Chart(
         title=f"{title} over time",
-        says=f"{short} by the time of arrival: p99 drawn through, p50 dotted" + (", live in black" if live else ""),
+        says=f"{short} by the time of arrival: p99 drawn through, p50 dotted"
+        + (", live in black" if live else "")
+        + _marked(mark),
         traces=traces,
-        unit="seconds",
+        unit="latency",
+        seconds=True,
+        mark=mark,
         timed=True,
         log="y",
         note=f"No line of {', '.join(silent)}: nothing was done." if silent else "",
@@ -144,7 +153,11 @@ def _replicas(runs: Runs, clock: Clock) -> list[Chart]:
     ]
 
 
-def _curve(runs: Runs, key: str, short: str, title: str, live: Live | None) -> Chart:
+def _marked(mark: float | None) -> str:
+    return "" if mark is None else f"; red: the deadline of {mark:g} s"
+
+
+def _curve(runs: Runs, key: str, short: str, title: str, live: Live | None, mark: float | None = None) -> Chart:
     traces = [
         steps(getattr(each.tally, key), name, colour(at)) for at, (name, each) in enumerate(runs)
         if getattr(each.tally, key) is not None
@@ -155,10 +168,14 @@ def _curve(runs: Runs, key: str, short: str, title: str, live: Live | None) -> C
     note = "" if told is not None else f"No live curve: the trace does not tell the {short} of its requests live."
     return Chart(
         title=f"{title}: distribution",
-        says=f"Share of done requests with at most this {short}" + ("; dashed: live" if told is not None else ""),
+        says=f"Share of done requests with at most this {short}"
+        + ("; dashed: live" if told is not None else "")
+        + _marked(mark),
         traces=traces,
         unit="",
-        across="seconds",
+        across="latency",
+        seconds=True,
+        mark=mark,
         log="x",
         percent="y",
         note=note,

@@ -153,7 +153,9 @@ class Checks:
         """By twice `max_waiting`, whatever admission judges, but for `always`."""
         queue, waiting = service.settings.queue, service.dispatcher.waiting
         # Who finds a free slot does not count as waiting until its turn, and who is lost comes back to the queue.
-        slots = self._stage.twins[service.name].profile.slots * service.settings.replicas
+        replicas = service.replicas.all
+        most = max((one.capacity().get("slots", 0.0) for one in replicas), default=0.0)
+        slots = max(most, self._stage.twins[service.name].profile.slots) * len(replicas)
         if queue.admission != "always" and len(waiting) > MOST_OVER * queue.max_waiting + 2 * slots:
             figures = {"waiting": float(len(waiting)), "max_waiting": float(queue.max_waiting)}
             self._find("queue", f"{service.name}: {len(waiting)} wait; its bound is {queue.max_waiting}", figures)

@@ -27,6 +27,11 @@ def first_of(request_id: str) -> str:
     return request_id.partition(".")[0]
 
 
+def is_retry(request_id: str) -> bool:
+    """Whether it is another try of a request that came before."""
+    return "." in request_id
+
+
 class Leaving:
     """A share of the clients leaves after a random time, from its start or from the first token that it got."""
 

@@ -13,13 +13,13 @@ from foreserve.engines.profile import EngineProfile
 from foreserve.errors import ConfigError
 from foreserve.registry import choices
 from foreserve.rows import state_folder
-from foreserve.settings import LLMSettings, UpstreamSettings
+from foreserve.simulation.adapted import adapted
 from foreserve.simulation.figures import Result
-from foreserve.simulation.fitting import fitted
 from foreserve.simulation.oracle import Oracle
-from foreserve.simulation.profiles import load_profile, profile_file, profile_for
-from foreserve.simulation.study import make_twins
+from foreserve.simulation.profiles import profile_file, profile_for, read_profile
+from foreserve.simulation.study import NoProfile, make_twins
 from foreserve.simulation.survey import Survey
+from foreserve.simulation.twin import can_be_simulated
 from foreserve.simulation.variants import changed, check_policies, compared, differences
 
 
@@ -37,7 +37,7 @@ def profiles_of(app: App, named: Sequence[str]) -> dict[str, EngineProfile]:
 
     A file alone is the only service's. Services without one are left out. Raises ConfigError.
     """
-    services = [n for n, kind in app.services.items() if isinstance(kind.settings, (LLMSettings, UpstreamSettings))]
+    services = [n for n, kind in app.services.items() if can_be_simulated(kind)]
     files: dict[str, Path] = {}
     for each in named:
         service, equals, file = each.partition("=")
@@ -47,7 +47,7 @@ def profiles_of(app: App, named: Sequence[str]) -> dict[str, EngineProfile]:
             raise ConfigError(f"--profile {each}: no service {service!r} can be simulated{choices(service, services)}")
         files[service if equals else services[0]] = Path(file if equals else each)
     folder = state_folder(app.settings.state)
-    found = {name: load_profile(files[name]) if name in files else profile_for(name, folder) for name in services}
+    found = {name: read_profile(files[name]) if name in files else profile_for(name, folder) for name in services}
     return {name: profile for name, profile in found.items() if profile is not None}
 
 
@@ -60,23 +60,35 @@ def files_read(app_file: str, files: Sequence[str], named: Sequence[str], app: A
 
 
 def variants(
-    app: App, label: str, sets: Mapping[str, Any], files: Sequence[str], named: Sequence[str]
+    app: App,
+    label: str,
+    sets: Mapping[str, Any],
+    files: Sequence[str],
+    named: Sequence[str],
+    vary: tuple[str, Sequence[Any]] | None = None,
 ) -> list[Variant]:
     """The app with what `sets` change, then as each of `files` has it. Raises ConfigError for whatever is wrong.
 
-    A file's profiles are those of the app, fitted to its settings where these differ (see `fitting`).
+    `vary` is a key and its values: a run for each of them is in place of the app's own.
+
+    A file's profiles are those of the app, adapted to its settings where these differ (see `adapted`).
     """
     measured = profiles_of(app, named)
     base = changed(app, sets, "--set ") if sets else app
+    first = [(label, base)]
+    if vary is not None:
+        key, values = vary
+        first = [(f"{key}={value}", changed(base, {key: value}, "--vary ")) for value in values]
     made: list[Variant] = []
-    for name, one in [(label, base), *((Path(file).name, compared(base, file)) for file in files)]:
+    for name, one in [*first, *((Path(file).name, compared(base, file)) for file in files)]:
         own = {each: profile for each, profile in profiles_of(one, []).items() if each not in measured}
         profiles, notes = {**own}, list[str]()
         for each, profile in measured.items():
             if each in one.services:
-                kept, told = fitted(each, profile, app.services[each].settings, one.services[each].settings)
+                kept, told = adapted(each, profile, app.services[each].settings, one.services[each].settings)
                 profiles[each] = kept
                 notes += told
+        notes += [f"{each}'s profile: {note}" for each, profile in profiles.items() for note in profile.notes]
         made.append(Variant(_unlike(name, [each.name for each in made]), one, profiles, notes))
     return made
 
@@ -89,11 +101,10 @@ def check(variant: Variant, seen: Survey) -> None:
     """Whether it can run on this trace. Raises ConfigError."""
     try:
         check_policies(make_twins(variant.app, variant.profiles, Oracle(), seen))
+    except NoProfile as error:
+        file = profile_file(error.service, state_folder(variant.app.settings.state))
+        raise ConfigError(f"{variant.name}: {error} (looked for {file})") from None
     except ConfigError as error:
-        if "has no engine profile" in str(error):
-            folder = state_folder(variant.app.settings.state)
-            missing = next(name for name in variant.app.services if name not in variant.profiles)
-            raise ConfigError(f"{variant.name}: {error} (looked for {profile_file(missing, folder)})") from None
         raise ConfigError(f"{variant.name}: {error}") from None
 
 

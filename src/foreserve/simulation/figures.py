@@ -12,12 +12,14 @@ from foreserve.simulation.histogram import Distribution
 class Tally(msgspec.Struct, frozen=True, kw_only=True):
     """Some requests, those of a service, a tenant or all, and how they went. Latencies are seconds, of what was done.
 
-    `outcomes` counts by kind, `codes` by the error's code, `reasons` by its words, with numbers left out. `good` were
-    done within their deadline, or had none. Tokens are those of requests that were done; `slot_s` is the time that
-    requests spent on replicas, whatever came of them.
+    `requests` are those of the trace; `retries`, which clients sent again under faults, are counted apart, and their
+    outcomes and latencies are among the others. `outcomes` counts by kind, `codes` by the error's code, `reasons` by
+    its words, with numbers left out. `good` were done within their deadline, or had none. Tokens are those of requests
+    that were done; `slot_s` is the time that requests spent on replicas, whatever came of them.
     """
 
     requests: int
+    retries: int
     outcomes: dict[str, int]
     codes: dict[str, int]
     reasons: dict[str, int]
@@ -79,12 +81,33 @@ class ServiceFigures(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int
 
 
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """What replicas cost, in the currency of `price`, which is that of a replica-hour. `None`: nothing was done."""
+
+    price: float
+    total: float
+    per_1000_done: float | None
+    per_million_output_tokens: float | None
+
+
+def cost(price: float, replica_hours: float, tally: Tally) -> Cost:
+    """Of so many replica-hours, and of what was done in them."""
+    total = price * replica_hours
+    done, tokens = tally.outcomes["done"], tally.output_tokens
+    return Cost(
+        price=price,
+        total=total,
+        per_1000_done=1e3 * total / done if done else None,
+        per_million_output_tokens=1e6 * total / tokens if tokens else None,
+    )
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """A run, in simulated seconds. `start_s` is how long the app took to start, before the trace began.
 
     `span_s` is from there to the last arrival, `ended_s` until the last request ended. `settings` has those of each
-    service in the app file's words, `notes` what a reader should know of the run.
-    `findings` are what did not hold in a run under faults (see `checks`).
+    service in the app file's words, `notes` what a reader should know of the run, `findings` what did not hold in a run
+    under faults (see `checks`). `cost` is there where a price is.
     """
 
     name: str
@@ -99,6 +122,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     services: dict[str, ServiceFigures]
     notes: list[str] = []
     findings: list[str] = []
+    cost: Cost | None = None
+
+    def priced(self, price: float) -> Result:
+        """With what its replicas cost at this price of a replica-hour."""
+        hours = sum(each.replica_hours for each in self.services.values())
+        return msgspec.structs.replace(self, cost=cost(price, hours, self.total))
 
     def goodput_per_s(self) -> float:
         """Good requests a second, over the time until the last has ended."""

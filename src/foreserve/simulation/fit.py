@@ -110,9 +110,44 @@ def _isotonic(values: np.ndarray) -> np.ndarray:
     return np.repeat([total / count for total, count in zip(sums, counts, strict=True)], counts)
 
 
-def share_added(points: Sequence[tuple[float, float, float]]) -> float:
+USUAL_SHARE: Final = 0.6
+"""`mixing` where it cannot be measured: what it was on a quiet machine (docs/calibration.md)."""
+
+WIDE: Final = 0.5
+"""Shares of which the middle 80 % are further apart are noise, whatever their median."""
+
+
+def share_added(points: Sequence[tuple[float, float, float]]) -> tuple[float, str]:
     """`mixing`, of (seconds of the mixed step, of its prefill alone, of its decode alone): the middle of what all say.
 
-    Between 0 (the decode comes free) and 1 (it takes all of its time).
+    Between 0 (the decode comes free) and 1 (it takes all of its time). Where what was measured cannot tell, it is
+    `USUAL_SHARE`, with a note in words; else the note is empty.
     """
-    return min(1.0, max(0.0, float(median((both - prefill) / decode for both, prefill, decode in points))))
+    shares = [(both - prefill) / decode for both, prefill, decode in points]
+    share, (low, high) = float(median(shares)), middle(shares)
+    if -SLACK <= share <= 1.0 + SLACK and high - low <= WIDE:
+        return min(1.0, max(0.0, share)), ""
+    found = f"mixing: {share:.2f} was measured, mostly between {low:.2f} and {high:.2f}"
+    return USUAL_SHARE, f"{found}, which is noise: {USUAL_SHARE} is assumed; measure again on a quiet machine"
+
+
+SLACK: Final = 0.05
+"""A share this far outside of what can be is that of its end."""
+
+
+def added(changes: Sequence[float], least_s: float) -> tuple[float, str]:
+    """`change_s`: the middle of what was measured, 0 below `least_s`, 0 with a note where it may be none."""
+    seconds = float(median(changes)) if changes else 0.0
+    if seconds < least_s:
+        return 0.0, ""
+    low, high = middle(changes)
+    if low > 0.0:
+        return seconds, ""
+    found = f"change_s: {1e3 * seconds:.1f} ms was measured, mostly between {1e3 * low:.1f} and {1e3 * high:.1f} ms"
+    return 0.0, f"{found}, which is noise: 0 is assumed; measure again on a quiet machine"
+
+
+def middle(values: Sequence[float]) -> tuple[float, float]:
+    """Between which 80 % of them lie."""
+    low, high = np.quantile(np.array(values), (0.1, 0.9))
+    return float(low), float(high)

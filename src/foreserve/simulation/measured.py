@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from foreserve.app import Running
 from foreserve.core import Outcome, OutcomeKind, Request
 from foreserve.services.base import Service
 from foreserve.simulation import figures
+from foreserve.simulation.clients import is_retry
 from foreserve.simulation.need import Need
 from foreserve.simulation.presence import Presence
 from foreserve.simulation.replica import SimulatedConnection
-from foreserve.simulation.tally import CURVE, MOST_NAMES, OTHERS, Tally
+from foreserve.simulation.tally import CURVE, OTHERS, Tally
 from foreserve.simulation.windows import Window, Windows
 from foreserve.traces.row import TraceRow
 
@@ -29,9 +30,11 @@ class Measured:
     Latencies are told as a client of the gateway would see them, less the network: from the arrival on.
     """
 
-    def __init__(self, running: Running, needs: Mapping[str, Need], width_s: float) -> None:
+    def __init__(self, running: Running, needs: Mapping[str, Need], named: Collection[str], width_s: float) -> None:
+        """`named` are the tenants that are told of one by one."""
         self._running = running
         self._needs = needs
+        self._named = frozenset(named)
         self._windows = {name: Windows(width_s) for name in running.services}
         self._tenants: dict[str, dict[str, Tally]] = {name: {} for name in running.services}
         self._deadlines: dict[str, float] = {}
@@ -65,7 +68,11 @@ class Measured:
         self._presence[connection.name.rpartition("/")[0]].launched(connection)
 
     def came(self, request: Request, row: TraceRow) -> None:
-        """A request is about to be submitted."""
+        """A request is about to be submitted. Who comes again is no further load, and nothing more is needed for it."""
+        if request.deadline is not None:
+            self._deadlines[request.id] = request.deadline
+        if is_retry(request.id):
+            return
         at = request.arrival - self.began
         window = self._windows[request.service].at(at)
         window.arrived += 1
@@ -73,8 +80,6 @@ class Measured:
         window.output_tokens += row.output_tokens
         window.need_s += self._needs[request.service].seconds(row.input_tokens, row.output_tokens)
         self.last_arrival = at
-        if request.deadline is not None:
-            self._deadlines[request.id] = request.deadline
 
     def ended(self, outcome: Outcome) -> None:
         """A request has ended."""
@@ -94,7 +99,7 @@ class Measured:
         tenants = self._tenants[outcome.service]
         tally = tenants.get(outcome.tenant)
         if tally is None:
-            name = outcome.tenant if len(tenants) < MOST_NAMES else OTHERS
+            name = outcome.tenant if outcome.tenant in self._named else OTHERS
             tally = tenants.setdefault(name, Tally())
         return tally
 

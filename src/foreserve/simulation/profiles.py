@@ -32,12 +32,12 @@ def profile_file(service: str, folder: Path) -> Path:
 
 
 def profile_for(service: str, folder: Path) -> EngineProfile | None:
-    """The profile that was measured of a service, `None` where there is none. Raises ConfigError as `load_profile`."""
+    """The profile that was measured of a service, `None` where there is none. Raises ConfigError as `read_profile`."""
     file = profile_file(service, folder)
-    return load_profile(file) if file.is_file() else None
+    return read_profile(file) if file.is_file() else None
 
 
-def load_profile(path: Path) -> EngineProfile:
+def read_profile(path: Path) -> EngineProfile:
     """Raises ConfigError that names the file, the line, what is wrong and what is valid."""
     document = Document.read(path)
     with document.lines_in_errors():

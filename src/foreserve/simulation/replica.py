@@ -67,6 +67,8 @@ class SimulatedConnection:
         self._factor = 1.0
         self._muted = self._frozen = False
         self._held: list[FromWorker] = []
+        self._held_last = 0
+        self._slots = 0
         self._told = EngineLoad()
         self._credit = CreditGate()
         self._out: list[Chunk] = []
@@ -163,8 +165,10 @@ class SimulatedConnection:
         assert self._core is not None
         self._timer = None
         self._ready = True
+        info = self._core.info()
+        self._slots = int(info.capacity["slots"])
         self._changed()
-        self._tell(Ready(self._core.info(), os.getpid()))
+        self._tell(Ready(info, os.getpid()))
         self._beats.add(self)
 
     # --- work
@@ -218,7 +222,9 @@ class SimulatedConnection:
     def _arm(self) -> None:
         """Have the next event happen at its time."""
         assert self._core is not None
-        self._changed()
+        if self._core.holds != self._held_last:
+            self._held_last = self._core.holds
+            self._changed()
         at = self._core.next_at()
         if self._timer is not None:
             if at == self._at:
@@ -277,7 +283,7 @@ class SimulatedConnection:
     @property
     def slots(self) -> int:
         """Its slots once it is ready and until it ends, else 0. For statistics alone."""
-        return self._core.profile.slots if self._core is not None and self._ready and not self._ending else 0
+        return self._slots if self._ready and not self._ending else 0
 
     @property
     def holds(self) -> int:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
-from importlib import resources
-from string import Template
 
 import msgspec
 
-from foreserve.simulation.chart import LIVE, Chart, Clock, colour
+from foreserve.page import Page
+from foreserve.page import text as _text
+from foreserve.plural import counted
+from foreserve.simulation.chart import LIVE, Clock, colour
 from foreserve.simulation.charts import charts
 from foreserve.simulation.comparison import differing
 from foreserve.simulation.figures import Result
 from foreserve.simulation.summary import Row, change, span, summary
 from foreserve.simulation.survey import Survey
+from foreserve.simulation.verdict import WARNING, against_live, notes
 from foreserve.traces.row import Trace
 
 
 def page(trace: Trace, seen: Survey, results: Sequence[Result]) -> str:
     """The page. Equal runs give equal pages."""
-    from plotly.offline import get_plotlyjs
-
-    title = f"Simulation of {trace.header.name or 'a trace'}"
-    drawn: list[dict[str, object]] = []
-    body = [
-        f"<h1>{_text(title)}</h1>",
+    made = Page(f"Simulation of {trace.header.name or 'a trace'}")
+    body = made.body
+    body += [
         f'<p class="quiet">{_text(_about(seen, results))}</p>',
         _legend(results, live=seen.live is not None),
         *_notes(seen, results),
@@ -40,19 +38,26 @@ def page(trace: Trace, seen: Survey, results: Sequence[Result]) -> str:
         rows = summary(results, live, name)
         body += [f"<h2>Service {_text(name)}</h2>", _table(results, rows, live=live is not None)]
         clock = Clock(results[0].epoch, max(result.ended_s for result in results))
-        cards = [_card(chart, clock, drawn) for chart in charts(results, name, live)]
-        body.append(f'<h2>{_text(name)}: its course</h2><div class="grid">{"".join(cards)}</div>')
-    template = Template(resources.files("foreserve.simulation").joinpath("report.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        title=_text(title), plotly=get_plotlyjs(), body="\n".join(body), charts=_script(msgspec.json.encode(drawn))
-    )
+        body.append(f"<h2>{_text(name)}: its course</h2>")
+        made.grid(charts(results, name, live, _deadline(seen, results, name)), clock.title)
+    return made.html()
+
+
+def _deadline(seen: Survey, results: Sequence[Result], service: str) -> float | None:
+    """That all requests have: the rows' own, or the settings' where rows have none. `None`: there is no such one."""
+    if len(seen.deadlines) != 1:
+        return None
+    if (own := seen.deadlines[0]) is not None:
+        return own
+    asked = {result.settings[service].get("deadline_s") for result in results}
+    return asked.pop() if len(asked) == 1 else None
 
 
 def _about(seen: Survey, results: Sequence[Result]) -> str:
     skipped = f" ({seen.skipped:,} bad rows skipped)" if seen.skipped else ""
     return (
-        f"{seen.rows:,} requests{skipped} in {span(seen.span_s)}, seed {results[0].seed}. Made by foreserve simulate: "
-        "the app's own dispatcher, policies and ledger on a virtual clock, with simulated engines."
+        f"{counted(seen.rows, 'request')}{skipped} in {span(seen.span_s)}, seed {results[0].seed}. Made by foreserve "
+        "simulate: the app's own dispatcher, policies and ledger on a virtual clock, with simulated engines."
     )
 
 
@@ -67,8 +72,12 @@ def _legend(results: Sequence[Result], *, live: bool) -> str:
 
 
 def _notes(seen: Survey, results: Sequence[Result]) -> list[str]:
-    said = list(dict.fromkeys(note for result in results for note in result.notes))
-    told = [f'<p class="note">{_text(note)}</p>' for note in said]
+    told = [
+        f'<p class="{"note far" if far else "says"}">{_text(line)}</p>' for line, far in against_live(results, seen)
+    ]
+    told += [
+        f'<p class="{"note far" if note.startswith(WARNING) else "note"}">{_text(note)}</p>' for note in notes(results)
+    ]
     if seen.live is None:
         words = "The trace does not tell how its requests went live, so nothing live stands beside the simulation."
         told.append(f'<p class="says">{words}</p>')
@@ -92,19 +101,20 @@ def _differences(results: Sequence[Result]) -> str:
 
 
 def _table(results: Sequence[Result], rows: Sequence[Row], *, live: bool) -> str:
-    head = "".join(f"<th>{_text(result.name)}</th>" for result in results) + ("<th>live</th>" if live else "")
+    head = "".join(f"<th>{_text(result.name)}</th>" for result in results) + (
+        "<th>live</th><th>against live</th>" if live else ""
+    )
     lines: list[str] = []
     group = ""
     for row in rows:
         if row.group != group:
             group = row.group
             lines.append(
-                f'<tr class="group"><td colspan="{len(results) + 1 + live}">{_text(group.capitalize())}</td></tr>'
+                f'<tr class="group"><td colspan="{len(results) + 1 + 2 * live}">{_text(group.capitalize())}</td></tr>'
             )
         cells = "".join(f"<td>{_cell(row, at)}</td>" for at in range(len(row.values)))
-        lines.append(
-            f"<tr><td>{_text(row.label.strip())}</td>{cells}{f'<td>{_text(row.live)}</td>' if live else ''}</tr>"
-        )
+        beside = f"<td>{_text(row.live)}</td><td>{_text(change(row.off))}</td>" if live else ""
+        lines.append(f"<tr><td>{_text(row.label.strip())}</td>{cells}{beside}</tr>")
     return f'<div class="card scroll"><table><tr><th></th>{head}</tr>{"".join(lines)}</table></div>'
 
 
@@ -116,24 +126,3 @@ def _cell(row: Row, at: int) -> str:
     if value is not None and row.better is not None and abs(value) >= 0.01:
         kind = ' class="good"' if (value < 0) == (row.better == "lower") else ' class="bad"'
     return f"{_text(row.values[at])}<small{kind}>{_text(change(value))}</small>"
-
-
-def _card(chart: Chart, clock: Clock, drawn: list[dict[str, object]]) -> str:
-    name = f"chart{len(drawn)}"
-    bars = any(trace["type"] == "bar" for trace in chart.traces)
-    across = clock.title if chart.timed else chart.across
-    drawn.append({**msgspec.to_builtins(chart), "id": name, "bars": bars, "across": across})
-    note = f'<p class="note">{_text(chart.note)}</p>' if chart.note else ""
-    return (
-        f'<div class="card"><h3>{_text(chart.title)}</h3><p class="says">{_text(chart.says)}</p>'
-        f'<div class="plot" id="{name}"></div>{note}</div>'
-    )
-
-
-def _text(words: str) -> str:
-    return html.escape(words)
-
-
-def _script(data: bytes) -> str:
-    """JSON that may stand within a script: nothing in it ends one."""
-    return data.decode().replace("<", "\\u003c")

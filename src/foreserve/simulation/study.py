@@ -17,7 +17,7 @@ from foreserve.dispatch.journal import CLOSED, Journal
 from foreserve.engines.profile import EngineProfile
 from foreserve.errors import ConfigError
 from foreserve.registry import choices
-from foreserve.settings import LLMSettings, ServiceSettings, StateSettings, UpstreamSettings
+from foreserve.settings import ServiceSettings, StateSettings
 from foreserve.simulation import clock
 from foreserve.simulation.checks import SETTLE_S, Checks, Finding
 from foreserve.simulation.figures import Result
@@ -27,8 +27,9 @@ from foreserve.simulation.need import Need
 from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.replica import SimulatedConnection
 from foreserve.simulation.stage import FaultPlan, set_stage
-from foreserve.simulation.survey import Survey, survey
-from foreserve.simulation.twin import Twin
+from foreserve.simulation.survey import Survey, begun
+from foreserve.simulation.twin import Twin, can_be_simulated
+from foreserve.simulation.verdict import nothing_done, ordered
 from foreserve.simulation.windows import width_for
 from foreserve.traces.row import Trace, TraceRow
 
@@ -44,6 +45,17 @@ PROGRESS_EVERY: Final = 256
 
 MOST_AFTER_S: Final = 86_400.0
 """Simulated seconds after the last arrival in which everything has to have ended; the ledger tells what had not."""
+
+
+class NoProfile(ConfigError):
+    """A service that can be simulated, and nothing tells how long its engine takes."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__(
+            f"service {service!r} has no engine profile; measure one with `foreserve calibrate` and name it with "
+            f"--profile {service}=FILE"
+        )
+        self.service = service
 
 
 def simulate(
@@ -69,13 +81,22 @@ def simulate(
     `decisions`. Raises ConfigError for a service without a profile, a wrong setting and a row of the trace that cannot
     be played; LedgerError, after any run, if a request was lost or ended twice.
     """
-    seen = survey(trace) if surveyed is None else surveyed
+    if surveyed is None:
+        trace, seen = begun(trace)
+    else:
+        seen = surveyed
     oracle = Oracle()
     twins = make_twins(app, profiles, oracle, seen)
     main = _run(app, twins, oracle, trace, seen, seed, faults, progress, observers, decisions)
     # Small matrices are slower on several cores, far slower beside other work, and would be summed in another order.
     with threadpool_limits(1, user_api="blas"):
         measured, preemptions, findings, found = clock.run(main, epoch=trace.header.epoch)
+    services = measured.services(preemptions)
+    odd = [
+        words
+        for each, service in services.items()
+        for words in nothing_done(service.tally, f"{name}, {each}" if name else each)
+    ]
     return Result(
         name=name,
         trace=trace.header.name,
@@ -86,14 +107,17 @@ def simulate(
         ended_s=max(measured.last_end, measured.last_arrival),
         settings={each: _shown(app.services[each].settings) for each in twins},
         total=measured.total(),
-        services=measured.services(preemptions),
-        notes=[
-            *notes,
-            *missing(trace),
-            *remarks(app, twins, seen),
-            *([] if faults is None else [happened(faults)]),
-            *found,
-        ],
+        services=services,
+        notes=ordered(
+            [
+                *odd,
+                *notes,
+                *missing(trace),
+                *remarks(app, twins, seen),
+                *([] if faults is None else [happened(faults)]),
+                *found,
+            ]
+        ),
         findings=[f"{each.check} at {each.at:.3f} s: {each.words}" for each in findings],
     )
 
@@ -108,12 +132,14 @@ def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, 
     """The services of `app` that a trace can be played to. Raises ConfigError for what stands in the way of a run."""
     twins: dict[str, Twin] = {}
     for name, kind in app.services.items():
-        if not isinstance(kind.settings, (LLMSettings, UpstreamSettings)):
+        if not can_be_simulated(kind):
             continue
         if name not in profiles:
+            raise NoProfile(name)
+        if kind.settings.replicas == 0:
             raise ConfigError(
-                f"service {name!r} has no engine profile; measure one with `foreserve calibrate` and name it with "
-                f"--profile {name}=FILE"
+                f"service {name!r} has no replicas: nothing would be served; set `{name}.replicas` to 1 or more (there "
+                "is no autoscaler yet that would start one)"
             )
         twin = Twin(name, kind, profiles[name], oracle)
         foresight = twin.foreseer.settings
@@ -127,7 +153,8 @@ def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, 
         if asked is not None and asked not in twins:
             raise ConfigError(
                 f"the trace has requests for a service {asked!r}, which the app does not have or which cannot be "
-                f"simulated{choices(asked, twins)}"
+                f"simulated{choices(asked, twins)}; `--service {next(iter(twins))}` plays all requests to that one, "
+                f"`--map {asked}={next(iter(twins))}` those of this name"
             )
     return twins
 
@@ -206,7 +233,7 @@ async def _run(
     running = stage.running
     checks = None if faults is None else Checks(stage, oracle)
     needs = {name: Need(twin.profile) for name, twin in twins.items()}
-    measured = Measured(running, needs, width_for(seen.span_s, seen.rows))
+    measured = Measured(running, needs, seen.tenants, width_for(seen.span_s, seen.rows))
     launcher.launched.append(measured.launched)
     running.observers += [measured.ended, *observers]
     if progress is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from foreserve.core import OutcomeKind
-from foreserve.simulation.figures import Result, ServiceFigures, Tally
+from foreserve.simulation.figures import Result, ServiceFigures, Tally, cost
 from foreserve.simulation.histogram import Distribution
 from foreserve.simulation.survey import Live
 
@@ -20,7 +21,8 @@ MOST_REASONS = 4
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One figure of every run. `changes` are shares of the first run's (0.1: a tenth more), `None` where none can be.
 
-    `better` says in which direction it is meant to go; `group` is where it belongs.
+    `better` says in which direction it is meant to go; `group` is where it belongs. `off` is the first run's difference
+    to what was measured live, as a share of that.
     """
 
     group: str
@@ -29,6 +31,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     changes: list[float | None]
     better: Better = None
     live: str = ""
+    off: float | None = None
 
 
 def summary(results: Sequence[Result], live: Live | None, service: str | None = None) -> list[Row]:
@@ -37,11 +40,14 @@ def summary(results: Sequence[Result], live: Live | None, service: str | None = 
     rows = [row for name in _LATENCIES for row in _latency(name, tallies, live)]
     ended = [result.ended_s for result in results]
     rate = _Rows("throughput", "higher", rows)
-    rate.add(
-        "goodput (done in time), requests/s", [_per(t.good, s) for t, s in zip(tallies, ended, strict=True)], number
-    )
-    rate.add("output tokens/s", [_per(t.output_tokens, s) for t, s in zip(tallies, ended, strict=True)], number)
-    rate.add("prompt tokens/s", [_per(t.prompt_tokens, s) for t, s in zip(tallies, ended, strict=True)], number)
+    for label, of in (
+        ("goodput (done in time), requests/s", "good"),
+        ("output tokens/s", "output_tokens"),
+        ("prompt tokens/s", "prompt_tokens"),
+    ):
+        values = [_per(getattr(t, of), s) for t, s in zip(tallies, ended, strict=True)]
+        told = None if live is None or not live.ended_s else _per(getattr(live, of), live.ended_s)
+        rate.add(label, values, number, live=told)
     houses = [_services(result, service) for result in results]
     use = _Rows("replicas", None, rows)
     use.add("replica-hours", [sum(each.replica_hours for each in house) for house in houses], number, better="lower")
@@ -55,8 +61,22 @@ def summary(results: Sequence[Result], live: Live | None, service: str | None = 
     use.add("most that waited", [float(max(each.most_waiting for each in house)) for house in houses], count)
     preempted = [float(sum(each.preemptions for each in house)) for house in houses]
     use.add("preemptions", preempted, count, better="lower")
+    _costs(rows, results, service)
     _outcomes(rows, tallies, live)
     return rows
+
+
+def _costs(rows: list[Row], results: Sequence[Result], service: str | None) -> None:
+    costs = []
+    for result in results:
+        if result.cost is None:
+            return
+        hours = sum(each.replica_hours for each in _services(result, service))
+        costs.append(cost(result.cost.price, hours, _tally(result, service)))
+    money = _Rows("cost", "lower", rows)
+    money.add("cost", [each.total for each in costs], number)
+    money.add("cost per 1,000 requests done", [each.per_1000_done for each in costs], number)
+    money.add("cost per million output tokens", [each.per_million_output_tokens for each in costs], number)
 
 
 _LATENCIES = (("ttft", "TTFT"), ("tpot", "TPOT"), ("e2e", "end-to-end"), ("wait", "queue wait"))
@@ -85,13 +105,40 @@ def _outcomes(rows: list[Row], tallies: Sequence[Tally], live: Live | None) -> N
             ends.add(kind.value, values, count, better=better, live=told)
     if any(tally.again for tally in tallies):
         ends.add("run again", [float(tally.again) for tally in tallies], count, better="lower")
-    reasons: dict[str, int] = {}
-    for tally in tallies:
-        for reason, n in tally.reasons.items():
-            reasons[reason] = max(reasons.get(reason, 0), n)
+    if any(tally.retries for tally in tallies):
+        ends.add("sent again by clients", [float(tally.retries) for tally in tallies], count, better="lower")
+    worded = [_in_words(tally) for tally in tallies]
+    most: Counter[str] = Counter()
+    for reasons in worded:
+        most |= reasons
+    shown = sorted(most, key=lambda each: (-most[each], each))
+    if len(shown) > MOST_REASONS + 1:  # one more takes no more room than a row for the rest of them
+        shown = shown[:MOST_REASONS]
     why = _Rows("why not done", None, rows)
-    for reason in sorted(reasons, key=lambda each: (-reasons[each], each))[:MOST_REASONS]:
-        why.add(reason, [float(tally.reasons.get(reason, 0)) for tally in tallies], count)
+    for reason in shown:
+        why.add(reason, [float(reasons[reason]) for reasons in worded], count)
+    if len(shown) < len(most):
+        rest = [float(reasons.total() - sum(reasons[each] for each in shown)) for reasons in worded]
+        why.add(f"{len(most) - len(shown)} other reasons", rest, count)
+
+
+def _in_words(tally: Tally) -> Counter[str]:
+    """Its reasons, those that differ in figures alone as one. Their sum is what was not done."""
+    found: Counter[str] = Counter()
+    for reason, n in tally.reasons.items():
+        found[next((plain for begins, plain in _PLAIN if begins in reason), reason)] += n
+    return found
+
+
+_PLAIN: Final = (
+    ("the predicted wait of", "a wait predicted beyond the limit"),
+    ("predicted wait and", "a wait predicted beyond the deadline"),
+    ("the queue is full", "the queue was full"),
+    ("it could no longer be done", "waited until it was too late for the deadline"),
+    ("the most that the queue allows", "waited as long as the queue allows"),
+    ("no replica was ready", "no replica was ready in time"),
+)
+"""What a reason has in it, and its words without figures."""
 
 
 class _Rows:
@@ -118,6 +165,7 @@ class _Rows:
                 changes=[None if not first or value is None else value / first - 1 for value in values],
                 better=better or self._better,
                 live="" if live is None else told(live),
+                off=None if not live or first is None else first / live - 1,
             )
         )
 

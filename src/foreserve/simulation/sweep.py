@@ -14,6 +14,7 @@ import msgspec
 from numpy.random import default_rng  # noqa: TID251 - the one place where a seed becomes a generator
 
 from foreserve.app import App
+from foreserve.core import OutcomeKind
 from foreserve.engines.profile import EngineProfile
 from foreserve.ports import Launcher
 from foreserve.simulation.checks import Finding
@@ -38,6 +39,13 @@ class Swept(msgspec.Struct, frozen=True, kw_only=True):
     happened: dict[str, int]
     """How often each fault struck."""
     digest: str
+    ttft_p99: float | None = None
+    """Of what was done, in seconds."""
+
+    def done(self) -> float | None:
+        """The share of all requests that were done; `None` where none came."""
+        requests = sum(self.outcomes.values())
+        return self.outcomes.get(OutcomeKind.DONE.value, 0) / requests if requests else None
 
 
 class Summary(msgspec.Struct, kw_only=True):
@@ -52,6 +60,9 @@ class Summary(msgspec.Struct, kw_only=True):
     """In how many seeds each fault struck."""
     findings: Counter[str] = msgspec.field(default_factory=Counter)
     """By check."""
+    done: list[tuple[float, int]] = []
+    ttft_p99: list[tuple[float, int]] = []
+    """Of each seed that has it: the share that was done, seconds, with the seed."""
 
     def add(self, swept: Swept) -> None:
         """One seed more."""
@@ -62,6 +73,10 @@ class Summary(msgspec.Struct, kw_only=True):
         self.happened.update(swept.happened)
         self.with_fault.update(swept.happened.keys())
         self.findings.update({finding.check for finding in swept.findings})
+        if (done := swept.done()) is not None:
+            self.done.append((done, swept.seed))
+        if swept.ttft_p99 is not None:
+            self.ttft_p99.append((swept.ttft_p99, swept.seed))
 
 
 def sweep(one: Callable[[int], Swept], seeds: Sequence[int], *, jobs: int = 1) -> Iterator[Swept]:
@@ -112,6 +127,7 @@ def swept(seed: int, trial: Callable[[], Trial]) -> Swept:
         outcomes=shown.outcomes,
         happened=shown.struck,
         digest=shown.digest,
+        ttft_p99=shown.ttft_p99,
     )
 
 

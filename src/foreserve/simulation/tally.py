@@ -8,6 +8,7 @@ from typing import Final
 
 from foreserve.core import Outcome, OutcomeKind
 from foreserve.simulation import figures
+from foreserve.simulation.clients import is_retry
 from foreserve.simulation.histogram import Histogram
 
 MOST_NAMES: Final = 64
@@ -26,7 +27,7 @@ class Tally:
 
     __slots__ = (
         "again", "cached_tokens", "codes", "e2e", "good", "outcomes", "output_tokens", "prompt_tokens", "reasons",
-        "slot_s", "tpot", "ttft", "wait",
+        "retries", "slot_s", "tpot", "ttft", "wait",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class Tally:
         self.output_tokens = 0
         self.cached_tokens = 0
         self.again = 0
+        self.retries = 0
         self.slot_s = 0.0
         self.ttft, self.tpot, self.e2e, self.wait = Histogram(), Histogram(), Histogram(), Histogram()
 
@@ -45,6 +47,8 @@ class Tally:
         self.outcomes[outcome.kind.value] += 1
         if outcome.attempt:
             self.again += 1
+        if is_retry(outcome.id):
+            self.retries += 1
         if outcome.started is not None:
             self.slot_s += outcome.ended - outcome.started
             self.wait.add(outcome.started - outcome.arrival)
@@ -71,7 +75,7 @@ class Tally:
             (self.outcomes, other.outcomes), (self.codes, other.codes), (self.reasons, other.reasons),
         ):  # fmt: skip
             mine.update(theirs)
-        for name in ("good", "prompt_tokens", "output_tokens", "cached_tokens", "again", "slot_s"):
+        for name in ("good", "prompt_tokens", "output_tokens", "cached_tokens", "again", "retries", "slot_s"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("ttft", "tpot", "e2e", "wait"):
             getattr(self, name).merge(getattr(other, name))
@@ -79,7 +83,8 @@ class Tally:
     def figures(self, *, curve: int = 0) -> figures.Tally:
         """As plain data, counts from the largest down."""
         return figures.Tally(
-            requests=self.outcomes.total(),
+            requests=self.outcomes.total() - self.retries,
+            retries=self.retries,
             outcomes={kind.value: self.outcomes[kind.value] for kind in OutcomeKind},
             codes=_largest_first(self.codes),
             reasons=_largest_first(self.reasons),

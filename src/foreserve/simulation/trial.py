@@ -11,13 +11,14 @@ from typing import Final
 import msgspec
 
 from foreserve.app import App, Running
-from foreserve.core import Outcome
+from foreserve.core import Outcome, OutcomeKind
 from foreserve.engines.profile import EngineProfile
 from foreserve.errors import EngineStartError
 from foreserve.ports import Launcher
 from foreserve.settings import StateSettings
 from foreserve.simulation.checks import SETTLE_S, Checks, Finding
 from foreserve.simulation.clock import run
+from foreserve.simulation.histogram import Histogram
 from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.stage import FaultPlan, Happened, set_stage
 from foreserve.simulation.study import make_twins, simulated_state
@@ -42,6 +43,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     struck: dict[str, int]
     seconds: float
     digest: str
+    ttft_p99: float | None = None
+    """Of what was done, in seconds."""
 
 
 def try_out(
@@ -97,10 +100,13 @@ async def _play(
     running, drive = stage.running, stage.drive
     checks = Checks(stage, oracle)
     digest = hashlib.sha256()
+    ttft = Histogram()
     encode = msgspec.json.Encoder(order="sorted").encode
 
     def heard(outcome: Outcome) -> None:
         digest.update(encode(outcome))
+        if outcome.kind is OutcomeKind.DONE and outcome.first is not None:
+            ttft.add(outcome.first - outcome.arrival)
 
     running.observers.append(heard)
     started = await _start(running)
@@ -127,6 +133,7 @@ async def _play(
         struck={} if plan is None else dict(plan.struck),
         seconds=seconds,
         digest=digest.hexdigest(),
+        ttft_p99=ttft.quantile(0.99),
     )
 
 

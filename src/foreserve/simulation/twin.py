@@ -24,11 +24,20 @@ from foreserve.traces.row import TraceRow
 ENGINE = "foreserve.engines.simulated:SimulatedEngine"
 
 
+SIMULATED = (LLM, Upstream)
+"""Kinds of services that can be simulated."""
+
+
+def can_be_simulated(kind: Served) -> bool:
+    """Whether a service can have a twin."""
+    return isinstance(kind, SIMULATED)
+
+
 class Twin:
     """The twin of a language-model service, local or upstream. Raises ConfigError for services of other kinds."""
 
     def __init__(self, name: str, kind: Served, profile: EngineProfile, oracle: Oracle) -> None:
-        if not isinstance(kind, (LLM, Upstream)):
+        if not isinstance(kind, SIMULATED):
             raise ConfigError(f"service {name!r} is a {kind.name}; what can be simulated: llm, upstream")
         self.name = kind.name
         self.idempotent = kind.idempotent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import yaml
@@ -30,6 +30,24 @@ def assignments(words: Iterable[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise ConfigError(f"--set {key}: {value!r} is no value; quote what YAML would read otherwise") from None
     return found
+
+
+MOST_VARIED: Final = 16
+"""Runs side by side that can still be read."""
+
+
+def varied(words: str) -> tuple[str, list[Any]]:
+    """`chat.replicas=1,2,4` as a key and its values, each read as YAML. Raises ConfigError."""
+    key, equals, values = words.partition("=")
+    try:
+        found = yaml.safe_load(f"[{values}]") if equals and key.strip() else []
+    except yaml.YAMLError:
+        found = []
+    if not 1 <= len(found) <= MOST_VARIED:
+        raise ConfigError(
+            f"--vary {words}: write KEY=VALUE,VALUE, as in --vary chat.replicas=1,2,4 (1 to {MOST_VARIED} of them)"
+        )
+    return key.strip(), found
 
 
 def changed(app: App, changes: Mapping[str, Any], where: str) -> App:

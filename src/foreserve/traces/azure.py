@@ -34,7 +34,8 @@ def open_azure(path: Path, *, skip_bad: bool = False, sort: bool = False) -> Lin
         at, context, generated = cells(text)
         if (arrival := seconds(at) - start) < 0.0:
             raise ValueError(f"time {at} is earlier than the first {HOLD} rows' (rows must be in order, nearly)")
-        return TraceRow(arrival=arrival, input_tokens=int(context), output_tokens=int(generated))
+        lengths = [_tokens(name, cell) for name, cell in zip(COLUMNS[1:], (context, generated), strict=True)]
+        return TraceRow(arrival=round(arrival, 6), input_tokens=lengths[0], output_tokens=lengths[1])
 
     header = Header(name=name_of(path), epoch=start if start >= YEAR_2000 else 0.0)
     return LineTrace(path, parse, header=header, first_line=head[0] + 1, skip_bad=skip_bad, sort=sort)
@@ -64,12 +65,22 @@ def cells(text: str) -> list[str]:
     return found[: len(COLUMNS)]
 
 
+def _tokens(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"column {name!r}: {text!r} is no whole number of tokens") from None
+
+
 def seconds(text: str) -> float:
     """A number, or a date as seconds since 1970."""
     try:
         value = float(text)
     except ValueError:
-        at = datetime.fromisoformat(text)
+        try:
+            at = datetime.fromisoformat(text)
+        except ValueError:
+            raise ValueError(f"column {COLUMNS[0]!r}: {text!r} is no time") from None
         return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
     if not math.isfinite(value):
         raise ValueError(f"time is {text}; expected a finite number")

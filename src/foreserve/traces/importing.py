@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
@@ -17,6 +17,8 @@ from foreserve.traces.columns import TIME_FORMATS, YEAR_2000, Record, TimeFormat
 from foreserve.traces.reading import BAD, check, name_of, words
 from foreserve.traces.row import Header, TraceRow
 from foreserve.traces.sorting import in_any_order
+
+T = TypeVar("T")
 
 TELL_EVERY: Final = 2048
 
@@ -129,7 +131,7 @@ class Log:
             tenant = row.tenant
             if self._hide_tenants:
                 tenant = tenants.setdefault(tenant, f"t{len(tenants) + 1}")
-            yield check(msgspec.structs.replace(row, arrival=row.arrival - start, tenant=tenant))
+            yield check(msgspec.structs.replace(row, arrival=round(row.arrival - start, 6), tenant=tenant))
 
     def _rows(self) -> Iterator[TraceRow]:
         """The records as rows, each at its own time."""
@@ -188,45 +190,54 @@ class Log:
             service=self._words(record, "service"),
             app=self._words(record, "app") or "",
             outcome=_outcome(self._words(record, "status")),
-            first_s=self._first(record, arrival),
-            total_s=took,
+            first_s=_micro(self._first(record, arrival)),
+            total_s=_micro(took),
         )
         check(msgspec.structs.replace(row, arrival=0.0))
         return row
 
-    def _value(self, record: Record, field: str) -> Any:
+    def _read(self, record: Record, field: str, how: Callable[[Any], T]) -> T | None:
+        """What the first column that has a value for `field` says. Raises ValueError that names the column."""
         for name in _names(getattr(self._where, field)):
             if not columns.empty(value := columns.find(record, name)):
-                return value
+                try:
+                    return how(value)
+                except ValueError as error:
+                    raise ValueError(f"column {name!r}: {error}") from None
         return None
 
     def _time(self, record: Record, field: str) -> float | None:
-        value = self._value(record, field)
-        return None if value is None else columns.time(value, self._where.times, self._zone)
+        return self._read(record, field, lambda value: columns.time(value, self._where.times, self._zone))
 
     def _duration(self, record: Record, field: str) -> float | None:
-        value = self._value(record, field)
-        return None if value is None else columns.number(value) / (1000.0 if self._where.durations_in_ms else 1.0)
+        return self._read(record, field, self._seconds)
+
+    def _seconds(self, value: Any) -> float:
+        return columns.number(value) / (1000.0 if self._where.durations_in_ms else 1.0)
 
     def _first(self, record: Record, arrival: float) -> float | None:
         """A duration, or a time: one that is written as one, or that lies decades after 0."""
-        value = self._value(record, "ttft")
-        if value is None:
-            return None
-        try:
-            if columns.number(value) < YEAR_2000:
-                return self._duration(record, "ttft")
-        except ValueError:
-            pass
-        return max(0.0, columns.time(value, self._where.times, self._zone) - arrival)
+
+        def first(value: Any) -> float:
+            try:
+                if columns.number(value) < YEAR_2000:
+                    return self._seconds(value)
+            except ValueError:
+                pass
+            return max(0.0, columns.time(value, self._where.times, self._zone) - arrival)
+
+        return self._read(record, "ttft", first)
 
     def _whole(self, record: Record, field: str) -> int | None:
-        value = self._value(record, field)
-        return None if value is None else columns.whole(value)
+        return self._read(record, field, columns.whole)
 
     def _words(self, record: Record, field: str) -> str | None:
-        value = self._value(record, field)
-        return None if value is None else str(value)
+        return self._read(record, field, str)
+
+
+def _micro(seconds: float | None) -> float | None:
+    """Without what a difference of two times since 1970 has in digits that nobody measured."""
+    return None if seconds is None else round(seconds, 6)
 
 
 def _needed(must: Columns) -> list[list[str]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -17,6 +19,9 @@ from foreserve.traces.row import Header, Lost, Trace, TraceRow
 
 LOOKS = '{"arrival": 0.25, "input_tokens": 374, "output_tokens": 44} in each line'
 
+MOST_SPAN_S: Final = 400 * 86_400.0
+"""No trace is longer: later arrivals are times since 1970, and a simulation of decades of idle time would not end."""
+
 MOST_BLOCK_TOKENS = 65_536
 
 log = logging.getLogger(__name__)
@@ -24,6 +29,7 @@ log = logging.getLogger(__name__)
 _header = msgspec.json.Decoder(Header)
 _row = msgspec.json.Decoder(TraceRow)
 _lost = msgspec.json.Decoder(Lost)
+_BROKEN = re.compile(r'\s*\{\s*"(arrival|foreserve_trace)"\s*:')
 _NOTE = '{"foreserve_trace":"lost"'
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _NAMES = [field.name for field in msgspec.structs.fields(TraceRow)]
@@ -45,7 +51,7 @@ def recognise(text: str) -> bool:
     try:
         fields = _fields.decode(text)
     except msgspec.MsgspecError:
-        return False
+        return _BROKEN.match(text) is not None  # its error is that line's, not that no format fits
     return "foreserve_trace" in fields or "arrival" in fields
 
 
@@ -74,6 +80,16 @@ def parse(text: str) -> TraceRow | None:
     if text.startswith(_NOTE):
         log.warning("%d requests are missing here: they were too many for who recorded", _lost.decode(text).rows)
         return None
+    row = _decoded(text)
+    if row.arrival > MOST_SPAN_S:
+        raise ValueError(
+            f"`arrival` is {row.arrival:.15g}: expected seconds since the trace's start, at most 400 days; this looks "
+            "like a time since 1970: use `foreserve trace import`"
+        )
+    return row
+
+
+def _decoded(text: str) -> TraceRow:
     try:
         return _row.decode(text)
     except msgspec.ValidationError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Final, Protocol, runtime_checkable
 
@@ -102,6 +102,18 @@ def sped(trace: Trace, speed: float) -> Trace:
 
     def make(rows: Iterator[TraceRow]) -> Iterator[TraceRow]:
         return (msgspec.structs.replace(row, arrival=row.arrival / speed) for row in rows)
+
+    return Derived(trace, trace.header, make, len(trace))
+
+
+def renamed(trace: Trace, to: str | None = None, names: Mapping[str, str] | None = None) -> Trace:
+    """The same requests for other services: all of them for `to`, or those of a service in `names` for its new name."""
+
+    def service(row: TraceRow) -> str | None:
+        return to if to is not None else (names or {}).get(row.service or "", row.service)
+
+    def make(rows: Iterator[TraceRow]) -> Iterator[TraceRow]:
+        return (msgspec.structs.replace(row, service=service(row)) for row in rows)
 
     return Derived(trace, trace.header, make, len(trace))
 

@@ -35,7 +35,7 @@ class LengthsTrace(LineTrace):
             if len(found) <= last:
                 raise ValueError(f"{len(found)} columns; expected at least {last + 1}")
             # Whole numbers, which some of these files write as 12.0.
-            prefill, decode = (float(found[place]) for place in places)
+            prefill, decode = (_number(name, found[place]) for name, place in zip(COLUMNS, places, strict=True))
             if not (prefill.is_integer() and decode.is_integer()):
                 raise ValueError(f"lengths are {prefill:g} and {decode:g}; expected whole numbers of tokens")
             return TraceRow(arrival=0.0, input_tokens=int(prefill), output_tokens=int(decode))
@@ -58,6 +58,13 @@ class LengthsTrace(LineTrace):
                 number,
                 TraceRow(arrival=at, input_tokens=row.input_tokens, output_tokens=row.output_tokens),
             )
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"column {name!r}: {text.strip()!r} is no number") from None
 
 
 def open_vidur(path: Path, *, rate: float | None, seed: int = 0, skip_bad: bool = False) -> LengthsTrace:

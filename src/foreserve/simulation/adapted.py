@@ -6,12 +6,13 @@ import msgspec
 
 from foreserve.engines.profile import EngineProfile
 from foreserve.settings import LLMSettings, ServiceSettings, UpstreamSettings
+from foreserve.simulation.verdict import WARNING
 
 MEASURED = ("model", "engine", "weights", "exact", "threads", "engine_options", "urls")
 """Settings of which only another measurement tells what they bring."""
 
 
-def fitted(
+def adapted(
     name: str, profile: EngineProfile, measured: ServiceSettings, asked: ServiceSettings
 ) -> tuple[EngineProfile, list[str]]:
     """`profile`, measured under one set of settings, for another; and notes on what that leaves open.
@@ -20,7 +21,8 @@ def fitted(
     beyond what was measured its tables go on as straight lines. A server keeps its own, however much it is sent.
     """
     notes = [
-        f"{name}: {key} differs, yet the engine's times are those of the same profile; measure another"
+        f"{WARNING}{name}: {key} is changed, but the profile stays that of the engine that was measured "
+        f"({_what(getattr(measured, key, None))}): its times say nothing of {_what(getattr(asked, key, None))}"
         for key in MEASURED
         if getattr(measured, key, None) != getattr(asked, key, None)
     ]
@@ -31,7 +33,10 @@ def fitted(
         words["slots"] = asked.max_running
         if asked.max_running > profile.decode.sequences[-1]:
             most = profile.decode.sequences[-1]
-            notes.append(f"{name}: {asked.max_running} requests at once were not measured (at most {most} were)")
+            notes.append(
+                f"{WARNING}{name}: {asked.max_running} requests at once were not measured (at most {most} were): how "
+                "long a step takes beyond that is a straight line on, which no engine keeps to for long"
+            )
     if isinstance(asked, LLMSettings) and isinstance(measured, LLMSettings):
         if asked.kv_cache_gb != measured.kv_cache_gb:
             words["kv_tokens"] = max(1, round(profile.kv_tokens * asked.kv_cache_gb / measured.kv_cache_gb))
@@ -42,3 +47,7 @@ def fitted(
         if asked.prefix_caching != measured.prefix_caching:
             words["prefix_caching"] = asked.prefix_caching
     return msgspec.structs.replace(profile, **words), notes
+
+
+def _what(value: object) -> str:
+    return "none" if value is None else str(value)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 Ending = Literal["stop", "length", "cancelled", "memory"]
 
 
-class Sequence:
+class Answering:
     """Lengths in tokens. Its owner keeps what it likes in `work`; the rest belongs to the step model that runs it.
 
     `output` is how many tokens it makes; `every` is how many of them make a chunk after the first (`None`: all the
@@ -79,7 +79,7 @@ class Sequence:
         return "length" if self.limited else "stop"
 
 
-Emission = tuple[Sequence, int, Ending | None]
+Emission = tuple[Answering, int, Ending | None]
 """Who puts out how many new tokens, and how it ends, if it does."""
 
 
