@@ -8,17 +8,17 @@ import os
 from collections.abc import Coroutine
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import typer
 import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from foreserve.app import App
 from foreserve.appfile import load_app_file
+from foreserve.cli.ending import EXIT_FAILED, EXIT_STOPPED, EXIT_WRONG, wrong
 from foreserve.errors import ConfigError, ForeserveError
 from foreserve.loadgen.client import first_model
 from foreserve.registry import choices
@@ -39,15 +39,6 @@ T = TypeVar("T")
 console = Console(stderr=True)
 
 _REMOTE = "A running server"
-
-EXIT_FAILED = 1
-"""The engine did not start, or failed while it was measured."""
-
-EXIT_WRONG = 2
-"""An argument, the file or the app is wrong."""
-
-EXIT_STOPPED = 130
-"""Ctrl-C."""
 
 
 def calibrate(
@@ -107,9 +98,9 @@ def calibrate(
             profile = _in_loop(_measured(name, kind, told, effort, tell))
         save_profile(profile, file)
     except ForeserveError as error:
-        _wrong(str(error), EXIT_WRONG if isinstance(error, ConfigError) else EXIT_FAILED)
+        wrong(str(error), EXIT_WRONG if isinstance(error, ConfigError) else EXIT_FAILED)
     except KeyboardInterrupt:
-        _wrong("stopped; nothing was written", EXIT_STOPPED)
+        wrong("stopped; nothing was written", EXIT_STOPPED)
     console.print(summary(profile), soft_wrap=True, highlight=False, markup=False)
     for note in profile.notes:
         console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -197,8 +188,3 @@ def _in_loop(work: Coroutine[Any, Any, T]) -> T:
     """On a loop of its own. Ctrl-C cancels the work, which then ends what it has started."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
-
-
-def _wrong(words: str, code: int) -> NoReturn:
-    console.print(Text.assemble(("foreserve: ", "red"), words), soft_wrap=True)
-    raise typer.Exit(code)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import msgspec
 import typer
 from rich.console import Console
 
 from foreserve.appfile import load_app_file
+from foreserve.cli.ending import wrong
 from foreserve.cli.explain_report import newest_table, parts_table, request_table
 from foreserve.cli.explain_words import paragraph, parts_line, summary, summary_line
 from foreserve.errors import ConfigError
 from foreserve.settings import StateSettings
 from foreserve.state import HistoryReader, Past, history_file
-
-EXIT_WRONG = 2
-"""An option is wrong, or there is no such request."""
 
 NAMED = 5
 """How many of the newest requests an error names."""
@@ -61,7 +59,7 @@ def explain(
         else:
             _show_last(_recent(history, last or 1, service), json)
     except ConfigError as error:
-        _wrong(str(error))
+        wrong(str(error))
 
 
 def _settings(app: str | None, state: str | None) -> StateSettings:
@@ -128,10 +126,3 @@ def _console() -> Console:
 
 def _write(document: object) -> None:
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
-
-
-def _wrong(words: str) -> NoReturn:
-    Console(stderr=True).print(
-        f"foreserve explain: {words}", style="red", markup=False, highlight=False, soft_wrap=True
-    )
-    raise typer.Exit(EXIT_WRONG)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from rich.text import Text
 
 from foreserve.app import App
 from foreserve.appfile import load_app_file
+from foreserve.cli.ending import wrong
 from foreserve.clock import wall
 from foreserve.errors import ConfigError, ForeserveError
 from foreserve.registry import choices
@@ -27,9 +27,6 @@ from foreserve.settings import ForesightSettings, StateSettings
 from foreserve.state import forget_tenant, history_file, services_in
 
 console = Console(stderr=True)
-
-EXIT_WRONG = 2
-"""An argument, the file or the app is wrong."""
 
 AppOption = Annotated[
     str | None, typer.Option("--app", metavar="APP", help="The app file that is served: its settings and tokenizer.")
@@ -55,7 +52,7 @@ def learn(
     try:
         asyncio.run(_learn(file, service, app, state))
     except ForeserveError as error:
-        _wrong(str(error))
+        wrong(str(error))
 
 
 async def _learn(file: Path, service: str, app_file: str | None, state: str | None) -> None:
@@ -146,14 +143,9 @@ def forget_(
         counts = forget(learned, tenant, service) if learned.exists() else {}
         rows = forget_tenant(history, tenant, service) if history.exists() else 0
     except ForeserveError as error:
-        _wrong(str(error))
+        wrong(str(error))
     for name, count in sorted(counts.items()):
         console.print(f"{name}: {count} answers that it had learned from are gone", soft_wrap=True)
     console.print(f"{sum(counts.values())} learned answers and {rows} rows of the request history deleted")
     if counts:
         console.print("models that knew of them are trained anew by the running server, or at its next start")
-
-
-def _wrong(words: str) -> NoReturn:
-    console.print(Text.assemble(("foreserve: ", "red"), words), soft_wrap=True)
-    raise typer.Exit(EXIT_WRONG)

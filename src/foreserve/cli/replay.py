@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from foreserve.cli.ending import wrong
 from foreserve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
 EXIT_DIFFERS = 1
 """A decision is another than it was."""
-
-EXIT_WRONG = 2
-"""The file is no recording, or the policies cannot be made."""
 
 
 def replay_(
@@ -54,7 +52,7 @@ def replay_(
             task = bar.add_task(recording.name, total=size)
             found = replay(recording, instead, heard=lambda read: bar.advance(task, read))
     except ConfigError as error:
-        _wrong(str(error))
+        wrong(str(error))
     others = instead != Instead()
     if not quiet:
         _show(console, found, others)
@@ -98,11 +96,6 @@ def _options(assignments: list[str]) -> dict[str, Any]:
     for each in assignments:
         name, equals, value = each.partition("=")
         if not equals or not name.strip():
-            _wrong(f"--set {each!r} is no OPTION=VALUE, such as aging=2.0")
+            wrong(f"--set {each!r} is no OPTION=VALUE, such as aging=2.0")
         options[name.strip()] = yaml.safe_load(value)
     return options
-
-
-def _wrong(text: str) -> NoReturn:
-    Console(stderr=True).print(f"foreserve replay: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(EXIT_WRONG)

@@ -24,6 +24,7 @@ from rich.text import Text
 from foreserve import __version__
 from foreserve.app import App, Running
 from foreserve.appfile import load_app_file
+from foreserve.cli.ending import EXIT_FAILED, wrong
 from foreserve.errors import ConfigError, ForeserveError
 from foreserve.gateway.http import create_app
 from foreserve.preflight import check
@@ -36,11 +37,6 @@ log = logging.getLogger("foreserve")
 
 API_KEY = "FORESERVE_API_KEY"
 """Keys for clients, separated by blanks."""
-
-EXIT_WRONG = 2
-"""The app, a setting or an argument is wrong."""
-EXIT_FAILED = 1
-"""Something could not be started."""
 
 
 def serve(
@@ -93,16 +89,16 @@ def serve(
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(app))
     except ForeserveError as error:
-        _wrong(str(error), EXIT_WRONG)
+        wrong(str(error))
 
 
 def _app(app_file: str | None, upstream: list[str], observe: bool, max_running: int | None) -> App:
     """What is to be served. Raises ConfigError."""
     if bool(app_file) == bool(upstream):
-        _wrong("give an app file, or --upstream URL; see foreserve serve --help", EXIT_WRONG)
+        wrong("give an app file, or --upstream URL; see foreserve serve --help")
     if app_file:
         if observe or max_running:
-            _wrong("--observe and --max-running go with --upstream; in an app file they are Upstream(…)'s", EXIT_WRONG)
+            wrong("--observe and --max-running go with --upstream; in an app file they are Upstream(…)'s")
         return load_app_file(app_file)
     words: dict[str, Any] = {"observe": observe}
     if max_running:
@@ -209,7 +205,7 @@ async def _serve(app: App) -> None:
     )
     await server.serve()
     if server.failed is not None:
-        _wrong(str(server.failed), EXIT_FAILED)
+        wrong(str(server.failed), EXIT_FAILED)
 
 
 async def _start(running: Running, server: _Server) -> None:
@@ -253,14 +249,9 @@ def _greet(running: Running, url: str) -> None:
 def _log_to_console(level: str) -> None:
     if level not in logging.getLevelNamesMapping():
         valid = ", ".join(logging.getLevelNamesMapping())
-        _wrong(f"FORESERVE_LOG is {level!r}; valid: {valid}", EXIT_WRONG)
+        wrong(f"FORESERVE_LOG is {level!r}; valid: {valid}")
     # Not rich's handler: laying out one line takes it longer than a request takes us.
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("foreserve").setLevel(level)
-
-
-def _wrong(words: str, code: int) -> NoReturn:
-    console.print(Text.assemble(("foreserve: ", "red"), words), soft_wrap=True)
-    raise typer.Exit(code)

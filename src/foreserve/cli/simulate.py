@@ -6,22 +6,14 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from foreserve.cli import trace_words as words
+from foreserve.cli.ending import EXIT_FAILED, EXIT_STOPPED, EXIT_WRONG, wrong
 from foreserve.errors import ConfigError, ForeserveError
-
-EXIT_FAILED = 1
-"""A check did not hold under faults, or a simulation could not be ended as it should."""
-
-EXIT_WRONG = 2
-"""An option, the app, a profile or the trace is wrong."""
-
-EXIT_STOPPED = 130
-"""Ctrl-C."""
 
 _RUNS, _FAULTS, _OUT = "Runs", "Faults", "Output"
 
@@ -208,9 +200,9 @@ def simulate(
         if any(result.findings for result in results):
             raise typer.Exit(EXIT_FAILED)
     except ForeserveError as error:
-        _wrong(str(error), EXIT_WRONG if isinstance(error, ConfigError) else EXIT_FAILED)
+        wrong(str(error), EXIT_WRONG if isinstance(error, ConfigError) else EXIT_FAILED)
     except KeyboardInterrupt:
-        _wrong("stopped; nothing was told", EXIT_STOPPED)
+        wrong("stopped; nothing was told", EXIT_STOPPED)
 
 
 def _check_together(context: typer.Context) -> None:
@@ -236,10 +228,3 @@ def _check_together(context: typer.Context) -> None:
 def _refuse(given: Sequence[str], why: str) -> None:
     if given:
         raise ConfigError(f"{', '.join(given)} would do {why}; leave out one or the other")
-
-
-def _wrong(text: str, status: int) -> NoReturn:
-    Console(stderr=True).print(
-        f"foreserve simulate: {text}", style="red", markup=False, highlight=False, soft_wrap=True
-    )
-    raise typer.Exit(status)

@@ -13,10 +13,11 @@ from rich.console import Console
 
 from foreserve.cli import trace_words as words
 from foreserve.cli.bench_options import check_writable
+from foreserve.cli.ending import wrong
 from foreserve.cli.trace_import import import_
 from foreserve.cli.trace_record import record
 from foreserve.cli.trace_report import report
-from foreserve.cli.trace_words import console, watching, wrong
+from foreserve.cli.trace_words import console, watching
 from foreserve.errors import ForeserveError
 from foreserve.plural import counted
 from foreserve.traces.own import write_trace

@@ -16,7 +16,8 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from foreserve.cli.bench_options import check_writable
-from foreserve.cli.trace_words import console, wrong
+from foreserve.cli.ending import wrong
+from foreserve.cli.trace_words import console
 from foreserve.errors import ConfigError, ForeserveError
 from foreserve.plural import counted
 from foreserve.traces.files import MAX_LINE_BYTES

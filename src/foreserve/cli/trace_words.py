@@ -7,20 +7,16 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from foreserve.errors import ConfigError
 from foreserve.traces.open import FORMATS, open_trace
 from foreserve.traces.row import Trace, TraceRow
 from foreserve.traces.scaling import renamed, scaled
-
-EXIT_WRONG = 2
-"""An argument or the file is wrong."""
 
 console = Console(stderr=True)
 
@@ -162,9 +158,3 @@ def watching(trace: Trace, what: str) -> Iterator[Watched]:
     )
     with Progress(*columns, console=console, transient=True) as bars:
         yield Watched(trace, bars, what)
-
-
-def wrong(words: str) -> NoReturn:
-    """Say what is wrong and end."""
-    console.print(Text.assemble(("foreserve: ", "red"), words), soft_wrap=True)
-    raise typer.Exit(EXIT_WRONG)
