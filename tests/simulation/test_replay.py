@@ -14,10 +14,12 @@ import pytest
 from foreserve import registry
 from foreserve.app import App
 from foreserve.core import Outcome, Work
+from foreserve.dispatch.batching import FirstCome
+from foreserve.dispatch.decisions import Picked
 from foreserve.engines.profile import linear
 from foreserve.errors import ConfigError
 from foreserve.fleet.inline import InlineLauncher
-from foreserve.ports import Room
+from foreserve.ports import Pick, Room, Wait
 from foreserve.services.llm import LLM
 from foreserve.simulation.drive import Drive
 from foreserve.simulation.oracle import Oracle
@@ -190,6 +192,31 @@ def test_another_policy_is_told_by_how_much_it_would_have_differed(tmp_path: Pat
     assert not same.differed
     assert 0 < other.differed["picked"] < other.differed["picked"] + other.agreed["picked"]
     assert other.differed["admitted"] == 0
+
+
+class Hesitant(FirstCome):
+    """First come, first served, as another version of its code might be: it waits once where it did not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked = 0
+
+    def pick(self, rooms: Sequence[Room], now: float) -> Pick | Wait | None:
+        self._asked += 1
+        return Wait(until=now + 1.0) if self._asked == HESITATES else super().pick(rooms, now)
+
+
+HESITATES = 40
+
+
+def test_code_that_decides_one_thing_otherwise_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = recorded(tmp_path / "d.jsonl", policy="fcfs")
+    register(monkeypatch, "batch policy", "fcfs", Hesitant)
+    found = replay(path, Instead())
+    assert found.differed == {"picked": 1}
+    assert found.first is not None
+    assert isinstance(found.first.now, Picked)
+    assert found.first.now.until is not None
 
 
 def test_other_options_and_another_admission(tmp_path: Path):
