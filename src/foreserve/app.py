@@ -159,8 +159,7 @@ class Running:
 
     def _launcher(self, name: str) -> Launcher:
         if self._only is not None:
-            name = ""
-            self._launchers[name] = self._only
+            return self._launchers.setdefault("", self._only)
         if name not in self._launchers:
             self._launchers[name] = InlineLauncher() if name == "inline" else LocalLauncher()
         return self._launchers[name]
