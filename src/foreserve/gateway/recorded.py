@@ -18,6 +18,7 @@ from foreserve.services.foreseen import Foreseen
 from foreserve.services.llm import LLM
 from foreserve.services.llm_decoder import TextDelta
 from foreserve.services.upstream_asked import CHARS_PER_TOKEN, asked_upstream
+from foreserve.traces.own import within_span
 from foreserve.traces.reading import MOST_TOKENS, check
 from foreserve.traces.row import TraceRow
 
@@ -163,24 +164,26 @@ def row(known: Came, outcome: Outcome, hashes: Hashes, answer: str | None) -> Tr
     """How it went, with all that was known when it came. Raises ValueError for one that no reader would take."""
     prompt = _tokens(outcome, "prompt_tokens") or known.input_tokens
     on_replica = None if outcome.started is None else _seconds(outcome.started, outcome.ended)
-    return check(
-        TraceRow(
-            arrival=known.arrival,
-            input_tokens=prompt,
-            output_tokens=_tokens(outcome, "output_tokens"),
-            most_tokens=known.most_tokens,
-            seconds=on_replica if known.function else None,
-            service=outcome.service,
-            tenant=known.tenant,
-            deadline_s=known.deadline_s,
-            utility=known.utility,
-            prefix=known.prefix[: prompt // hashes.block_tokens],
-            app=known.app,
-            outcome=outcome.kind.value,
-            first_s=_seconds(outcome.arrival, outcome.first),
-            total_s=_seconds(outcome.arrival, outcome.ended),
-            text=known.text,
-            answer=answer,
+    return within_span(
+        check(
+            TraceRow(
+                arrival=known.arrival,
+                input_tokens=prompt,
+                output_tokens=_tokens(outcome, "output_tokens"),
+                most_tokens=known.most_tokens,
+                seconds=on_replica if known.function else None,
+                service=outcome.service,
+                tenant=known.tenant,
+                deadline_s=known.deadline_s,
+                utility=known.utility,
+                prefix=known.prefix[: prompt // hashes.block_tokens],
+                app=known.app,
+                outcome=outcome.kind.value,
+                first_s=_seconds(outcome.arrival, outcome.first),
+                total_s=_seconds(outcome.arrival, outcome.ended),
+                text=known.text,
+                answer=answer,
+            )
         )
     )
 

@@ -80,7 +80,11 @@ def parse(text: str) -> TraceRow | None:
     if text.startswith(_NOTE):
         log.warning("%d requests are missing here: they were too many for who recorded", _lost.decode(text).rows)
         return None
-    row = _decoded(text)
+    return within_span(_decoded(text))
+
+
+def within_span(row: TraceRow) -> TraceRow:
+    """`row` as it is. Raises ValueError when it comes later than any trace of ours lasts."""
     if row.arrival > MOST_SPAN_S:
         raise ValueError(
             f"`arrival` is {row.arrival:.15g}: expected seconds since the trace's start, at most 400 days; this looks "
