@@ -15,8 +15,9 @@ from foreserve.simulation.histogram import Histogram
 from foreserve.simulation.need import Need
 from foreserve.simulation.study import simulate
 from foreserve.simulation.summary import summary
-from foreserve.simulation.tally import MOST_NAMES, OTHERS, Tally
+from foreserve.simulation.tally import MOST_NAMES, Tally
 from foreserve.simulation.windows import Windows, width_for
+from foreserve.traces.histogram import OTHERS
 from foreserve.traces.row import TraceRow
 from tests.simulation.traces import Rows, chat, poisson, profiles
 

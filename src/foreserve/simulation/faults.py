@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from numpy.random import Generator, default_rng  # noqa: TID251 - the one place where a seed becomes a generator
-
 from foreserve.errors import ConfigError
 from foreserve.ports import Launcher
 from foreserve.simulation import fault_acts as acts
@@ -31,6 +29,7 @@ from foreserve.simulation.fault_kinds import (
 )
 from foreserve.simulation.stage import FaultPlan as FaultPlan
 from foreserve.simulation.stage import Happened, Stage
+from foreserve.traces.drawing import Generator, generator
 from foreserve.traces.row import TraceRow
 
 MOST_TOLD: Final = 10_000
@@ -70,7 +69,7 @@ class Faults:
             if sum(isinstance(fault, once) for fault in faults) > 1:
                 raise ConfigError(f"--faults: {NAMES[once]} is there twice")
         self._rngs: list[Generator] = [
-            default_rng([seed, index, zlib.crc32(NAMES[type(fault)].encode())]) for index, fault in enumerate(faults)
+            generator(seed, index, zlib.crc32(NAMES[type(fault)].encode())) for index, fault in enumerate(faults)
         ]
 
     def launching(self, launcher: Launcher) -> None:

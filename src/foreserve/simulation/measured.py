@@ -15,8 +15,9 @@ from foreserve.simulation.clients import is_retry
 from foreserve.simulation.need import Need
 from foreserve.simulation.presence import Presence
 from foreserve.simulation.replica import SimulatedConnection
-from foreserve.simulation.tally import CURVE, OTHERS, Tally
+from foreserve.simulation.tally import CURVE, Tally
 from foreserve.simulation.windows import Window, Windows
+from foreserve.traces.histogram import OTHERS
 from foreserve.traces.row import TraceRow
 
 LOOKS: Final = 4

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
-from numpy.random import Generator, default_rng  # noqa: TID251 - the one place where a seed becomes a generator
 
 from foreserve.app import App
 from foreserve.engines.profile import DecodeTable, EngineProfile, PrefillTable
@@ -24,6 +23,7 @@ from foreserve.simulation.fault_kinds import (
     StaleStatistics,
     WorkerDeath,
 )
+from foreserve.traces.drawing import Generator, generator
 from foreserve.traces.row import TraceRow
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     def rows(self) -> Iterator[TraceRow]:
         """The load: lengths with a long tail, tenants of which the first asks most."""
-        rng, at = default_rng([self.seed, 1]), 0.0
+        rng, at = generator(self.seed, 1), 0.0
         for _ in range(self.requests):
             at += rng.exponential(1.0 / self.per_s)
             service = self.services[int(rng.integers(len(self.services)))]
@@ -85,7 +85,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
 def mixed(seed: int) -> Case:
     """The random simulation of this number."""
-    rng = default_rng([seed, 0])
+    rng = generator(seed, 0)
     services = [_service(rng, name) for name in ("a", "b")[: 1 + (rng.random() < 0.2)]]
     requests = int(rng.integers(LEAST_REQUESTS, MOST_REQUESTS + 1))
     pace = sum(_requests_per_s(service) for service in services)

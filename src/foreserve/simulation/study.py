@@ -77,9 +77,9 @@ def simulate(
     `profiles` are by service. `seed` is noted down with the result: it is that of `faults`, of what made the trace, and
     of the true lengths that a recording's rows lack. `progress` hears now and then how many requests have ended,
     `observers` every outcome. `surveyed` saves a reading of the trace where the caller has done it; `notes` are put
-    before the result's own; decisions are recorded in
-    `decisions`. Raises ConfigError for a service without a profile, a wrong setting and a row of the trace that cannot
-    be played; LedgerError, after any run, if a request was lost or ended twice.
+    before the result's own; decisions are recorded in `decisions`. Raises ConfigError for a service without a profile,
+    a wrong setting and a row of the trace that cannot be played; LedgerError, after any run, if a request was lost or
+    ended twice.
     """
     if surveyed is None:
         trace, seen = begun(trace)
@@ -178,7 +178,7 @@ def remarks(app: App, twins: Mapping[str, Twin], seen: Survey) -> list[str]:
         if name not in twins
     ]
     for name, twin in twins.items():
-        set_s: float = app.services[name].settings.foresight.train_s  # type: ignore[attr-defined]
+        set_s = twin.settings.foresight.train_s
         train_s = twin.foreseer.settings.train_s
         if train_s > set_s:
             found.append(

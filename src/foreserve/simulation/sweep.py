@@ -11,7 +11,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 import msgspec
-from numpy.random import default_rng  # noqa: TID251 - the one place where a seed becomes a generator
 
 from foreserve.app import App
 from foreserve.core import OutcomeKind
@@ -24,6 +23,7 @@ from foreserve.simulation.launcher import SimulatedLauncher
 from foreserve.simulation.mixed import mixed, mixed_faults
 from foreserve.simulation.survey import Survey
 from foreserve.simulation.trial import Trial, try_out
+from foreserve.traces.drawing import generator
 from foreserve.traces.row import Trace
 
 MIXED = "mixed"
@@ -134,7 +134,7 @@ def swept(seed: int, trial: Callable[[], Trial]) -> Swept:
 def faults_of(words: str, seed: int) -> list[Fault]:
     """`words` as `--faults` has them, where `mixed` draws some from the seed. Raises ConfigError."""
     if words.strip() == MIXED:
-        return mixed_faults(default_rng([seed, 0]))
+        return mixed_faults(generator(seed, 0))
     return read_faults(words)
 
 

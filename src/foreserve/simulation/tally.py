@@ -10,11 +10,10 @@ from foreserve.core import Outcome, OutcomeKind
 from foreserve.simulation import figures
 from foreserve.simulation.clients import is_retry
 from foreserve.simulation.histogram import Histogram
+from foreserve.traces.histogram import OTHERS, largest_first
 
 MOST_NAMES: Final = 64
 """Tenants and reasons that are counted by name; the rest of them are `OTHERS`."""
-
-OTHERS: Final = "(others)"
 
 CURVE: Final = 160
 """Points of a distribution's curve, about."""
@@ -86,8 +85,8 @@ class Tally:
             requests=self.outcomes.total() - self.retries,
             retries=self.retries,
             outcomes={kind.value: self.outcomes[kind.value] for kind in OutcomeKind},
-            codes=_largest_first(self.codes),
-            reasons=_largest_first(self.reasons),
+            codes=largest_first(self.codes),
+            reasons=largest_first(self.reasons),
             good=self.good,
             prompt_tokens=self.prompt_tokens,
             output_tokens=self.output_tokens,
@@ -99,7 +98,3 @@ class Tally:
             e2e=self.e2e.distribution(curve=curve),
             wait=self.wait.distribution(curve=curve),
         )
-
-
-def _largest_first(counts: Counter[str]) -> dict[str, int]:
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
 from foreserve.app import Progress, Served
 from foreserve.core import Chunk, EngineInfo, EngineSpec, Outcome, Price, Request, Work
-from foreserve.engines.generation import Count, Sized, Tokens
+from foreserve.engines.generation import Count, Sized
 from foreserve.engines.profile import EngineProfile
 from foreserve.errors import ConfigError
 from foreserve.foresight.length import Asked
@@ -24,20 +24,16 @@ from foreserve.traces.row import TraceRow
 ENGINE = "foreserve.engines.simulated:SimulatedEngine"
 
 
-SIMULATED = (LLM, Upstream)
-"""Kinds of services that can be simulated."""
-
-
-def can_be_simulated(kind: Served) -> bool:
+def can_be_simulated(kind: Served) -> TypeGuard[LLM | Upstream]:
     """Whether a service can have a twin."""
-    return isinstance(kind, SIMULATED)
+    return isinstance(kind, LLM | Upstream)
 
 
 class Twin:
     """The twin of a language-model service, local or upstream. Raises ConfigError for services of other kinds."""
 
     def __init__(self, name: str, kind: Served, profile: EngineProfile, oracle: Oracle) -> None:
-        if not isinstance(kind, SIMULATED):
+        if not can_be_simulated(kind):
             raise ConfigError(f"service {name!r} is a {kind.name}; what can be simulated: llm, upstream")
         self.name = kind.name
         self.idempotent = kind.idempotent
@@ -136,8 +132,6 @@ class Counted:
             self._first = None
         if isinstance(chunk.data, Count):
             self._tokens += chunk.data.tokens
-        elif isinstance(chunk.data, Tokens):
-            self._tokens += len(chunk.data.ids)
         return _NOTHING
 
     def resume(self) -> Resumed | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 _EXACT_BITS: Final = 11
@@ -22,6 +22,11 @@ BINS: Final = 720
 def nearest_rank(share: float, count: int) -> int:
     """Which of `count` numbers in order, from 1, is the quantile: the least that `share` of them are not above."""
     return max(1, math.ceil(share * count - 1e-9))  # 0.07 of 100 is 7.000000000000001, and the 7th
+
+
+def largest_first(counts: Mapping[str, int]) -> dict[str, int]:
+    """By name, most frequent first; equal ones by name."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 class Histogram:
@@ -86,7 +91,7 @@ class Named:
 
     def counts(self) -> dict[str, int]:
         """By name, most frequent first."""
-        return dict(sorted(self._counts.items(), key=lambda item: (-item[1], item[0])))
+        return largest_first(self._counts)
 
 
 class SeenBefore:
