@@ -52,9 +52,9 @@ def test_a_struct_that_is_already_made_passes() -> None:
         ({}, f"{WHERE}: missing key 'model'; LLMSettings needs it"),
         ({"model": 3}, f"{WHERE}.model is 3: expected str, got int"),
         ({"model": None}, f"{WHERE}.model is empty: expected str, got nothing"),
-        ({"model": "m", "replicas": "two"}, f"{WHERE}.replicas is 'two': expected int, got str"),
-        ({"model": "m", "replicas": True}, f"{WHERE}.replicas is True: expected int, got bool"),
-        ({"model": "m", "replicas": 1.5}, f"{WHERE}.replicas is 1.5: expected int, got float"),
+        ({"model": "m", "replicas": "two"}, f"{WHERE}.replicas is 'two': expected int or [least, most], got str"),
+        ({"model": "m", "replicas": True}, f"{WHERE}.replicas is True: expected int or [least, most], got bool"),
+        ({"model": "m", "replicas": 1.5}, f"{WHERE}.replicas is 1.5: expected int or [least, most], got float"),
         ({"model": "m", "threads": "4"}, f"{WHERE}.threads is '4': expected int, got str"),
         ({"model": "m", "replicas": -1}, f"{WHERE}: `replicas` is -1; it must be at least 0"),
         (

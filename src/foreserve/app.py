@@ -30,6 +30,7 @@ from foreserve.services.foreseeing import Foreseer
 from foreserve.services.forgetting import expire_left
 from foreserve.settings import (
     AppSettings,
+    MachineSettings,
     ServerSettings,
     ServiceSettings,
     Settings,
@@ -69,10 +70,13 @@ class App:
         *,
         server: Mapping[str, Any] | ServerSettings | None = None,
         state: Mapping[str, Any] | StateSettings | None = None,
+        machine: Mapping[str, Any] | MachineSettings | None = None,
         **services: Served,
     ) -> None:
         self.settings = AppSettings(
-            server=_settings(server, ServerSettings, "server"), state=_settings(state, StateSettings, "state")
+            server=_settings(server, ServerSettings, "server"),
+            state=_settings(state, StateSettings, "state"),
+            machine=_settings(machine, MachineSettings, "machine"),
         )
         if not services:
             raise ConfigError("App(): nothing to serve; name at least one service, as in App(chat=LLM('smollm2'))")

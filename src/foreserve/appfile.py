@@ -19,7 +19,7 @@ from foreserve import registry
 from foreserve.app import App
 from foreserve.errors import ConfigError
 from foreserve.pyfile import load_file
-from foreserve.settings import AppSettings, ServerSettings, StateSettings, parse
+from foreserve.settings import AppSettings, MachineSettings, ServerSettings, StateSettings, parse
 from foreserve.yamlfile import Document
 
 _PATHS = ("model", "target", "python", "folder")
@@ -142,9 +142,10 @@ def _build(document: Document) -> App:
     rest = _from_folder({name: data.get(name) or {} for name in AppSettings.__struct_fields__}, document.folder)
     server = parse(rest["server"], ServerSettings, f"{where}: server")
     state = parse(rest["state"], StateSettings, f"{where}: state")
+    machine = parse(rest["machine"], MachineSettings, f"{where}: machine")
     kinds = {name: _service(name, words, document) for name, words in services.items()}
     try:
-        return App(server=server, state=state, **kinds)
+        return App(server=server, state=state, machine=machine, **kinds)
     except ConfigError as error:
         raise ConfigError(f"{where}: services: {error}") from None
 

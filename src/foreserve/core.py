@@ -71,6 +71,16 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     least_seconds: float = 0.0
 
 
+class Prefix(msgspec.Struct, frozen=True, kw_only=True):
+    """How an input begins: one number for each block of `block_tokens` tokens, which tells all up to the block's end.
+
+    Two inputs that agree in a block's number agree in all before it. Only the first few dozen blocks are told.
+    """
+
+    block_tokens: int
+    blocks: tuple[int, ...]
+
+
 class Ramp(msgspec.Struct, frozen=True, kw_only=True):
     """An amount of `resource` that begins at `base` and grows by one each step, as is foreseen for `steps` steps.
 
@@ -113,7 +123,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     engines take it: in a static batch one request without credit would stop all the others.
 
     `forecast` is for policies and people. Where there is a `ramp`, a replica looks ahead in place of setting aside what
-    `cost` says of that resource.
+    `cost` says of that resource. `prefix` is for placement, where the kind tells it.
     """
 
     id: str
@@ -134,6 +144,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     credits: int | None = None
     forecast: Forecast | None = None
     ramp: Ramp | None = None
+    prefix: Prefix | None = None
 
 
 FinishReason = Literal["stop", "length", "cancelled", "rejected", "error"]
@@ -223,20 +234,23 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     cost: dict[str, float]
     forecast: Forecast | None = None
     ramp: Ramp | None = None
+    prefix: Prefix | None = None
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine is, told once when it is ready.
 
     `capacity` is the most it may hold at once by resource name and always names `slots`. A `static` engine runs one
-    batch at a time to its end; a `continuous` one takes work whenever it has room. `facts` are the kind's own
-    (`context_tokens`, `weights`, …).
+    batch at a time to its end; a `continuous` one takes work whenever it has room. `holds` has the resources
+    that it bounds by itself, by queueing or preempting: they are anticipated, and limit nothing. `facts` are the kind's
+    own (`context_tokens`, `weights`, …).
     """
 
     batching: Literal["continuous", "static"]
     capacity: dict[str, float]
     features: tuple[str, ...] = ()
     facts: dict[str, Any] = {}
+    holds: dict[str, float] = {}
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,6 +38,14 @@ class LookAhead(Protocol):
         """Whether these could begin now without the resource running out at any later step."""
         ...
 
+    def peak(self, steps: int, ramps: Sequence[Ramp] = ()) -> float:
+        """The highest share of any resource that is held at one of the next `steps` steps, were these begun now too."""
+        ...
+
+    def above(self, share: float, steps: int) -> float:
+        """Of the next `steps` steps, how large a part holds more than `share` of some resource; 0 to 1."""
+        ...
+
     def frozen(self) -> Any:
         """As it is now, for a recording of decisions: a struct or plain values that its fleet can make it of again."""
         ...

@@ -158,7 +158,7 @@ def _memory(app: App, said: set[str]) -> Iterator[Finding]:
     for name, kind in app.services.items():
         if hasattr(kind, "memory_bytes"):
             try:
-                needs[name] = int(kind.memory_bytes()) * kind.settings.replicas
+                needs[name] = int(kind.memory_bytes()) * kind.settings.bounds[1]
             except ConfigError as error:
                 if str(error) not in said:
                     yield Finding(ok=False, what=f"{name}: memory", detail=str(error))

@@ -20,6 +20,8 @@ GROUPS = {
     "batch policy": "foreserve.batch_policies",
     "placement": "foreserve.placements",
     "admission": "foreserve.admissions",
+    "scaling policy": "foreserve.scaling_policies",
+    "forecaster": "foreserve.forecasters",
     "engine": "foreserve.engines",
     "kind": "foreserve.kinds",
 }

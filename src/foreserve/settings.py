@@ -54,6 +54,35 @@ class QueueSettings(Settings, frozen=True, kw_only=True):
         _above("max_wait_s", self.max_wait_s, 0)
 
 
+class ScalingSettings(Settings, frozen=True, kw_only=True):
+    """How the number of replicas follows the load, where `replicas` leaves it open.
+
+    `policy` is a scaling policy by name, `policy_options` its keyword arguments. It is asked every `every_s` seconds.
+    What came is counted in windows of `window_s` seconds, kept for `keep_days`; `forecaster` foresees it, by name, or
+    `auto`: the one that would have been best on this service's own history. `idle_s` is how long a service that may go
+    to no replicas keeps the last one when nothing comes. Where replicas are servers that we cannot start, `command` (a
+    program and its arguments) or `webhook` (an address) is told how many are wanted.
+    """
+
+    policy: str = "hybrid"
+    policy_options: dict[str, Any] = {}
+    forecaster: str = "auto"
+    every_s: float = 2.0
+    window_s: float = 60.0
+    keep_days: float = 28.0
+    idle_s: float = 300.0
+    command: list[str] | None = None
+    webhook: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("every_s", "window_s", "keep_days", "idle_s"):
+            _above(name, getattr(self, name), 0)
+        if self.command is not None and not self.command:
+            raise ValueError("`command` names no program")
+        if self.webhook is not None and not self.webhook.startswith(("http://", "https://")):
+            raise ValueError(f"`webhook` is {self.webhook!r}; it must be an http:// or https:// address")
+
+
 class ServiceSettings(Settings, frozen=True, kw_only=True):
     """What every kind of service can be told.
 
@@ -61,14 +90,17 @@ class ServiceSettings(Settings, frozen=True, kw_only=True):
     `deadline_s` and `utility` are the terms of a request that brings none of its own. `python` is the interpreter of
     the worker processes, for models whose packages disagree with ours. `stall_s` is how long a client may leave its
     answer unread before it is cancelled.
+
+    `replicas` is their number, or the least and the most of them: `scaling` then tells how many there are.
     """
 
-    replicas: int = 1
+    replicas: int | tuple[int, int] = 1
     launcher: Literal["local", "inline"] = "local"
     policy: str = "auto"
     policy_options: dict[str, Any] = {}
     placement: str = "least_requests"
     queue: QueueSettings = QueueSettings()
+    scaling: ScalingSettings = ScalingSettings()
     deadline_s: float | None = None
     utility: float = 1.0
     python: str | None = None
@@ -78,11 +110,19 @@ class ServiceSettings(Settings, frozen=True, kw_only=True):
     stall_s: float = 30.0
 
     def __post_init__(self) -> None:
-        _at_least("replicas", self.replicas, 0)
+        least, most = self.bounds
+        _at_least("replicas", least, 0)
+        if most < max(least, 1) and not isinstance(self.replicas, int):
+            raise ValueError(f"`replicas` is {least} to {most}; the most must be at least 1 and no less than the least")
         for name in ("start_limit_s", "liveness_s", "stall_s"):
             _above(name, getattr(self, name), 0)
         if self.deadline_s is not None:
             _above("deadline_s", self.deadline_s, 0)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The least and the most replicas that there may be."""
+        return (self.replicas, self.replicas) if isinstance(self.replicas, int) else self.replicas
 
 
 class ForesightSettings(Settings, frozen=True, kw_only=True):
@@ -263,11 +303,28 @@ class StateSettings(Settings, frozen=True, kw_only=True):
         _above("decisions_mb", self.decisions_mb, 0)
 
 
+class MachineSettings(Settings, frozen=True, kw_only=True):
+    """What all services share: at most `replicas` of them, in at most `memory_gb` (GiB) together. `None`: no bound.
+
+    Where they want more than there is, it goes where it is foreseen to be needed most.
+    """
+
+    replicas: int | None = None
+    memory_gb: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.replicas is not None:
+            _at_least("replicas", self.replicas, 1)
+        if self.memory_gb is not None:
+            _above("memory_gb", self.memory_gb, 0)
+
+
 class AppSettings(Settings, frozen=True, kw_only=True):
     """What an app has beside its services."""
 
     server: ServerSettings = ServerSettings()
     state: StateSettings = StateSettings()
+    machine: MachineSettings = MachineSettings()
 
 
 class Environment(Settings, frozen=True, kw_only=True):
@@ -382,6 +439,7 @@ def _lower(message: str) -> str:
     if not message.startswith("Expected "):
         return message
     message = message.replace("`", "").replace(" | null", "").replace("got null", "got nothing")
+    message = message.replace("int | array", "int or [least, most]")
     return "e" + message.replace("Expected object", "Expected keys and values")[1:]
 
 

@@ -152,6 +152,7 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
         "role": "of pipelines", "sequence": "of pipelines", "idempotent": "of the kind", "attempt": "a count",
         "crowded": "attempts that ran out of memory: one was longer than foreseen, whoever it was",
         "credits": "of the reader", "forecast": "predicted when it came", "ramp": "predicted when it came",
+        "prefix": "of the prompt",
     },
 }  # fmt: skip
 """All that those who predict and decide are told, and where each of it comes from: none from the answer to come.

@@ -6,7 +6,7 @@ the map is there to make that rare, not to make it impossible.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -77,6 +77,27 @@ class Ahead:
             return resource not in self.capacity or self._fits(resource, ramps)
         resources = dict.fromkeys(ramp.resource for ramp in ramps if ramp.resource in self.capacity)
         return all(self._fits(name, [ramp for ramp in ramps if ramp.resource == name]) for name in resources)
+
+    def peak(self, steps: int, ramps: Sequence[Ramp] = ()) -> float:
+        """See `LookAhead`."""
+        return max((max(levels) for levels in self._shares(steps, ramps)), default=0.0)
+
+    def above(self, share: float, steps: int) -> float:
+        """See `LookAhead`."""
+        shares = [*self._shares(steps, ())]
+        return max((sum(each > share for each in levels) / len(levels) for levels in shares), default=0.0)
+
+    def _shares(self, steps: int, ramps: Sequence[Ramp]) -> Iterator[list[float]]:
+        """Of each resource that has a map, what is held at each step as a share of its capacity."""
+        for resource, capacity in self.capacity.items():
+            if resource not in self.maps and not any(ramp.resource == resource for ramp in ramps):
+                continue
+            levels = self.map(resource).window(max(steps, 1))
+            for ramp in ramps:
+                if ramp.resource == resource:
+                    for step in range(min(len(levels), max(ramp.steps, 1))):
+                        levels[step] += ramp.base + step
+            yield [level / capacity if capacity > 0 else float("inf") for level in levels]
 
     def frozen(self) -> FrozenAhead:
         """See `LookAhead`."""

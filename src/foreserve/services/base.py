@@ -117,6 +117,7 @@ class Service:
             cost=price.cost,
             forecast=price.forecast,
             ramp=price.ramp,
+            prefix=price.prefix,
             arrival=request.arrival,
             deadline=request.deadline,
             utility=request.utility,

@@ -111,7 +111,7 @@ class Function:
             start_limit_s=settings.start_limit_s,
             liveness_s=settings.liveness_s,
         )
-        return [spec] * settings.replicas
+        return [spec] * settings.bounds[1]
 
     def price(self, request: Request) -> Price:
         return Price(cost={"slots": 1.0})

@@ -120,7 +120,7 @@ class LLM:
 
     def engines(self) -> list[EngineSpec]:
         """How the workers make their engines, all alike. Prepares the model where that is still to be done."""
-        return [self._engine_spec()] * self.settings.replicas
+        return [self._engine_spec()] * self.settings.bounds[1]
 
     def _engine_spec(self) -> EngineSpec:
         self.prepare()

@@ -29,7 +29,7 @@ async def calibrate_service(
 
     Raises ConfigError, or EngineStartError when it fails on the way.
     """
-    if not kind.settings.replicas:
+    if not kind.settings.bounds[1]:
         raise ConfigError(f"service {name!r} has no replicas: there is no engine to measure; valid: at least 1")
     kind.prepare(lambda done, what: tell(0.0, what))
     spec = kind.engines()[0]

@@ -136,7 +136,7 @@ def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, 
             continue
         if name not in profiles:
             raise NoProfile(name)
-        if kind.settings.replicas == 0:
+        if kind.settings.bounds[1] == 0:
             raise ConfigError(
                 f"service {name!r} has no replicas: nothing would be served; set `{name}.replicas` to 1 or more (there "
                 "is no autoscaler yet that would start one)"

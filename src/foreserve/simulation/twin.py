@@ -44,7 +44,7 @@ class Twin:
         """What becomes of all that is foreseen, where predictions are made to be wrong."""
         self.heard_first: Callable[[str], None] | None = None
         """Told the id of each request whose first tokens have come, where somebody wants to know."""
-        self._replicas = len(kind.settings.urls) if isinstance(kind, Upstream) else kind.settings.replicas
+        self._replicas = len(kind.settings.urls) if isinstance(kind, Upstream) else kind.settings.bounds[1]
         self._oracle = oracle
         self._static = profile.batching == "static"
         self._capacity: dict[str, float] | None = None
