@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from foreserve.core import Cost, EngineInfo, EngineLoad, Work
+from foreserve.core import Chunk, Cost, EngineInfo, EngineLoad, Work
 from foreserve.fleet.occupancy import Occupancy
 from foreserve.messages import Abort, Chunks, Drain, Drained, FromWorker, Heartbeat, Ready, Run, StartFailed
 from foreserve.ports import Connection, Room
@@ -53,6 +53,8 @@ class Replica:
         self._room: Room | None = None
         """What it could take at `_room_at`, unless something has changed since: it is asked several times in a turn."""
         self._room_at = 0.0
+        self._heard_at: float | None = None
+        """When its last message came, of whatever kind."""
         self.settled = asyncio.Event()
         """Set once it is ready or gone."""
         self._drained = asyncio.Event()
@@ -87,20 +89,26 @@ class Replica:
         self._room_at = now
         if self._room is not None and self._room.free is free:
             return self._room
+        occupancy = self._occupancy
         self._room = Room(
             replica=self.name,
             free=free,
             capacity=self.info.capacity,
-            running=len(self._occupancy.held),
+            running=len(occupancy.held),
             load=self.load,
             ahead=ahead,
+            tokens=occupancy.tokens,
+            unread=occupancy.unread,
+            token_s=occupancy.token_s,
+            step_s=occupancy.step_s,
+            heard=self._heard_at,
         )
         return self._room
 
-    def run(self, works: Sequence[Work], plan: Any) -> None:
-        """Give it work for which it has room."""
+    def run(self, works: Sequence[Work], plan: Any, cached: int = 0) -> None:
+        """Give it work for which it has room. So many tokens of the prompts are expected to be cached there."""
         self._room = None
-        self._occupancy.start(works, self._now())
+        self._occupancy.start(works, self._now(), cached)
         self._send(Run(works=tuple(works), plan=plan))
 
     def abort(self, ids: Sequence[str]) -> None:
@@ -123,20 +131,19 @@ class Replica:
     def heard(self, message: FromWorker) -> None:
         """See `ports.Listener`."""
         self._room = None
+        self._heard_at = self._now()
         match message:
             case Chunks(chunks=chunks) if self.info is not None:
-                for chunk in chunks:
-                    if chunk.finish is not None:
-                        self._occupancy.end(chunk.id)
+                self._take_note(chunks)
                 self._on_chunks(self, message)
                 if self.state is State.DRAINING and not self.held:
                     self._drained.set()
             case Heartbeat(load=load):
                 self.load = load
-                self._occupancy.heard(load, self._now())
+                self._occupancy.heard(load, self._heard_at)
             case Ready(info=info):
                 self.info = info
-                self._occupancy = Occupancy(info.capacity)
+                self._occupancy = Occupancy(info.capacity, info.holds)
                 self.state = State.READY
                 self.ready_at = self._now()
                 self.ever_ready = True
@@ -146,6 +153,16 @@ class Replica:
                 self.reason = reason
             case Drained():
                 self._drained.set()
+
+    def _take_note(self, chunks: Sequence[Chunk]) -> None:
+        """Who has begun to answer, and who has ended."""
+        occupancy, now = self._occupancy, self._now()
+        first = [chunk.id for chunk in chunks if not chunk.index and _answers(chunk)]
+        if first:
+            occupancy.answered(first, now)
+        for chunk in chunks:
+            if chunk.finish is not None:
+                occupancy.end(chunk.id, now, chunk.finish.usage.get("output_tokens", 0.0))
 
     def exited(self, reason: str) -> None:
         """See `ports.Listener`."""
@@ -180,3 +197,8 @@ class Replica:
     @functools.cached_property
     def _now(self) -> Callable[[], float]:
         return asyncio.get_running_loop().time
+
+
+def _answers(chunk: Chunk) -> bool:
+    """Whether a first chunk tells that the prompt was read, not that the request was stopped or refused."""
+    return chunk.data is not None or (chunk.finish is not None and chunk.finish.reason in ("stop", "length"))
