@@ -254,13 +254,17 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot of an engine's load. `None` is not known; it is never taken for idle."""
+    """A snapshot of an engine's load. `None` is not known; it is never taken for idle.
+
+    `others` is how many requests it has that did not come from us, where it can be told.
+    """
 
     running: int | None = None
     waiting: int | None = None
     kv_fraction: float | None = None
     cached_tokens: int | None = None
     last_step_s: float | None = None
+    others: int | None = None
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from foreserve.core import Chunk, Cost, EngineInfo, Outcome, OutcomeKind, Price, Request, Work, add
+from foreserve.core import Chunk, Cost, EngineInfo, EngineLoad, Outcome, OutcomeKind, Price, Request, Work, add
 from foreserve.dispatch.dispatcher import Dispatcher
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.stream import Stream
@@ -27,6 +27,9 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     capacity: dict[str, float]
     pid: int | None
+    url: str | None = None
+    """Of the server that it is, where it is one."""
+    load: EngineLoad | None = None
 
 
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,6 +174,8 @@ class Service:
                     running=len(replica.held),
                     capacity=dict(replica.capacity()),
                     pid=replica.pid,
+                    url=replica.info.facts.get("url") if replica.info else None,
+                    load=replica.load,
                 )
                 for replica in self.replicas.all
             ],
