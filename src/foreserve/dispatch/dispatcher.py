@@ -9,16 +9,20 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from foreserve.core import Chunk, Finish, Outcome, Work
 from foreserve.dispatch import early
+from foreserve.dispatch.admission import predicted_wait
+from foreserve.dispatch.cold import OnDemand
 from foreserve.dispatch.flight import Again, Flight, ended
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
 from foreserve.dispatch.rooms import Rooms, Runner
 from foreserve.dispatch.stream import Stream
 from foreserve.ports import Admission, Ahead, BatchPolicy, HearsRanks, Pick, Placement, QueueView, Room, Wait, ranked
+from foreserve.scaling import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +50,11 @@ class Dispatcher:
         self.service = service
         self.unavailable: str | None = None
         """Why nothing can be served, in words: before the first replica is ready, and while the fleet has given up."""
+        self.wanted_one: Callable[[], None] | None = None
+        """Called when a request comes to wait where there may be no replica, and none is there or about to be."""
+        self._on_demand: OnDemand | None = None
+        self._since = -math.inf
+        """When the present replicas, or the present time without any, began. Of services on demand alone."""
         self._policy = policy
         self._ahead = policy.ahead if isinstance(policy, Ahead) else None
         self._placement = placement
@@ -224,14 +233,29 @@ class Dispatcher:
         flight.queue(len(self._waiting), self._started, now)
         self._waiting[flight.work.id] = flight
         self._by_tenant[flight.work.tenant] = self._by_tenant.get(flight.work.tenant, 0) + 1
-        latest_start = now + self._max_wait_s
-        if flight.work.deadline is not None:
-            latest_start = min(latest_start, flight.work.deadline - self._pace.least_service(flight.work.forecast))
-        flight.latest_start = latest_start
+        self._set_latest_start(flight)
         self._came.append(flight)
         # First, so that the latest start is set in the coming turn even if the policy fails to take it.
         self.wake()
         self._policy.add(flight.work, now)
+        if self._cold and self.wanted_one is not None and self._on_demand and not self._on_demand.coming():
+            self.wanted_one()
+
+    def _set_latest_start(self, flight: Flight) -> None:
+        """Where there may be no replica, the time without one and the time with one are judged apart."""
+        latest_start = max(flight.waits_since, self._since) + self._most_wait_s
+        if flight.work.deadline is not None:
+            latest_start = min(latest_start, flight.work.deadline - self._pace.least_service(flight.work.forecast))
+        flight.latest_start = latest_start
+
+    @property
+    def _cold(self) -> bool:
+        """Whether there is no replica, of a service that may have none."""
+        return self._on_demand is not None and not self._rooms.slots
+
+    @property
+    def _most_wait_s(self) -> float:
+        return self._on_demand.limit_s if self._on_demand is not None and self._cold else self._max_wait_s
 
     def _unqueue(self, request_id: str) -> None:
         """It waits no more, if it did."""
@@ -253,7 +277,8 @@ class Dispatcher:
 
     def _overdue(self, flight: Flight) -> None:
         now = self._loop.time()
-        self._stop(flight, early.overdue(flight, self._max_wait_s, replicas=bool(self._runners), now=now))
+        waited = now - max(flight.waits_since, self._since)
+        self._stop(flight, early.overdue(flight, self._most_wait_s, waited, replicas=bool(self._rooms.slots), now=now))
 
     def _expired(self, flight: Flight) -> None:
         waiting = flight.work.id in self._waiting
@@ -279,20 +304,63 @@ class Dispatcher:
     # --- replicas come and go
 
     def attach(self, runner: Runner) -> None:
-        """A replica is ready."""
+        """A replica is ready, or takes work again."""
+        was_cold = self._cold
         self._runners[runner.name] = runner
         self._rooms.attach(runner)
         self.unavailable = None
+        self._turned(was_cold)
         self.wake()
 
+    def isolate(self, runner: Runner) -> None:
+        """A replica is given nothing new. What it runs goes on, until it is attached again or gone."""
+        was_cold = self._cold
+        self._rooms.detach(runner.name)
+        self._turned(was_cold)
+
+    def move(self, runner: Runner) -> bool:
+        """Let one request of an isolated replica go on elsewhere, where others have room for it at once.
+
+        False when none could: who has a deadline stays, for it ends by then, and nobody is moved into a queue.
+        """
+        if self._waiting:
+            return False
+        now = self._loop.time()
+        for flight in [f for f in self._running.values() if f.replica == runner.name and f.work.deadline is None]:
+            has_room = any(room.takes([flight.work]) for room in self._rooms)
+            if has_room and self._again(flight, now, "replica left"):
+                runner.abort([flight.work.id])
+                return True
+        return False
+
     def detach(self, runner: Runner, reason: str) -> None:
-        """A replica is gone or leaves. What it still ran goes on or is run again elsewhere once, or ends as failed."""
+        """A replica is gone. What it still ran goes on or is run again elsewhere once, or ends as failed."""
+        was_cold = self._cold
         self._runners.pop(runner.name, None)
         self._rooms.detach(runner.name)
+        self._turned(was_cold)
         now = self._loop.time()
         for flight in [f for f in self._running.values() if f.replica == runner.name]:
             if not self._again(flight, now, "replica lost"):
                 self._end(flight, early.lost(flight, runner.name, reason, now))
+
+    def wait_for(self, fleet: OnDemand, wanted_one: Callable[[], None]) -> None:
+        """There may be no replica from now on: requests wait until one of `fleet` is ready.
+
+        `wanted_one` is called for the first, unless somebody else is already.
+        """
+        self._on_demand = fleet
+        self.wanted_one = self.wanted_one or wanted_one
+        self.unavailable = None
+
+    def _turned(self, was_cold: bool) -> None:
+        """The first replica has come or the last one gone: who waits is judged anew from now."""
+        if self._on_demand is None or was_cold == self._cold:
+            return
+        self._since = self._loop.time()
+        for flight in self._waiting.values():
+            self._set_latest_start(flight)
+            flight.wait(self._loop, self._overdue)
 
     def give_up(self, reason: str) -> None:
         """No replica can be had for now: end what waits and refuse what comes, until one is attached."""
@@ -353,6 +421,30 @@ class Dispatcher:
             ahead=ahead,
             own=own,
             tenants=tenants,
+            cold_s=self._on_demand.ready_in(self._loop.time()) if self._cold and self._on_demand else 0.0,
+        )
+
+    def load(self, now: float) -> Waiting:
+        """What waits, for scaling."""
+        if not self._waiting:
+            return Waiting()
+        seconds, amounts = 0.0, dict[str, float]()
+        for flight in self._waiting.values():
+            work = flight.work
+            seconds += 0.0 if work.forecast is None else work.forecast.seconds
+            for name, amount in work.cost.items():
+                amounts[name] = amounts.get(name, 0.0) + amount
+            if (ramp := work.ramp) is not None:
+                height = min(ramp.base + ramp.steps, ramp.most)
+                amounts[ramp.resource] = amounts.get(ramp.resource, 0.0) + height - work.cost.get(ramp.resource, 0.0)
+        view = self.view()
+        known = view.seconds_per_request is not None
+        return Waiting(
+            count=len(self._waiting),
+            oldest_s=now - next(iter(self._waiting.values())).waits_since,
+            seconds=seconds,
+            amounts=amounts,
+            predicted_wait_s=view.cold_s + predicted_wait(view) if known else None,
         )
 
     def wake(self) -> None:

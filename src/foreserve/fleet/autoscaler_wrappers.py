@@ -61,7 +61,7 @@ class ToZero:
             if not view.waiting.count and not due:
                 return msgspec.structs.replace(scale, wanted=0, why="at zero; nothing waits and none is due")
             why = "one waits and there is no replica" if view.waiting.count else "load is due by when one would be up"
-            return scale if scale.wanted >= 1 else changed(scale, 1, why)
+            return msgspec.structs.replace(scale, wanted=max(1, scale.wanted), why=f"{why}; {scale.why}")
         known = all(replica.known for replica in view.replicas if replica.phase == "ready")
         if nothing and known and view.idle_s >= self._idle_s:
             if due:
