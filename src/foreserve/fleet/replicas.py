@@ -76,6 +76,11 @@ class Replicas:
         return [seat.replica for seat in self._seats if seat.replica is not None]
 
     @property
+    def seats(self) -> Sequence[Seat]:
+        """The places, in the order in which they came: empty ones, and those whose servers are leaving, too."""
+        return self._seats
+
+    @property
     def ready(self) -> list[Replica]:
         """Those that take work."""
         return [replica for replica in self.all if replica.state is State.READY]
