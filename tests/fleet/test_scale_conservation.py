@@ -1,4 +1,4 @@
-"""Random scaling, crashes, requests and departures on a virtual clock: nothing is lost, nobody leaving is given work."""
+"""Random scaling, crashes, requests and departures on a virtual clock: nothing is lost, who leaves is given nothing."""
 
 from __future__ import annotations
 
