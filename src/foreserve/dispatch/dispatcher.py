@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from foreserve.core import Chunk, Finish, Outcome, Work
 from foreserve.dispatch import early
 from foreserve.dispatch.admission import predicted_wait
-from foreserve.dispatch.cold import OnDemand
+from foreserve.dispatch.cold import Anteroom, OnDemand
 from foreserve.dispatch.flight import Again, Flight, ended
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
@@ -53,6 +53,7 @@ class Dispatcher:
         self.wanted_one: Callable[[], None] | None = None
         """Called when a request comes to wait where there may be no replica, and none is there or about to be."""
         self._on_demand: OnDemand | None = None
+        self._anteroom = Anteroom()
         self._since = -math.inf
         """When the present replicas, or the present time without any, began. Of services on demand alone."""
         self._policy = policy
@@ -217,6 +218,32 @@ class Dispatcher:
         self._end(flight, refused)
         return True
 
+    async def first(self, work: Work, stream: Stream) -> bool:
+        """Wait for the first replica of a service that may have none: until then nobody knows what may be asked of it.
+
+        `work` has no payload and no cost yet. True when the request has ended instead: no replica could be had, or its
+        deadline has passed. False, and nothing has happened, when it may be submitted.
+        """
+        flight = Flight(self.service, work, stream)
+        limit_s = self._most_wait_s
+        until = self._loop.time() + limit_s
+        until = until if work.deadline is None else min(until, work.deadline)
+        while self._cold and self.unavailable is None and self._loop.time() < until:
+            self._want_one()
+            await self._anteroom.wait(until)
+        now = self._loop.time()
+        if self.unavailable is not None:
+            refused = early.unavailable(flight, self.unavailable, now)
+        elif work.deadline is not None and now >= work.deadline:
+            refused = early.expired(flight, waiting=True, now=now)
+        elif self._cold:
+            refused = early.unavailable(flight, f"no replica was ready for {limit_s:g} s", now)
+        else:
+            return False
+        self._ledger.enter(work.id, child=work.parent is not None)
+        self._end(flight, refused)
+        return True
+
     def _refusal(self, flight: Flight, now: float) -> Outcome | None:
         """The outcome of a request that is not taken in."""
         if self.unavailable is not None:
@@ -238,7 +265,12 @@ class Dispatcher:
         # First, so that the latest start is set in the coming turn even if the policy fails to take it.
         self.wake()
         self._policy.add(flight.work, now)
-        if self._cold and self.wanted_one is not None and self._on_demand and not self._on_demand.coming():
+        self._want_one()
+
+    def _want_one(self) -> None:
+        """See that a replica comes, of a service that has none."""
+        cold = self._on_demand if self._cold else None
+        if cold is not None and self.wanted_one is not None and not cold.coming():
             self.wanted_one()
 
     def _set_latest_start(self, flight: Flight) -> None:
@@ -310,6 +342,7 @@ class Dispatcher:
         self._rooms.attach(runner)
         self.unavailable = None
         self._turned(was_cold)
+        self._anteroom.open()
         self.wake()
 
     def isolate(self, runner: Runner) -> None:
@@ -369,6 +402,7 @@ class Dispatcher:
             self._stop(flight, early.unavailable(flight, reason, self._loop.time()))
         if self._alarm is not None:
             self._alarm.cancel()
+        self._anteroom.open()
 
     # --- what is known
 
@@ -404,6 +438,7 @@ class Dispatcher:
         if self._turn is not None and waiting:
             # What has just come has not had its turn: it waits only as far as it finds no slot then.
             waiting = max(0, waiting - int(self._rooms.free_slots))
+        waiting += len(self._anteroom)
         own, tenants, ahead = None, 1, None
         if work is not None:
             own = self._by_tenant.get(work.tenant, 0)
@@ -426,7 +461,9 @@ class Dispatcher:
 
     def load(self, now: float) -> Waiting:
         """What waits, for scaling."""
-        if not self._waiting:
+        first = next(iter(self._waiting.values()), None)
+        since = [at for at in (self._anteroom.since, None if first is None else first.waits_since) if at is not None]
+        if not since:
             return Waiting()
         seconds, amounts = 0.0, dict[str, float]()
         for flight in self._waiting.values():
@@ -440,8 +477,8 @@ class Dispatcher:
         view = self.view()
         known = view.seconds_per_request is not None
         return Waiting(
-            count=len(self._waiting),
-            oldest_s=now - next(iter(self._waiting.values())).waits_since,
+            count=len(self._waiting) + len(self._anteroom),
+            oldest_s=now - min(since),
             seconds=seconds,
             amounts=amounts,
             predicted_wait_s=view.cold_s + predicted_wait(view) if known else None,
