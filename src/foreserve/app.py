@@ -35,6 +35,7 @@ from foreserve.settings import (
     ServiceSettings,
     Settings,
     StateSettings,
+    UpstreamSettings,
     parse,
 )
 from foreserve.state import History
@@ -137,7 +138,15 @@ class Running:
         )
         # Until the first replica is ready: refused and counted, not queued for what may never come.
         dispatcher.unavailable = f"no replica of {name!r} has been ready yet"
-        replicas = Replicas(name, kind.engines, self._launcher(settings.launcher), dispatcher, self._told(name))
+        replicas = Replicas(
+            name,
+            kind.engines,
+            self._launcher(settings.launcher),
+            dispatcher,
+            self._told(name),
+            least=None if isinstance(settings, UpstreamSettings) else settings.bounds[0],
+            drain_s=settings.scaling.drain_s,
+        )
         return Service(name, kind, settings, dispatcher, replicas, self.ledger, self._settled)
 
     def _deciders(

@@ -142,13 +142,14 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
         "heard": "when it last said anything",
     },
     Unread: {
-        "tokens": "counted in prompts", "first": "counted in a prompt", "since": "when it was given", "count": "a count",
+        "tokens": "counted in prompts", "first": "counted in a prompt", "since": "when it was given",
+        "count": "a count",
     },
     QueueView: {
         "waiting": "a count", "running": "a count", "slots": "of the replicas",
         "seconds_per_request": "of requests that have ended", "least_seconds": "of requests that have ended",
         "stretch": "of requests that have ended", "seconds_between_starts": "of starts that have been",
-        "ahead": "the policy's own order", "own": "a count", "tenants": "a count",
+        "ahead": "the policy's own order", "own": "a count", "tenants": "a count", "cold_s": "of starts that have been",
     },
     Work: {
         "id": "a name", "payload": "opaque: the tests above", "cost": "the kind's price, from the forecast",

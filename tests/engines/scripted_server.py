@@ -29,13 +29,19 @@ def delta(**fields: object) -> dict[str, object]:
 
 
 class ScriptedServer:
-    """Answers every POST by `script`; keeps what it was sent."""
+    """Answers every POST by `script`, and requests for one token by `probed`; keeps what it was sent.
+
+    While it `hangs` it answers neither, though its health is well.
+    """
 
     def __init__(self, models: tuple[str, ...] = ("m",), make: str = "vllm") -> None:
         self.models = models
         self.make = make
         self.script: Script = self.answer
+        self.probed: Script = self.answer
+        self.hangs = False
         self.seen: list[tuple[web.Request, bytes]] = []
+        self.probes: list[dict[str, object]] = []
         self.metrics: str | None = None
         self.health = 200
         self.lists_models = True
@@ -79,11 +85,16 @@ class ScriptedServer:
         return web.json_response({"object": "list", "data": rows})
 
     async def _any(self, request: web.Request) -> web.StreamResponse:
-        self.seen.append((request, await request.read()))
+        body = await request.read()
+        probe = request.path.endswith("/completions") and b'"max_tokens": 1, "temperature": 0}' in body
+        if probe:
+            self.probes.append(json.loads(body))
+        else:
+            self.seen.append((request, body))
+            self.busy.set()
         self.running += 1
-        self.busy.set()
         try:
-            return await self.script(request)
+            return await (hang if self.hangs else self.probed if probe else self.script)(request)
         except asyncio.CancelledError:
             self.left.set()
             raise

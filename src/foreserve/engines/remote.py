@@ -18,6 +18,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from foreserve.clock import now
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
 from foreserve.engines.answer import Numbered
 from foreserve.engines.backlog import Backlog
@@ -27,6 +28,9 @@ from foreserve.engines.forwarding import Body, Forward, Head
 from foreserve.engines.json_fields import asking_for_usage, edited
 from foreserve.engines.refusals import BACK_PRESSURE, refusal
 from foreserve.engines.remote_call import Call, Cancelled, Lost, Silent
+from foreserve.engines.remote_metrics import Page
+from foreserve.engines.remote_probe import Probe
+from foreserve.engines.remote_pulse import Pulse
 from foreserve.engines.remote_server import Locked, RemoteServer, Served, Unreachable, read_bounded
 from foreserve.engines.remote_watch import Watch
 from foreserve.errors import EngineStartError
@@ -56,7 +60,9 @@ class RemoteEngine:
     An answer of 400 or above is a finish whose `detail` holds it (see `refusals`). 429 and 503 are back-pressure: they
     keep their place here for as long as the server asked for (at most 2 s), and work that may run twice is then to be
     tried once more. A server that goes away ends `failed()`: its host then treats this engine as a process that has
-    exited, and the fleet starts new ones until the server is back.
+    exited, and the fleet starts new ones until the server is back. With `probe` so does one that hangs: silent for
+    `probe_every_s` it is asked for one token, and has `probe_limit_s` for that or any other sign (see `remote_pulse`).
+    It is then also asked before this engine is ready.
     """
 
     def __init__(
@@ -69,6 +75,9 @@ class RemoteEngine:
         priority: bool = False,
         connect_s: float = 5.0,
         timeout_s: float = 300.0,
+        probe: bool = False,
+        probe_every_s: float = 5.0,
+        probe_limit_s: float = 5.0,
     ) -> None:
         self._url = url
         self._model = model
@@ -77,6 +86,9 @@ class RemoteEngine:
         self._priority = priority
         self._connect_s = connect_s
         self._timeout_s = timeout_s
+        self._probe = probe
+        self._probe_every_s = probe_every_s
+        self._probe_limit_s = probe_limit_s
         self._calls: dict[str, Call] = {}
         self._counts_tokens: bool | None = None
 
@@ -90,20 +102,35 @@ class RemoteEngine:
             auto_decompress=False,
         )
         self._server = RemoteServer(self._url, self._session, self._key, self._connect_s)
+        self._pulse = Pulse(self._probe_every_s, self._probe_limit_s, self._timeout_s, now())
+        probe: Probe | None = None
         try:
             served = await self._served()
+            kv_tokens = await self._kv_tokens(served)
+            if self._probe:
+                model = self._model or next(iter(served.models), None)
+                probe = Probe(self._server, model, self._pulse)
+                await probe.first(self._progress)
+        except Unreachable as error:
+            await self._session.close()
+            raise EngineStartError(str(error)) from None
         except BaseException:
             await self._session.close()
             raise
         if served.make == "llamacpp":
             # It closes every answer with its timings, which tell the counts unasked.
             self._counts_tokens = False
-        self._watch = Watch(self._server)
+        self._watch = Watch(self._server, self._pulse, probe)
         facts: dict[str, Any] = {"url": self._server.url, "models": list(served.models), "make": served.make}
         context = served.context_tokens.get(self._model or "", max(served.context_tokens.values(), default=None))
         if context is not None:
             facts["context_tokens"] = context
-        return EngineInfo(batching="continuous", capacity={"slots": float(self._max_running)}, facts=facts)
+        return EngineInfo(
+            batching="continuous",
+            capacity={"slots": float(self._max_running)},
+            facts=facts,
+            holds={} if kv_tokens is None else {"kv_tokens": kv_tokens},
+        )
 
     async def run(self, work: Work, plan: object = None) -> AsyncIterator[Chunk]:
         """Yields a `Head`, `Body`s and the finish: usage as the server told, `length` where it cut an answer."""
@@ -111,6 +138,7 @@ class RemoteEngine:
         if self._priority and isinstance(plan, Mapping) and "priority" in plan:
             order = msgspec.structs.replace(order, body=edited(order.body, {"priority": plan["priority"]}))
         call = self._calls[work.id] = Call()
+        self._pulse.began(work.id, len(order.body), order.answers, now())
         chunks = Numbered(work)
         backlog = Backlog.of(work.id)
         if backlog is not None:
@@ -132,7 +160,7 @@ class RemoteEngine:
                     content_type=response.headers.get("Content-Type", ""),
                     headers=dict(response.headers),
                 )
-                async with aclosing(self._parts(call, response, counting, usage, cut, backlog)) as parts:
+                async with aclosing(self._parts(call, work.id, response, counting, usage, cut, backlog)) as parts:
                     async for part in parts:
                         if head is not None:
                             yield chunks.chunk(head)
@@ -157,6 +185,7 @@ class RemoteEngine:
             finish = await self._lost(Finish(reason="error", error=str(lost)))
         finally:
             self._calls.pop(work.id, None)
+            self._pulse.ended(work.id)
             if response is not None:
                 # Gives the connection back when the answer was read to its end, else closes it: that is what cancels.
                 response.close()
@@ -171,8 +200,9 @@ class RemoteEngine:
             call.cancel()
 
     async def load(self) -> EngineLoad:
-        """What `/metrics` said within the last second or two, else nothing known."""
-        return self._watch.load or EngineLoad()
+        """What `/metrics` said within the last second or two; its pace at least by the streams that have ended."""
+        load = self._watch.load or EngineLoad()
+        return load if load.last_step_s is not None else msgspec.structs.replace(load, last_step_s=self._pulse.step_s)
 
     async def failed(self) -> str:
         """Returns, with the reason in words, once the server is gone. This engine is of no use from then on."""
@@ -247,6 +277,7 @@ class RemoteEngine:
     async def _parts(
         self,
         call: Call,
+        request_id: str,
         response: aiohttp.ClientResponse,
         counting: bool,
         usage: dict[str, float],
@@ -270,8 +301,11 @@ class RemoteEngine:
             events, counts = EventSplitter(), Counting(counting)
             try:
                 while data := await read():
-                    self._watch.heard()
-                    if kept := counts.feed(events.feed(data)):
+                    whole = events.feed(data)
+                    # A comment keeps a connection alive, and may come of a server that does nothing else.
+                    if any(not event.startswith(b":") for event in whole):
+                        self._pulse.heard(request_id, now())
+                    if kept := counts.feed(whole):
                         yield kept
             except (aiohttp.ClientError, OSError, Silent, EventTooLong):
                 if kept := counts.rest():
@@ -280,12 +314,13 @@ class RemoteEngine:
             finally:
                 usage.update(counts.usage)
                 cut.append(counts.cut)
+                self._pulse.streamed(request_id, counts.usage.get("output_tokens", 0.0))
             if rest := counts.rest() + events.rest():
                 yield rest
             return
         held = bytearray()
         while data := await read():
-            self._watch.heard()
+            self._pulse.heard(request_id, now())
             if kind == "application/json" and len(held) + len(data) <= _GATHER_BYTES:
                 held += data
             else:
@@ -307,6 +342,26 @@ class RemoteEngine:
         if not key:
             raise EngineStartError(f"the environment variable {self._api_key_env} (`api_key_env`) is not set")
         return {"authorization": f"Bearer {key}"}
+
+    async def _kv_tokens(self, served: Served) -> float | None:
+        """How many tokens its KV cache holds, where it tells."""
+        if served.make == "llamacpp" and (tokens := await self._server.cache_tokens()) is not None:
+            return tokens
+        page = await self._page()
+        return None if page is None else page.kv_tokens
+
+    async def _progress(self) -> float | None:
+        page = await self._page()
+        return None if page is None else page.progress
+
+    async def _page(self) -> Page | None:
+        """Its metrics, where they come in time: a server at work on a long prompt may be late with them."""
+        try:
+            return await self._server.metrics()
+        except Unreachable as error:
+            if error.gone:
+                raise
+            return None
 
     async def _served(self) -> Served:
         try:

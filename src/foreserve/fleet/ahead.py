@@ -26,10 +26,10 @@ class FrozenAhead(msgspec.Struct, frozen=True, omit_defaults=True):
 class Ahead:
     """What can still begin on one replica, and how much it will hold (see `ports.LookAhead`)."""
 
-    def __init__(self, capacity: Cost, whole: Cost) -> None:
+    def __init__(self, capacity: Cost, whole: Cost | None = None) -> None:
         self.capacity = capacity
         """Of each resource that limits what may begin, without what is set aside for works that have no ramp of it."""
-        self.whole = whole
+        self.whole = capacity if whole is None else whole
         """Of these and of those that the engine bounds by itself, all that there is."""
         self.maps: dict[str, Anticipator] = {}
         self.beside: dict[str, float] = {}

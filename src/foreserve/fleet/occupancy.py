@@ -69,6 +69,8 @@ class Occupancy:
         self._heard_at = 0.0
         self._each = 0.0
         """What a work held on average when the engine was last heard."""
+        self._others = 0.0
+        """Slots that are taken by what did not come from us."""
         self._room: tuple[dict[str, float], Ahead] | None = None
         """What was last told, while it still holds."""
 
@@ -192,6 +194,8 @@ class Occupancy:
             self._clocked = True
             self._began.clear()
         self._clock.heard(load.last_step_s)
+        if self._others != (others := float(load.others or 0)):
+            self._others, self._room = others, None
         self._heard_at = now
         self._compare(load)
 
@@ -204,7 +208,9 @@ class Occupancy:
         whole = self._ahead.whole.get(KV)
         if whole is None:
             return
-        others = None if load.running is None else max(0, load.running + (load.waiting or 0) - len(self._held))
+        others = load.others
+        if others is None and load.running is not None:
+            others = max(0, load.running + (load.waiting or 0) - len(self._held))
         held = self._ahead.map(KV).held_now + whole - self._ahead.capacity.get(KV, whole)
         if self._held:
             self._each = held / len(self._held)
@@ -231,6 +237,12 @@ class Occupancy:
         self._advance(now)
         if self._room is None:
             free = self._free
+            if self._others and "slots" in free:
+                # One is always ours: others that fill a server for good must not keep us out of it for good.
+                free = {
+                    **free,
+                    "slots": max(free["slots"] - self._others, 0.0 if self._held else min(1.0, free["slots"])),
+                }
             for resource, ahead in self._ahead.maps.items():
                 if resource in free and (held := ahead.held_now):
                     free = {**free, resource: free[resource] - held}

@@ -8,7 +8,8 @@ from typing import Protocol
 
 import msgspec
 
-from foreserve.core import Chunk, Cost, EngineInfo, Outcome, OutcomeKind, Price, Request, Work, add
+from foreserve.clock import now as clock_now
+from foreserve.core import Chunk, Cost, EngineInfo, EngineLoad, Outcome, OutcomeKind, Price, Request, Work, add
 from foreserve.dispatch.dispatcher import Dispatcher
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.stream import Stream
@@ -27,6 +28,11 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     capacity: dict[str, float]
     pid: int | None
+    url: str | None = None
+    """Of the server that it is, where it is one."""
+    load: EngineLoad | None = None
+    since_s: float = 0.0
+    """How long it has been in this state, in seconds."""
 
 
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +46,10 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     info: EngineInfo | None
     foresight: ForesightStatus | None = None
+    wanted: int = 0
+    """How many replicas there should be."""
+    start_s: float = 0.0
+    """How long one takes to start, in seconds: the median of late; 0 before any has."""
 
 
 class Watcher(Protocol):
@@ -110,6 +120,22 @@ class Service:
             self.watcher.went_on(request.id)
         return None
 
+    async def until_known(self, request: Request) -> Outcome | None:
+        """Where no replica has ever been ready, wait for the first: only then is it known what may be asked.
+
+        Returns how the request has ended when none could be had; `None` when it may go on. As of `turn_away`.
+        """
+        if self.info is not None:
+            return None
+        stream = Stream(request.id, Unread, bound=1, stall_s=self.settings.stall_s, on_leave=self.dispatcher.leave)
+        if self.watcher is not None:
+            self.watcher.came(self.kind, request, stream)
+        if await self.dispatcher.first(self._work(request, Price(cost={})), stream):
+            return stream.outcome
+        if self.watcher is not None:
+            self.watcher.went_on(request.id)
+        return None
+
     def _work(self, request: Request, price: Price) -> Work:
         return Work(
             id=request.id,
@@ -153,12 +179,12 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether some replica takes work."""
-        return bool(self.replicas.ready)
+        """Whether it takes work: some replica does, or one is started as soon as a request comes."""
+        return bool(self.replicas.ready) or (self.replicas.on_demand and self.dispatcher.unavailable is None)
 
     def status(self) -> ServiceStatus:
         """A snapshot."""
-        view = self.dispatcher.view()
+        view, now = self.dispatcher.view(), clock_now()
         return ServiceStatus(
             name=self.name,
             kind=self.kind.name,
@@ -171,6 +197,9 @@ class Service:
                     running=len(replica.held),
                     capacity=dict(replica.capacity()),
                     pid=replica.pid,
+                    url=replica.info.facts.get("url") if replica.info else None,
+                    load=replica.load,
+                    since_s=now - replica.since,
                 )
                 for replica in self.replicas.all
             ],
@@ -178,6 +207,8 @@ class Service:
             running=view.running,
             info=self.info,
             foresight=self.kind.foreseer.status() if hasattr(self.kind, "foreseer") else None,
+            wanted=self.replicas.wanted,
+            start_s=self.replicas.start_s,
         )
 
 
