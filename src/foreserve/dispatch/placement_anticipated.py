@@ -54,10 +54,11 @@ class Anticipated:
     def __init__(self) -> None:
         self._prefixes = Prefixes()
 
-    def rank(self, room: Room) -> tuple[float, str]:
+    def rank(self, room: Room) -> tuple[float, float, str]:
         """See `ports.Shortlisted`. A replica that can hold more may be given more."""
         unread = 0 if room.unread is None else room.unread.tokens
-        return (2.0 * unread + room.tokens) / max(room.capacity.get("kv_tokens", 1.0), 1.0), room.replica
+        tokens = (2.0 * unread + room.tokens) / max(room.capacity.get("kv_tokens", 1.0), 1.0)
+        return tokens, room.running / max(room.capacity.get("slots", 1.0), 1.0), room.replica
 
     def near(self, works: Sequence[Work]) -> Sequence[str]:
         """See `ports.Shortlisted`."""
