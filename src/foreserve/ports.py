@@ -94,6 +94,12 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
         """Whether these can start here now, together."""
         if self.ahead is None:
             return fits(total_cost(works), self.free)
+        if len(works) == 1:
+            alone, ramp = works[0].cost, works[0].ramp
+            for name, free in self.free.items():
+                if alone.get(name, 0.0) > free and (ramp is None or name != ramp.resource):
+                    return False
+            return ramp is None or self.ahead.takes((ramp,))
         ramps = [work.ramp for work in works if work.ramp is not None]
         cost = total_cost(works)
         for name, free in self.free.items():

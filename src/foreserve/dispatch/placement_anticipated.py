@@ -6,8 +6,8 @@ where something measures them: how long each replica takes to read a token of a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from statistics import median_low
 from typing import ClassVar, Final
 
 from foreserve.core import Ramp, Work
@@ -49,7 +49,7 @@ class Anticipated:
     The short list is made of those with the fewest tokens in flight, prompts that are not read yet counted three times.
     """
 
-    shortlist: ClassVar[int] = 6
+    shortlist: ClassVar[int] = 4
 
     def __init__(self) -> None:
         self._prefixes = Prefixes()
@@ -72,17 +72,19 @@ class Anticipated:
         hits = self._prefixes.hits(longest(works).prefix)
         prompt = sum(_prompt(work) for work in works)
         ramps = [work.ramp for work in works if work.ramp is not None]
-        reads = [room.token_s for room in rooms if room.token_s is not None]
-        usual_s = median_low(reads) if reads else TOKEN_S
-        steps = [room.step_s for room in rooms if room.step_s is not None]
-        step_s = median_low(steps) if steps else 0.0
-        best, name = float("inf"), rooms[0].replica
+        usual_s = _median([room.token_s for room in rooms if room.token_s is not None]) or TOKEN_S
+        step_s = _median([room.step_s for room in rooms if room.step_s is not None])
+        best, name = math.inf, rooms[0].replica
         for room in rooms:
-            token_s = usual_s if room.token_s is None else room.token_s
-            seconds = max(prompt - hits.get(room.replica, 0), 0) * token_s + _load_s(room, ramps)
-            if room.unread is not None:
-                read_s = min(max(now - room.unread.since, 0.0), room.unread.first * token_s)
-                seconds += room.unread.tokens * token_s - read_s
+            token_s = room.token_s or usual_s
+            unread = room.unread
+            missing = prompt - hits.get(room.replica, 0) if hits else prompt
+            seconds = _load_s(room, ramps)
+            if missing > 0:
+                seconds += missing * token_s
+            if unread is not None:
+                head_s, gone_s = unread.first * token_s, now - unread.since
+                seconds += unread.tokens * token_s - (head_s if gone_s > head_s else max(gone_s, 0.0))
             if room.step_s is not None and room.step_s > SLOW * step_s:
                 seconds *= room.step_s / step_s
             if room.running and room.heard is not None and now - room.heard > SILENT_S:
@@ -139,6 +141,11 @@ def _load_s(room: Room, ramps: Sequence[Ramp]) -> float:
     if not peak:  # it tells nothing of what these will hold
         peak = room.running / max(room.capacity.get("slots", 1.0), 1.0)
     return SHARE_S * peak + (FULL_S * (peak - FULL) if peak > FULL else 0.0)
+
+
+def _median(values: list[float]) -> float:
+    """The lower of the two in the middle; 0 of nothing."""
+    return sorted(values)[(len(values) - 1) // 2] if values else 0.0
 
 
 def _prompt(work: Work) -> int:
