@@ -77,10 +77,10 @@ class ServiceLoad:
     Raises ConfigError for a forecaster that is none.
     """
 
-    def __init__(self, name: str, settings: ScalingSettings, store: LoadStore | None = None) -> None:
+    def __init__(self, name: str, settings: ScalingSettings) -> None:
         self.name = name
         self.settings = settings
-        self._store = store
+        self._store: LoadStore | None = None
         self._candidates = offered(settings.forecaster, f"service {name!r}: scaling.forecaster")
         self._keep = min(MOST_WINDOWS, math.ceil(settings.keep_days * 86_400.0 / settings.window_s))
         self._windows: dict[int, Mapping[str, float]] = {}
@@ -96,9 +96,9 @@ class ServiceLoad:
 
     # --- it starts and ends
 
-    async def start(self) -> None:
-        """Take up what came before."""
-        at, store = wall(), self._store
+    async def start(self, store: LoadStore | None = None) -> None:
+        """Take up what came before. Without a store nothing outlives `stop`."""
+        at, self._store = wall(), store
         self._demand = Demand(self.settings.window_s, at, self._keep)
         if store is None:
             return
