@@ -186,7 +186,7 @@ class ServiceLoad:
     def _new(self) -> None:
         """The series are others than before."""
         self._told.clear()
-        self._series = _series(self._windows, self.settings.window_s, self._keep)
+        self._series = _series(self._windows, self.settings, self._keep)
 
     def _foresee(self, steps: int) -> LoadForecast | None:
         found = {}
@@ -266,7 +266,7 @@ class ServiceLoad:
         self._told.clear()
 
 
-def _series(windows: Mapping[int, Mapping[str, float]], window_s: float, keep: int) -> dict[str, Series]:
+def _series(windows: Mapping[int, Mapping[str, float]], settings: ScalingSettings, keep: int) -> dict[str, Series]:
     """By measure; a window that is not there is not known."""
     if not windows:
         return {}
@@ -279,5 +279,5 @@ def _series(windows: Mapping[int, Mapping[str, float]], window_s: float, keep: i
         for index, amounts in windows.items():
             if index >= first:
                 values[index - first] = amounts.get(measure, 0.0)
-        found[measure] = Series(first, window_s, values)
+        found[measure] = Series(first, settings.window_s, values, settings.day_s)
     return found
