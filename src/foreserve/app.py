@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +21,8 @@ from foreserve.dispatch.recorded import Tape, begin, ended, recorded
 from foreserve.errors import ConfigError
 from foreserve.fleet.inline import InlineLauncher
 from foreserve.fleet.local import LocalLauncher
+from foreserve.fleet.outside import Outside
+from foreserve.fleet.outside_tell import Command, Teller, Webhook
 from foreserve.fleet.replicas import Replicas
 from foreserve.ports import Admission, BatchPolicy, Kind, Launcher, Placement
 from foreserve.rows import state_folder
@@ -28,6 +30,7 @@ from foreserve.samples import Keep, SampleStore
 from foreserve.services.base import Service
 from foreserve.services.foreseeing import Foreseer
 from foreserve.services.forgetting import expire_left
+from foreserve.services.joining import expect
 from foreserve.settings import (
     AppSettings,
     MachineSettings,
@@ -118,6 +121,8 @@ class Running:
         """Whether every service has been started, with at least one replica ready."""
         self.decisions = _decisions(self.settings.state)
         """Where they are recorded."""
+        self.outside: dict[str, Outside] = {}
+        """Who starts servers for those services whose replicas are servers, where their number follows the load."""
         self._tapes: dict[str, Tape] = {}
         self._launchers: dict[str, Launcher] = {}
         self._expiring: asyncio.Task[None] | None = None
@@ -144,10 +149,19 @@ class Running:
             self._launcher(settings.launcher),
             dispatcher,
             self._told(name),
-            least=None if isinstance(settings, UpstreamSettings) else settings.bounds[0],
+            least=self._least(settings),
             drain_s=settings.scaling.drain_s,
+            in_order=isinstance(settings, UpstreamSettings),
         )
+        if self._only is None and isinstance(settings, UpstreamSettings) and settings.scaled:
+            self.outside[name] = _outside(name, settings, replicas, lambda urls: expect(self.services[name], urls))
         return Service(name, kind, settings, dispatcher, replicas, self.ledger, self._settled)
+
+    def _least(self, settings: ServiceSettings) -> int | None:
+        """How many replicas are started at the start; of servers that run already, all that do."""
+        if isinstance(settings, UpstreamSettings) and (self._only is None or not settings.scaled):
+            return 0 if settings.scaled and not settings.bounds[0] else None
+        return settings.bounds[0]
 
     def _deciders(
         self, name: str, kind: Served, options: Mapping[str, Any]
@@ -233,6 +247,8 @@ class Running:
     async def _start_all(self) -> None:
         """Side by side. When one fails, or this is cancelled, nothing of it runs on."""
         learned = asyncio.create_task(self._foresee(), name="foresight")
+        for outside in self.outside.values():
+            outside.start()
         replicas = [asyncio.create_task(service.replicas.start()) for service in self.services.values()]
         every = [*replicas, learned]
         try:
@@ -268,6 +284,8 @@ class Running:
         """Let what runs finish, for at most `drain_s` (the server's setting when `None`), then end every replica."""
         drain_s = self.settings.server.drain_s if drain_s is None else drain_s
         self._refuse_all()
+        for outside in self.outside.values():
+            await outside.stop()
         await asyncio.gather(*(service.replicas.stop(drain_s) for service in self.services.values()))
         self._refuse_all()  # what was still running may have been queued again
         for launcher in self._launchers.values():
@@ -287,6 +305,18 @@ class Running:
     def _refuse_all(self) -> None:
         for service in self.services.values():
             service.dispatcher.give_up("the server is stopping")
+
+
+def _outside(
+    name: str, settings: UpstreamSettings, replicas: Replicas, joins: Callable[[Sequence[str]], Awaitable[None]]
+) -> Outside:
+    scaling = settings.scaling
+    teller: Teller
+    if scaling.command is not None:
+        teller = Command(scaling.command)
+    else:
+        teller = Webhook(scaling.webhook or "", scaling.webhook_key_env)
+    return Outside(name, replicas, teller, settings.bounds[0], joins)
 
 
 def _decisions(state: StateSettings) -> Journal | None:
