@@ -274,8 +274,10 @@ class Dispatcher:
             self.wanted_one()
 
     def _set_latest_start(self, flight: Flight) -> None:
-        """Where there may be no replica, the time without one and the time with one are judged apart."""
+        """Where there may be no replica, the time without one and the time with one are judged apart, and together."""
         latest_start = max(flight.waits_since, self._since) + self._most_wait_s
+        if self._on_demand is not None:
+            latest_start = min(latest_start, flight.waits_since + self._on_demand.limit_s + self._max_wait_s)
         if flight.work.deadline is not None:
             latest_start = min(latest_start, flight.work.deadline - self._pace.least_service(flight.work.forecast))
         flight.latest_start = latest_start

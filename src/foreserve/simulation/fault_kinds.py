@@ -57,6 +57,15 @@ class WorkerDeath(Fault, frozen=True, kw_only=True):
     in_start: float = 0.2
 
 
+class RestlessScaling(Fault, frozen=True, kw_only=True):
+    """The number of replicas is set to another within its bounds, where they leave it open.
+
+    To none only while nothing waits or runs.
+    """
+
+    every_s: float = 10.0
+
+
 class SlowWorker(Fault, frozen=True, kw_only=True):
     """A replica's steps take `factor` times as long."""
 
@@ -127,6 +136,7 @@ class ClientRetry(Fault, frozen=True, kw_only=True):
 
 FAULTS: Final[Mapping[str, type[Fault]]] = {
     "worker_death": WorkerDeath,
+    "restless_scaling": RestlessScaling,
     "slow_worker": SlowWorker,
     "stale_statistics": StaleStatistics,
     "lost_heartbeat": LostHeartbeat,
