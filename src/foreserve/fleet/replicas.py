@@ -287,6 +287,7 @@ class Replicas:
             on_ready=lambda ready: self._ready(seat, ready),
             on_chunks=self._chunks,
             on_gone=lambda gone: self._gone(seat, gone),
+            on_room=self._dispatcher.changed,
         )
         seat.replica = replica
         self._spawn(self._connect(replica, seat.spec), f"the launch of {replica.name}")
