@@ -349,6 +349,11 @@ class Dispatcher:
         self._anteroom.open()
         self.wake()
 
+    def changed(self, runner: Runner) -> None:
+        """What a replica has room for is another than before, and not by what we gave it or got back."""
+        self._rooms.changed(runner.name)
+        self.wake()
+
     def isolate(self, runner: Runner) -> None:
         """A replica is given nothing new. What it runs goes on, until it is attached again or gone."""
         was_cold = self._cold

@@ -55,6 +55,7 @@ class Replica:
         on_ready: Callable[[Replica], None],
         on_chunks: Callable[[Replica, Chunks], None],
         on_gone: Callable[[Replica], None],
+        on_room: Callable[[Replica], None] | None = None,
     ) -> None:
         self.name = name
         self.state = State.STARTING
@@ -82,6 +83,8 @@ class Replica:
         self._on_ready = on_ready
         self._on_chunks = on_chunks
         self._on_gone = on_gone
+        self._on_room = on_room
+        """Hears when what others hold of it has changed."""
 
     # --- what the dispatcher asks
 
@@ -171,8 +174,10 @@ class Replica:
                 self._on_chunks(self, message)
                 self._look_if_empty()
             case Heartbeat(load=load):
-                self.load = load
+                before, self.load = self.load, load
                 self._occupancy.heard(load, self._now())
+                if self._on_room is not None and load.others != (before.others if before else None):
+                    self._on_room(self)
             case Ready(info=info) if self.state is State.STARTING:
                 self.info = info
                 self._occupancy = Occupancy(info.capacity)
