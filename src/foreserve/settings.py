@@ -60,10 +60,12 @@ class ScalingSettings(Settings, frozen=True, kw_only=True):
 
     `policy` is a scaling policy by name, `policy_options` its keyword arguments. It is asked every `every_s` seconds.
     What came is counted in windows of `window_s` seconds, kept for `keep_days`; `forecaster` foresees it, by name, or
-    `auto`: the one that would have been best on this service's own history. `idle_s` is how long a service that may go
+    `auto`: the one that would have been best on this service's own history. The load is taken to have the season of a
+    day of `day_s`, which is shorter where a trace is played faster. `idle_s` is how long a service that may go
     to no replicas keeps the last one when nothing comes. A replica that is wanted no more may take `drain_s` to finish
     what it runs; then what can goes on elsewhere. Where replicas are servers that we cannot start, `command` (a
-    program and its arguments) or `webhook` (an address) is told how many are wanted.
+    program and its arguments) or `webhook` (an address) is told how many are wanted; `webhook_key_env` names the
+    environment variable with the token that is shown there.
     """
 
     policy: str = "hybrid"
@@ -72,13 +74,17 @@ class ScalingSettings(Settings, frozen=True, kw_only=True):
     every_s: float = 2.0
     window_s: float = 60.0
     keep_days: float = 28.0
+    day_s: float = 86_400.0
     idle_s: float = 300.0
     drain_s: float = 300.0
     command: list[str] | None = None
     webhook: str | None = None
+    webhook_key_env: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("every_s", "window_s", "keep_days", "idle_s", "drain_s"):
+        if self.command is not None and self.webhook is not None:
+            raise ValueError("`command` and `webhook` are both set; one of them is told")
+        for name in ("every_s", "window_s", "keep_days", "day_s", "idle_s", "drain_s"):
             _above(name, getattr(self, name), 0)
         if self.command is not None and not self.command:
             raise ValueError("`command` names no program")
@@ -203,7 +209,8 @@ class UpstreamSettings(ServiceSettings, frozen=True, kw_only=True):
     A server that has answered nothing for `probe_every_s` is asked for one token; when neither that nor anything else
     comes within `probe_limit_s` (longer where much was asked of it) it counts as hung. `probe` turns that on or off;
     `None`: on, unless only observing. `may_join` has the hosts (`gpu*.lan`, `10.0.0.0/8`) whose servers may join later;
-    `None`: any but link-local ones.
+    `None`: any but link-local ones. With a range of `replicas` their number follows the load (`scaling`), and `urls`
+    may name places where no server is yet.
     """
 
     urls: list[str]
@@ -225,12 +232,19 @@ class UpstreamSettings(ServiceSettings, frozen=True, kw_only=True):
         super().__post_init__()
         for name in ("probe_every_s", "probe_limit_s"):
             _above(name, getattr(self, name), 0)
-        if not self.urls:
+        if self.scaled and self.scaling.command is None and self.scaling.webhook is None:
+            raise ValueError("`replicas` is a range, and nobody starts servers: set `scaling.command` or `.webhook`")
+        if not self.urls and not (self.scaled and self.bounds[0]):
             raise ValueError("`urls` names no server")
         for url in self.urls:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"`urls`: {url!r} is not an http:// or https:// address")
         _at_least("max_running", self.max_running, 1)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether their number follows the load."""
+        return not isinstance(self.replicas, int)
 
 
 class FunctionSettings(ServiceSettings, frozen=True, kw_only=True):

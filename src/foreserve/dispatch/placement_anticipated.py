@@ -7,7 +7,7 @@ where something measures them: how long each replica takes to read a token of a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
 from foreserve.core import Ramp, Work
@@ -53,11 +53,13 @@ class Anticipated:
 
     def __init__(self) -> None:
         self._prefixes = Prefixes()
+        self._caches: dict[str, float] = {}
+        """KV tokens of those that were looked at last, where they tell."""
 
     def rank(self, room: Room) -> tuple[float, float, str]:
         """See `ports.Shortlisted`. A replica that can hold more may be given more."""
         unread = 0 if room.unread is None else room.unread.tokens
-        tokens = (2.0 * unread + room.tokens) / max(room.capacity.get("kv_tokens", 1.0), 1.0)
+        tokens = (2.0 * unread + room.tokens) / (room.most("kv_tokens") or 1.0)
         return tokens, room.running / max(room.capacity.get("slots", 1.0), 1.0), room.replica
 
     def near(self, works: Sequence[Work]) -> Sequence[str]:
@@ -67,9 +69,12 @@ class Anticipated:
 
     def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str:
         """See `Placement`."""
+        prefix = longest(works).prefix
+        if prefix is not None:
+            self._caches = _caches(rooms)
         if len(rooms) == 1:
             return rooms[0].replica
-        hits = self._prefixes.hits(longest(works).prefix)
+        hits = self._prefixes.hits(prefix)
         prompt = sum(_prompt(work) for work in works)
         ramps = [work.ramp for work in works if work.ramp is not None]
         usual_s = _median([room.token_s for room in rooms if room.token_s is not None]) or TOKEN_S
@@ -95,7 +100,7 @@ class Anticipated:
 
     def chosen(self, works: Sequence[Work], replica: str, now: float) -> int:
         """See `ports.Shortlisted`."""
-        return sum(self._prefixes.sent(work, replica) for work in works if work.prefix is not None)
+        return _sent(self._prefixes, works, replica, self._caches)
 
 
 class PrefixAffinity:
@@ -111,6 +116,8 @@ class PrefixAffinity:
 
     def __init__(self) -> None:
         self._prefixes = Prefixes()
+        self._caches: dict[str, float] = {}
+        """KV tokens of those that were looked at last, where they tell."""
 
     def rank(self, room: Room) -> tuple[float, str]:
         """See `ports.Shortlisted`."""
@@ -123,6 +130,7 @@ class PrefixAffinity:
     def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str:
         """See `Placement`."""
         least = min(rooms, key=self.rank)
+        self._caches = _caches(rooms)
         hits = self._prefixes.hits(longest(works).prefix)
         most = self.MOST * least.running + self.MORE
         known = [room for room in rooms if room.replica in hits and room.running <= most]
@@ -130,7 +138,15 @@ class PrefixAffinity:
 
     def chosen(self, works: Sequence[Work], replica: str, now: float) -> int:
         """See `ports.Shortlisted`."""
-        return sum(self._prefixes.sent(work, replica) for work in works if work.prefix is not None)
+        return _sent(self._prefixes, works, replica, self._caches)
+
+
+def _caches(rooms: Sequence[Room]) -> dict[str, float]:
+    return {room.replica: most for room in rooms if (most := room.most("kv_tokens")) is not None}
+
+
+def _sent(prefixes: Prefixes, works: Sequence[Work], replica: str, caches: Mapping[str, float]) -> int:
+    return sum(prefixes.sent(work, replica, caches.get(replica)) for work in works if work.prefix is not None)
 
 
 def _load_s(room: Room, ramps: Sequence[Ramp]) -> float:

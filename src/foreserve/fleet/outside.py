@@ -58,6 +58,7 @@ class Outside:
         self._asked_at = 0.0
         self._began = 0.0
         self._told: int | None = None
+        self._wished: int | None = None
         self._wishes = 0
         self._not_before = 0.0
         self._backoff_s = FIRST_BACKOFF_S
@@ -116,17 +117,26 @@ class Outside:
         self._wanted = max(self._least, self._ready())
         self._asked_at = loop_now()
         if self._ready() >= self._wanted:
-            self._told = self._wanted
+            self._told, self._not_before = self._wanted, loop_now() + REPEAT_S
         while True:
-            self._place()
-            if (wanted := self._to_tell(loop_now())) is not None:
-                await self._tell(wanted)
             self._news.clear()
+            try:
+                await self._look()
+            except Exception:
+                log.exception("what %s wants could not be told", self.service)
+                self._not_before = loop_now() + REPEAT_S
             try:
                 async with asyncio.timeout(TICK_S):
                     await self._news.wait()
             except TimeoutError:
                 pass
+
+    async def _look(self) -> None:
+        if not self._wanted and self._replicas.wanted:
+            self.scale(1)  # a request came, and there was none
+        self._place()
+        if (wanted := self._to_tell(loop_now())) is not None:
+            await self._tell(wanted)
 
     def _place(self) -> None:
         """As many of the known places as are wanted."""
@@ -145,7 +155,8 @@ class Outside:
         return None if leaving and (self._told is None or wanted < self._told) else wanted
 
     async def _tell(self, wanted: int) -> None:
-        if wanted != self._told:
+        if wanted != self._wished:
+            self._wished = wanted
             self._wishes += 1
         seats = [(str(seat.spec.options.get("url", "")), seat) for seat in self._replicas.seats]
         wish = Wish(

@@ -55,6 +55,7 @@ class Replica:
         on_ready: Callable[[Replica], None],
         on_chunks: Callable[[Replica, Chunks], None],
         on_gone: Callable[[Replica], None],
+        on_room: Callable[[Replica], None] | None = None,
     ) -> None:
         self.name = name
         self.state = State.STARTING
@@ -82,6 +83,8 @@ class Replica:
         self._on_ready = on_ready
         self._on_chunks = on_chunks
         self._on_gone = on_gone
+        self._on_room = on_room
+        """Hears when what others hold of it has changed."""
 
     # --- what the dispatcher asks
 
@@ -114,6 +117,7 @@ class Replica:
             replica=self.name,
             free=free,
             capacity=self.info.capacity,
+            holds=self.info.holds,
             running=len(occupancy.held),
             load=self.load,
             ahead=ahead,
@@ -175,8 +179,10 @@ class Replica:
                 self._on_chunks(self, message)
                 self._look_if_empty()
             case Heartbeat(load=load):
-                self.load = load
+                before, self.load = self.load, load
                 self._occupancy.heard(load, self.heard_at)
+                if self._on_room is not None and load.others != (before.others if before else None):
+                    self._on_room(self)
             case Ready(info=info) if self.state is State.STARTING:
                 self.info = info
                 self._occupancy = Occupancy(info.capacity, info.holds)
