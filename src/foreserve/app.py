@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from foreserve import __version__, registry
-from foreserve.chosen import admission_name, make_admission, make_placement, make_policy, make_scaling_policy
+from foreserve.chosen import (
+    admission_name,
+    make_admission,
+    make_placement,
+    make_policy,
+    make_scaling_policy,
+    placement_name,
+)
 from foreserve.clock import offload, wall
 from foreserve.core import EngineInfo, Outcome
 from foreserve.dispatch.decisions import Made
@@ -207,14 +214,14 @@ class Running:
         """Who orders, places and admits, as the settings choose it; recorded where that is asked for."""
         settings = kind.settings
         policy = make_policy(name, policy_name(kind), options)
-        placement, admission = make_placement(name, settings.placement), make_admission(name, settings.queue, policy)
+        placement, admission = make_placement(name, placement_name(kind)), make_admission(name, settings.queue, policy)
         if self.decisions is None:
             return policy, placement, admission
         made = Made(
             service=name,
             policy=policy_name(kind),
             options=dict(options),
-            placement=settings.placement,
+            placement=placement_name(kind),
             admission=admission_name(settings.queue, policy),
             max_waiting=settings.queue.max_waiting,
             max_wait_s=settings.queue.max_wait_s,

@@ -46,15 +46,36 @@ class LookAhead(Protocol):
         """Of the next `steps` steps, how large a part holds more than `share` of some resource; 0 to 1."""
         ...
 
+    def until(self, ramp: Ramp) -> int:
+        """After how many steps there is room for this to begin, as far as is foreseen; 0: now."""
+        ...
+
     def frozen(self) -> Any:
         """As it is now, for a recording of decisions: a struct or plain values that its fleet can make it of again."""
         ...
+
+
+class Unread(msgspec.Struct, frozen=True, kw_only=True):
+    """Prompts that a replica was given and of which no first token has come: `count` of them, together `tokens`.
+
+    What is expected to be cached there is left out. `first` are the tokens of the one that is read now, which can have
+    begun at `since` (loop seconds).
+    """
+
+    tokens: int
+    first: int
+    since: float
+    count: int
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
     """What one replica can take now. Only replicas with a free slot are shown to a policy.
 
     With `ahead`, the resource of a work's ramp is judged there, and what `free` says of it is only what is free now.
+
+    `tokens` are those of the prompts and foreseen answers of all that runs there. `token_s` is how long it takes to
+    read a token of a prompt and `step_s` how long a step takes, as of late; `None` is not known. `heard` is when it
+    last said anything, in loop seconds.
     """
 
     replica: str
@@ -63,6 +84,11 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     load: EngineLoad | None = None
     ahead: LookAhead | None = None
+    tokens: int = 0
+    unread: Unread | None = None
+    token_s: float | None = None
+    step_s: float | None = None
+    heard: float | None = None
 
     def takes(self, works: Sequence[Work]) -> bool:
         """Whether these can start here now, together."""
@@ -156,6 +182,29 @@ class Ranked(Placement, Protocol):
 
         Made of the replica's name, its capacity and how many run there alone, and comparable with any other rank.
         """
+        ...
+
+
+@runtime_checkable
+class Shortlisted(Placement, Protocol):
+    """A placement that looks closely at a few replicas, not at all: its `place` is shown a short list of them.
+
+    On it are the `shortlist` of least `rank` that have room for what is picked, those of its `near` that have, and,
+    where there are more than that, two drawn by the request's id. Only a class that says `shortlist` is taken for one.
+    """
+
+    shortlist: ClassVar[int]
+
+    def rank(self, room: Room) -> Any:
+        """As in `Ranked`, of what changes when works start, begin to answer and end there alone."""
+        ...
+
+    def near(self, works: Sequence[Work]) -> Sequence[str]:
+        """Replicas that are worth a look for what they know of these works; unknown and full ones are passed over."""
+        ...
+
+    def chosen(self, works: Sequence[Work], replica: str, now: float) -> int:
+        """These go there. How many tokens of their prompts are expected to be cached there."""
         ...
 
 

@@ -96,6 +96,7 @@ class ServiceSettings(Settings, frozen=True, kw_only=True):
     """What every kind of service can be told.
 
     `policy` is a batch policy by name (`auto`: what suits the engine), `policy_options` its keyword arguments.
+    `placement` chooses the replica, by name (`auto`: `anticipated` for language models, else `least_requests`).
     `deadline_s` and `utility` are the terms of a request that brings none of its own. `python` is the interpreter of
     the worker processes, for models whose packages disagree with ours. `stall_s` is how long a client may leave its
     answer unread before it is cancelled.
@@ -107,7 +108,7 @@ class ServiceSettings(Settings, frozen=True, kw_only=True):
     launcher: Literal["local", "inline"] = "local"
     policy: str = "auto"
     policy_options: dict[str, Any] = {}
-    placement: str = "least_requests"
+    placement: str = "auto"
     queue: QueueSettings = QueueSettings()
     scaling: ScalingSettings = ScalingSettings()
     deadline_s: float | None = None
