@@ -192,7 +192,8 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     the queue while it was not empty (`None` until it has been). `stretch` is how much longer than predicted nearly all
     recent requests took, queue and replica together. `ahead` is how many would start before the request in question,
     where the policy tells; `None`: all that wait. `own` is how many of those that wait are of the request's own tenant
-    (`None`: all), `tenants` how many tenants wait, that one included.
+    (`None`: all), `tenants` how many tenants wait, that one included. `cold_s` is how long it takes until there is a
+    replica, where a service that may have none has none: `max_wait_s` begins after that.
     """
 
     waiting: int
@@ -205,6 +206,7 @@ class QueueView(msgspec.Struct, frozen=True, kw_only=True):
     ahead: float | None = None
     own: int | None = None
     tenants: int = 1
+    cold_s: float = 0.0
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

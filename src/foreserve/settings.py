@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
@@ -59,9 +60,12 @@ class ScalingSettings(Settings, frozen=True, kw_only=True):
 
     `policy` is a scaling policy by name, `policy_options` its keyword arguments. It is asked every `every_s` seconds.
     What came is counted in windows of `window_s` seconds, kept for `keep_days`; `forecaster` foresees it, by name, or
-    `auto`: the one that would have been best on this service's own history. `idle_s` is how long a service that may go
-    to no replicas keeps the last one when nothing comes. Where replicas are servers that we cannot start, `command` (a
-    program and its arguments) or `webhook` (an address) is told how many are wanted.
+    `auto`: the one that would have been best on this service's own history. The load is taken to have the season of a
+    day of `day_s`, which is shorter where a trace is played faster. `idle_s` is how long a service that may go
+    to no replicas keeps the last one when nothing comes. A replica that is wanted no more may take `drain_s` to finish
+    what it runs; then what can goes on elsewhere. Where replicas are servers that we cannot start, `command` (a
+    program and its arguments) or `webhook` (an address) is told how many are wanted; `webhook_key_env` names the
+    environment variable with the token that is shown there.
     """
 
     policy: str = "hybrid"
@@ -70,12 +74,17 @@ class ScalingSettings(Settings, frozen=True, kw_only=True):
     every_s: float = 2.0
     window_s: float = 60.0
     keep_days: float = 28.0
+    day_s: float = 86_400.0
     idle_s: float = 300.0
+    drain_s: float = 300.0
     command: list[str] | None = None
     webhook: str | None = None
+    webhook_key_env: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("every_s", "window_s", "keep_days", "idle_s"):
+        if self.command is not None and self.webhook is not None:
+            raise ValueError("`command` and `webhook` are both set; one of them is told")
+        for name in ("every_s", "window_s", "keep_days", "day_s", "idle_s", "drain_s"):
             _above(name, getattr(self, name), 0)
         if self.command is not None and not self.command:
             raise ValueError("`command` names no program")
@@ -195,6 +204,12 @@ class UpstreamSettings(ServiceSettings, frozen=True, kw_only=True):
     then. `api_key_env` names the environment variable that holds their key. With `engine_priority` each request is
     given its place in our order as `priority`, which servers that schedule by priority take and others refuse.
     `timeout_s` bounds the silence of a server within an answer.
+
+    A server that has answered nothing for `probe_every_s` is asked for one token; when neither that nor anything else
+    comes within `probe_limit_s` (longer where much was asked of it) it counts as hung. `probe` turns that on or off;
+    `None`: on, unless only observing. `may_join` has the hosts (`gpu*.lan`, `10.0.0.0/8`) whose servers may join later;
+    `None`: any but link-local ones. With a range of `replicas` their number follows the load (`scaling`), and `urls`
+    may name places where no server is yet.
     """
 
     urls: list[str]
@@ -207,15 +222,28 @@ class UpstreamSettings(ServiceSettings, frozen=True, kw_only=True):
     api_key_env: str | None = None
     connect_s: float = 5.0
     timeout_s: float = 300.0
+    probe: bool | None = None
+    probe_every_s: float = 5.0
+    probe_limit_s: float = 5.0
+    may_join: list[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.urls:
+        for name in ("probe_every_s", "probe_limit_s"):
+            _above(name, getattr(self, name), 0)
+        if self.scaled and self.scaling.command is None and self.scaling.webhook is None:
+            raise ValueError("`replicas` is a range, and nobody starts servers: set `scaling.command` or `.webhook`")
+        if not self.urls and not (self.scaled and self.bounds[0]):
             raise ValueError("`urls` names no server")
         for url in self.urls:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"`urls`: {url!r} is not an http:// or https:// address")
         _at_least("max_running", self.max_running, 1)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether their number follows the load."""
+        return not isinstance(self.replicas, int)
 
 
 class FunctionSettings(ServiceSettings, frozen=True, kw_only=True):
@@ -244,7 +272,8 @@ TENANT_WORDS: Final = "1 to 64 of letters, digits and . _ : @ -"
 class ApiKey(Settings, frozen=True, kw_only=True):
     """A key that clients must show, whose they are, and the highest utility they may claim.
 
-    It can record the requests of its own tenant (docs/traces.md); with `records_all` those of every tenant.
+    It can record the requests of its own tenant (docs/traces.md); with `records_all` those of every tenant. With
+    `admin` it may let servers join and leave (docs/upstream.md), and so read what is sent to them.
     """
 
     key: str
@@ -252,6 +281,7 @@ class ApiKey(Settings, frozen=True, kw_only=True):
     max_utility: float = 1.0
     deadline_s: float | None = None
     records_all: bool = False
+    admin: bool = False
 
     def __post_init__(self) -> None:
         # `Bearer` with nothing after it would show it: everybody has that one.
@@ -264,7 +294,8 @@ class ServerSettings(Settings, frozen=True, kw_only=True):
 
     A request beyond `max_connections` open ones is a 503, `/health/*` excepted; a body that has not arrived after
     `body_s` seconds is a 408. `record_text` lets recordings have the text of prompts and answers, where they ask for
-    it; without it they have lengths and hashes alone.
+    it; without it they have lengths and hashes alone. `admin_from` has the networks whose clients may let servers join
+    and leave while no key is in use; with keys that takes one with `admin`.
     """
 
     host: str = "127.0.0.1"
@@ -275,8 +306,14 @@ class ServerSettings(Settings, frozen=True, kw_only=True):
     body_s: float = 60.0
     drain_s: float = 30.0
     record_text: bool = False
+    admin_from: list[str] = msgspec.field(default_factory=lambda: ["127.0.0.0/8", "::1/128"])
 
     def __post_init__(self) -> None:
+        for network in self.admin_from:
+            try:
+                ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"`admin_from`: {error}; valid: a network such as 10.0.0.0/8") from None
         if not 0 <= self.port <= 65535:
             raise ValueError(f"`port` is {self.port}; valid: 0 to 65535")
         _at_least("max_body_bytes", self.max_body_bytes, 1024)

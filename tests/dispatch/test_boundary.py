@@ -143,7 +143,7 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
         "waiting": "a count", "running": "a count", "slots": "of the replicas",
         "seconds_per_request": "of requests that have ended", "least_seconds": "of requests that have ended",
         "stretch": "of requests that have ended", "seconds_between_starts": "of starts that have been",
-        "ahead": "the policy's own order", "own": "a count", "tenants": "a count",
+        "ahead": "the policy's own order", "own": "a count", "tenants": "a count", "cold_s": "of starts that have been",
     },
     Work: {
         "id": "a name", "payload": "opaque: the tests above", "cost": "the kind's price, from the forecast",

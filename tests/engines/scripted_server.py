@@ -29,14 +29,21 @@ def delta(**fields: object) -> dict[str, object]:
 
 
 class ScriptedServer:
-    """Answers every POST by `script`; keeps what it was sent."""
+    """Answers every POST by `script`, and requests for one token by `probed`; keeps what it was sent.
+
+    While it `hangs` it answers neither, though its health is well.
+    """
 
     def __init__(self, models: tuple[str, ...] = ("m",), make: str = "vllm") -> None:
         self.models = models
         self.make = make
         self.script: Script = self.answer
+        self.probed: Script = self.answer
+        self.hangs = False
         self.seen: list[tuple[web.Request, bytes]] = []
+        self.probes: list[dict[str, object]] = []
         self.metrics: str | None = None
+        self.props: dict[str, object] | None = None
         self.health = 200
         self.lists_models = True
         self.running = 0
@@ -53,6 +60,7 @@ class ScriptedServer:
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/props", self._props)
         app.router.add_get("/v1/models", self._models)
         app.router.add_route("*", "/{path:.*}", self._any)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
@@ -72,6 +80,9 @@ class ScriptedServer:
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(status=404) if self.metrics is None else web.Response(text=self.metrics)
 
+    async def _props(self, request: web.Request) -> web.Response:
+        return web.Response(status=404) if self.props is None else web.json_response(self.props)
+
     async def _models(self, request: web.Request) -> web.Response:
         if not self.lists_models:
             return web.Response(status=404)
@@ -79,11 +90,16 @@ class ScriptedServer:
         return web.json_response({"object": "list", "data": rows})
 
     async def _any(self, request: web.Request) -> web.StreamResponse:
-        self.seen.append((request, await request.read()))
+        body = await request.read()
+        probe = request.path.endswith("/completions") and b'"max_tokens": 1, "temperature": 0}' in body
+        if probe:
+            self.probes.append(json.loads(body))
+        else:
+            self.seen.append((request, body))
+            self.busy.set()
         self.running += 1
-        self.busy.set()
         try:
-            return await self.script(request)
+            return await (hang if self.hangs else self.probed if probe else self.script)(request)
         except asyncio.CancelledError:
             self.left.set()
             raise

@@ -6,31 +6,13 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from foreserve.engines.remote_server import RemoteServer, Unreachable, base_url, load_from
-from tests.engines.scripted_server import VLLM_METRICS, scripted
+from foreserve.engines.remote_server import RemoteServer, Unreachable, base_url
+from tests.engines.scripted_server import scripted
 
 
 @pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])
 def test_a_url_is_taken_with_or_without_v1(url: str) -> None:
     assert base_url(url) == "http://h:1"
-
-
-def test_load_of_each_make() -> None:
-    load = load_from(VLLM_METRICS.encode())
-    assert load is not None
-    assert (load.running, load.waiting, load.kv_fraction) == (2, 5, 0.25)
-    two = load_from(b'vllm:num_requests_running{engine="0"} 2.0\nvllm:num_requests_running{engine="1"} 3\n')
-    assert two is not None
-    assert (two.running, two.waiting, two.kv_fraction) == (5, None, None)
-    llama = load_from(b"# TYPE x gauge\nllamacpp:requests_processing 1\nllamacpp:requests_deferred 4\n")
-    assert llama is not None
-    assert (llama.running, llama.waiting) == (1, 4)
-    sglang = load_from(
-        b'sglang:num_running_reqs{a="b"} 1.0\nsglang:num_queue_reqs{a="b"} 2.0\nsglang:token_usage 0.5\n'
-    )
-    assert sglang is not None
-    assert (sglang.running, sglang.waiting, sglang.kv_fraction) == (1, 2, 0.5)
-    assert load_from(b"python_gc_objects_collected_total 3\n") is None
 
 
 async def test_a_server_without_health_is_asked_for_its_models() -> None:
@@ -46,7 +28,7 @@ async def test_a_server_without_health_is_asked_for_its_models() -> None:
         server = RemoteServer(f"http://127.0.0.1:{runner.addresses[0][1]}", session, {}, 5.0)
         served = await server.served()
         assert (served.models, served.context_tokens, served.make) == (("m",), {"m": 1024}, "llamacpp")
-        assert await server.load() is None
+        assert await server.metrics() is None
         await runner.cleanup()
         with pytest.raises(Unreachable) as caught:
             await server.well()

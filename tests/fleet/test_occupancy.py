@@ -117,3 +117,15 @@ def test_an_id_that_comes_again_is_held_once():
     assert room(occupancy).free == {"slots": 7.0, "kv_tokens": 700.0}
     occupancy.clear()
     assert room(occupancy).free == CAPACITY
+
+
+def test_what_others_hold_is_no_room_of_ours_but_one_slot() -> None:
+    occupancy = Occupancy({"slots": 4.0})
+    occupancy.heard(EngineLoad(others=3), 0.0)
+    assert occupancy.room(0.0)[0] == {"slots": 1.0}
+    occupancy.heard(EngineLoad(others=9), 0.0)
+    assert occupancy.room(0.0)[0] == {"slots": 1.0}
+    occupancy.start([work("a", slots=1.0)], 0.0)
+    assert occupancy.room(0.0)[0]["slots"] < 1.0
+    occupancy.heard(EngineLoad(), 0.0)
+    assert occupancy.room(0.0)[0] == {"slots": 3.0}

@@ -14,7 +14,8 @@ from foreserve.dispatch.placement import LeastRequests
 from foreserve.dispatch.stream import Stream
 from foreserve.errors import EngineStartError
 from foreserve.fleet.replica import State
-from foreserve.fleet.replicas import MOST_BACKOFF_S, PROVEN_S, Replicas, backoff
+from foreserve.fleet.replicas import Replicas
+from foreserve.fleet.seats import MOST_BACKOFF_S, PROVEN_S, backoff
 from foreserve.messages import Abort, Chunks, Drain, Drained, Ready, Run, StartFailed, ToWorker
 from foreserve.ports import Listener
 from foreserve.simulation.clock import run
@@ -52,7 +53,8 @@ class FakeConnection:
                     asyncio.get_running_loop().call_later(work.payload, self._finish, work, "stop")
             case Abort(ids=ids):
                 for request_id in ids:
-                    self._finish(self._running[request_id], "cancelled")
+                    work = self._running[request_id]
+                    asyncio.get_running_loop().call_soon(self._finish, work, "cancelled")
             case Drain():
                 self._draining = True
                 if not self._running:
@@ -98,26 +100,32 @@ class FakeLauncher:
 
 
 class House:
-    def __init__(self, launcher: FakeLauncher, count: int = 1) -> None:
+    def __init__(self, launcher: FakeLauncher, count: int = 1, max_wait_s: float = 1000, **words: Any) -> None:
         self.ledger = Ledger()
         self.dispatcher = Dispatcher(
             "chat",
             FirstCome(),
             LeastRequests(),
-            Bounded(max_waiting=100, max_wait_s=1000),
+            Bounded(max_waiting=100, max_wait_s=max_wait_s),
             self.ledger,
-            max_wait_s=1000,
+            max_wait_s=max_wait_s,
             settled=lambda outcome: None,
         )
         self.infos: list[EngineInfo] = []
         specs = [EngineSpec(factory="x:y")] * count
-        self.replicas = Replicas("chat", lambda: specs, launcher, self.dispatcher, self.infos.append)
+        self.replicas = Replicas("chat", lambda: specs, launcher, self.dispatcher, self.infos.append, **words)
 
-    def submit(self, request_id: str, seconds: float) -> Stream:
+    def submit(self, request_id: str, seconds: float, deadline_s: float | None = None) -> Stream:
         now = asyncio.get_running_loop().time()
         stream = Stream(request_id, PlainDecoder, bound=10, stall_s=30, on_leave=self.dispatcher.leave)
-        self.dispatcher.submit(Work(id=request_id, payload=seconds, cost={"slots": 1}, arrival=now), stream)
+        deadline = None if deadline_s is None else now + deadline_s
+        work = Work(id=request_id, payload=seconds, cost={"slots": 1}, arrival=now, deadline=deadline)
+        self.dispatcher.submit(work, stream)
         return stream
+
+    def phases(self) -> list[tuple[str, str]]:
+        now = asyncio.get_running_loop().time()
+        return [(view.name, view.phase) for view in self.replicas.views(now)]
 
 
 def test_backoff_is_none_after_a_first_loss_then_grows_to_its_bound():
@@ -161,11 +169,11 @@ def test_losses_in_a_row_back_off_and_refuse_meanwhile_until_one_has_proven_itse
         launcher = FakeLauncher()
         house = House(launcher)
         await house.replicas.start()
-        for _ in range(3):
+        for loss in range(3):
             launcher.connections[-1].kill()
             await asyncio.sleep(0)
-            if len(launcher.connections) > 1:
-                refused = await house.submit(f"q{len(launcher.connections)}", 1.0).settled()
+            if loss:
+                refused = await house.submit(f"q{loss}", 1.0).settled()
                 assert refused.code == "unavailable"
                 assert "killed" in refused.reason
             await asyncio.sleep(5)

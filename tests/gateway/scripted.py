@@ -88,4 +88,4 @@ class ScriptedLLM(LLM):
     def engines(self) -> list[EngineSpec]:
         self.prepare()
         options = {"slots": self._slots, "features": list(self._features)}
-        return [EngineSpec(factory="tests.gateway.scripted:ScriptedEngine", options=options)] * self.settings.replicas
+        return [EngineSpec(factory="tests.gateway.scripted:ScriptedEngine", options=options)] * self.settings.bounds[1]

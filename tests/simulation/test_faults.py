@@ -90,3 +90,19 @@ def test_once_is_enough(name: str):
 def test_what_needs_simulated_replicas_says_so_before_anything_starts(name: str):
     with pytest.raises(ConfigError, match=f"fault {name} needs simulated replicas"):
         parse_faults(name, 0).launching(InlineLauncher())
+
+
+@pytest.mark.parametrize("least", [0, 1])
+@pytest.mark.parametrize(
+    "others", ["", ",worker_death:every_s=6,lost_heartbeat:every_s=15,delayed_start:by_s=5,client_cancel"]
+)
+def test_replicas_that_come_and_go_lose_nobody(others: str, least: int):
+    found = trial("restless_scaling:every_s=3" + others, 5, per_s=3.0, replicas=[least, 4], liveness_s=10.0)
+    assert found.findings == []
+    assert found.struck["restless_scaling"] > 5
+    if not others:
+        assert set(found.outcomes) <= {"done", "shed"}
+    assert (
+        found.digest
+        == trial("restless_scaling:every_s=3" + others, 5, per_s=3.0, replicas=[least, 4], liveness_s=10.0).digest
+    )

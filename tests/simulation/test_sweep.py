@@ -41,7 +41,7 @@ def test_everything_that_can_happen_does_happen_somewhere(shown: list[Swept]):
     assert set(summary.outcomes) >= {"done", "shed", "expired", "cancelled", "failed"}
     assert set(summary.happened) == {
         "worker_death", "slow_worker", "stale_statistics", "lost_heartbeat", "delayed_start", "client_cancel",
-        "client_retry", "load_spike", "mispredicted_lengths",
+        "client_retry", "load_spike", "mispredicted_lengths", "restless_scaling",
     }  # fmt: skip
     assert summary.outcomes["done"] > summary.requests / 5
 

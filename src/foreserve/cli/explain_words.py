@@ -20,6 +20,7 @@ _PREDICTORS = {"histogram": "from the lengths of others like it"}
 
 _AGAIN = {
     "replica lost": "its replica was lost before",
+    "replica left": "its replica was to end before",
     "out of memory": "its batch had run out of memory before",
     "server full": "the server had no room for it before",
     "broken off": "the server broke off before it had answered",

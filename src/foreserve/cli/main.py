@@ -11,6 +11,7 @@ from foreserve.cli.explain import explain
 from foreserve.cli.learn import forget_, learn
 from foreserve.cli.replay import replay_
 from foreserve.cli.serve import serve
+from foreserve.cli.servers import app as servers
 from foreserve.cli.simulate import simulate
 from foreserve.cli.trace import app as trace
 
@@ -29,6 +30,7 @@ app.command()(learn)
 app.command()(simulate)
 app.command("replay")(replay_)
 app.command("forget")(forget_)
+app.add_typer(servers, name="servers")
 app.add_typer(trace, name="trace")
 
 

@@ -38,6 +38,9 @@ log = logging.getLogger("foreserve")
 API_KEY = "FORESERVE_API_KEY"
 """Keys for clients, separated by blanks."""
 
+ADMIN_KEY = "FORESERVE_ADMIN_KEY"
+"""Keys that may also let servers join and leave, separated by blanks."""
+
 
 def serve(
     app_file: Annotated[
@@ -63,6 +66,17 @@ def serve(
         list[str] | None,
         typer.Option(envvar=API_KEY, help="A key that clients must show. May be repeated."),
     ] = None,
+    admin_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar=ADMIN_KEY, help="A key that may also let servers join and leave. May be repeated."),
+    ] = None,
+    probe: Annotated[
+        bool | None,
+        typer.Option(
+            "--probe/--no-probe",
+            help="With --upstream: ask silent servers for one token. [default: yes, unless --observe]",
+        ),
+    ] = None,
     record_decisions: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Record every decision with its inputs, for foreserve replay."),
@@ -79,8 +93,9 @@ def serve(
     environment = Environment.read()
     _log_to_console(environment.log_level)
     try:
-        app = _app(app_file, upstream or [], observe, max_running)
-        app.settings = msgspec.structs.replace(app.settings, server=_server(app, host, port, api_key or []))
+        app = _app(app_file, upstream or [], observe, max_running, probe)
+        server = _server(app, host, port, api_key or [], admin_key or [])
+        app.settings = msgspec.structs.replace(app.settings, server=server)
         if record_decisions is not None:
             state = msgspec.structs.replace(app.settings.state, decisions=record_decisions)
             app.settings = msgspec.structs.replace(app.settings, state=state)
@@ -92,34 +107,37 @@ def serve(
         wrong(str(error))
 
 
-def _app(app_file: str | None, upstream: list[str], observe: bool, max_running: int | None) -> App:
+def _app(app_file: str | None, upstream: list[str], observe: bool, max_running: int | None, probe: bool | None) -> App:
     """What is to be served. Raises ConfigError."""
     if bool(app_file) == bool(upstream):
         wrong("give an app file, or --upstream URL; see foreserve serve --help")
     if app_file:
-        if observe or max_running:
-            wrong("--observe and --max-running go with --upstream; in an app file they are Upstream(…)'s")
+        if observe or max_running or probe is not None:
+            wrong("--observe, --max-running and --probe go with --upstream; in an app file they are Upstream(…)'s")
         return load_app_file(app_file)
-    words: dict[str, Any] = {"observe": observe}
+    words: dict[str, Any] = {"observe": observe, "probe": probe}
     if max_running:
         words["max_running"] = max_running
     services: dict[str, Any] = dict(asyncio.run(upstream_services(upstream, **words)))
     return App(**services)
 
 
-def _server(app: App, host: str | None, port: int | None, keys: list[str]) -> ServerSettings:
+def _server(app: App, host: str | None, port: int | None, keys: list[str], admin_keys: list[str]) -> ServerSettings:
     """The app's server settings with what the command line overrides. Raises ConfigError for a blank key."""
     server = app.settings.server
     # An empty variable reaches us as no keys at all, which would open the server that somebody meant to lock.
-    if not keys and not os.environ.get(API_KEY, "key").strip():
-        raise ConfigError(f"{API_KEY} is set but empty; give it a key, or unset it to serve without keys")
-    if not all(key.strip() for key in keys):
-        raise ConfigError("--api-key is empty or blank; anybody could show it")
+    for variable, given in ((API_KEY, keys), (ADMIN_KEY, admin_keys)):
+        if not given and not os.environ.get(variable, "key").strip():
+            raise ConfigError(f"{variable} is set but empty; give it a key, or unset it to serve without keys")
+    for option, given in (("--api-key", keys), ("--admin-key", admin_keys)):
+        if not all(key.strip() for key in given):
+            raise ConfigError(f"{option} is empty or blank; anybody could show it")
+    more = [ApiKey(key=key) for key in keys] + [ApiKey(key=key, admin=True) for key in admin_keys]
     return msgspec.structs.replace(
         server,
         host=server.host if host is None else host,
         port=server.port if port is None else port,
-        api_keys=[*server.api_keys, *(ApiKey(key=key) for key in keys)],
+        api_keys=[*server.api_keys, *more],
     )
 
 

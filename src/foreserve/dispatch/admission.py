@@ -44,14 +44,14 @@ def predicted_total(work: Work, view: QueueView) -> float:
     That is what is foreseen of it, or the mean of late; of one that has not been priced yet, the least it could be.
     """
     if view.seconds_per_request is None:
-        return 0.0
+        return view.cold_s
     if work.forecast is not None:
         seconds = work.forecast.seconds
     elif work.cost:
         seconds = view.seconds_per_request
     else:
         seconds = view.least_seconds
-    return predicted_wait(view) + seconds
+    return view.cold_s + predicted_wait(view) + seconds
 
 
 class Bounded:
@@ -76,10 +76,11 @@ class Bounded:
             return _full(view, self._max_waiting)
         if wait > self._max_wait_s:
             return _too_long(wait, self._max_wait_s)
-        if work.deadline is not None and view.waiting:
+        if work.deadline is not None and (view.waiting or view.cold_s):
             needed = predicted_total(work, view) * view.stretch
             left = work.deadline - now
             if needed > left:
+                wait += view.cold_s
                 return _too_late(wait, needed - wait, left)
         return None
 
@@ -101,14 +102,15 @@ class Foreseen:
     def admit(self, work: Work, view: QueueView, now: float) -> Refusal | None:
         if _is_full(view, self._max_waiting):
             return _full(view, self._max_waiting)
-        if not view.waiting:
+        if not view.waiting and not view.cold_s:
             return None
         wait = _wait_of(view.waiting if view.ahead is None else min(view.ahead, view.waiting), view)
         if wait > self._max_wait_s:
             return _too_long(wait, self._max_wait_s)
-        # A new service refuses nobody on a guess.
-        if work.deadline is None or view.seconds_per_request is None:
+        # A new service refuses nobody on a guess, but how long a start takes is measured.
+        if work.deadline is None or (view.seconds_per_request is None and not view.cold_s):
             return None
+        wait += view.cold_s
         left = work.deadline - now
         if work.forecast is not None:
             seconds = work.forecast.seconds

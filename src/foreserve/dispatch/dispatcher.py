@@ -9,21 +9,25 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from foreserve.core import Chunk, Finish, Outcome, Work
 from foreserve.dispatch import early
+from foreserve.dispatch.admission import predicted_wait
+from foreserve.dispatch.cold import Anteroom, OnDemand
 from foreserve.dispatch.flight import Again, Flight, ended
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
 from foreserve.dispatch.rooms import Rooms, Runner
 from foreserve.dispatch.stream import Stream
 from foreserve.ports import Admission, Ahead, BatchPolicy, HearsRanks, Pick, Placement, QueueView, Room, Wait, ranked
+from foreserve.scaling import Waiting
 
 log = logging.getLogger(__name__)
 
 AGAIN_S = 1.0
-"""When policies are asked again after one of them has failed."""
+"""When policies are asked again after one of them has failed, or had no use for the room there is."""
 
 
 class Dispatcher:
@@ -46,6 +50,12 @@ class Dispatcher:
         self.service = service
         self.unavailable: str | None = None
         """Why nothing can be served, in words: before the first replica is ready, and while the fleet has given up."""
+        self.wanted_one: Callable[[], None] | None = None
+        """Called when a request comes to wait where there may be no replica, and none is there or about to be."""
+        self._on_demand: OnDemand | None = None
+        self._anteroom = Anteroom()
+        self._since = -math.inf
+        """When the present replicas, or the present time without any, began. Of services on demand alone."""
         self._policy = policy
         self._ahead = policy.ahead if isinstance(policy, Ahead) else None
         self._placement = placement
@@ -87,6 +97,8 @@ class Dispatcher:
                         self._wake_at(until)
                         break
                     case None:
+                        # Room that is foreseen comes with time alone, and a replica may be silent meanwhile.
+                        self._wake_at(now + AGAIN_S)
                         break
         except Exception:
             log.exception("the policies of %s failed; they are asked again in %g s", self.service, AGAIN_S)
@@ -208,6 +220,32 @@ class Dispatcher:
         self._end(flight, refused)
         return True
 
+    async def first(self, work: Work, stream: Stream) -> bool:
+        """Wait for the first replica of a service that may have none: until then nobody knows what may be asked of it.
+
+        `work` has no payload and no cost yet. True when the request has ended instead: no replica could be had, or its
+        deadline has passed. False, and nothing has happened, when it may be submitted.
+        """
+        flight = Flight(self.service, work, stream)
+        limit_s = self._most_wait_s
+        until = self._loop.time() + limit_s
+        until = until if work.deadline is None else min(until, work.deadline)
+        while self._cold and self.unavailable is None and self._loop.time() < until:
+            self._want_one()
+            await self._anteroom.wait(until)
+        now = self._loop.time()
+        if self.unavailable is not None:
+            refused = early.unavailable(flight, self.unavailable, now)
+        elif work.deadline is not None and now >= work.deadline:
+            refused = early.expired(flight, waiting=True, now=now)
+        elif self._cold:
+            refused = early.unavailable(flight, f"no replica was ready for {limit_s:g} s", now)
+        else:
+            return False
+        self._ledger.enter(work.id, child=work.parent is not None)
+        self._end(flight, refused)
+        return True
+
     def _refusal(self, flight: Flight, now: float) -> Outcome | None:
         """The outcome of a request that is not taken in."""
         if self.unavailable is not None:
@@ -224,14 +262,36 @@ class Dispatcher:
         flight.queue(len(self._waiting), self._started, now)
         self._waiting[flight.work.id] = flight
         self._by_tenant[flight.work.tenant] = self._by_tenant.get(flight.work.tenant, 0) + 1
-        latest_start = now + self._max_wait_s
-        if flight.work.deadline is not None:
-            latest_start = min(latest_start, flight.work.deadline - self._pace.least_service(flight.work.forecast))
-        flight.latest_start = latest_start
+        self._set_latest_start(flight)
         self._came.append(flight)
         # First, so that the latest start is set in the coming turn even if the policy fails to take it.
         self.wake()
         self._policy.add(flight.work, now)
+        self._want_one()
+
+    def _want_one(self) -> None:
+        """See that a replica comes, of a service that has none."""
+        cold = self._on_demand if self._cold else None
+        if cold is not None and self.wanted_one is not None and not cold.coming():
+            self.wanted_one()
+
+    def _set_latest_start(self, flight: Flight) -> None:
+        """Where there may be no replica, the time without one and the time with one are judged apart, and together."""
+        latest_start = max(flight.waits_since, self._since) + self._most_wait_s
+        if self._on_demand is not None:
+            latest_start = min(latest_start, flight.waits_since + self._on_demand.limit_s + self._max_wait_s)
+        if flight.work.deadline is not None:
+            latest_start = min(latest_start, flight.work.deadline - self._pace.least_service(flight.work.forecast))
+        flight.latest_start = latest_start
+
+    @property
+    def _cold(self) -> bool:
+        """Whether there is no replica, of a service that may have none."""
+        return self._on_demand is not None and not self._rooms.slots
+
+    @property
+    def _most_wait_s(self) -> float:
+        return self._on_demand.limit_s if self._on_demand is not None and self._cold else self._max_wait_s
 
     def _unqueue(self, request_id: str) -> None:
         """It waits no more, if it did."""
@@ -253,7 +313,8 @@ class Dispatcher:
 
     def _overdue(self, flight: Flight) -> None:
         now = self._loop.time()
-        self._stop(flight, early.overdue(flight, self._max_wait_s, replicas=bool(self._runners), now=now))
+        waited = now - max(flight.waits_since, self._since)
+        self._stop(flight, early.overdue(flight, self._most_wait_s, waited, replicas=bool(self._rooms.slots), now=now))
 
     def _expired(self, flight: Flight) -> None:
         waiting = flight.work.id in self._waiting
@@ -279,20 +340,69 @@ class Dispatcher:
     # --- replicas come and go
 
     def attach(self, runner: Runner) -> None:
-        """A replica is ready."""
+        """A replica is ready, or takes work again."""
+        was_cold = self._cold
         self._runners[runner.name] = runner
         self._rooms.attach(runner)
         self.unavailable = None
+        self._turned(was_cold)
+        self._anteroom.open()
         self.wake()
 
+    def changed(self, runner: Runner) -> None:
+        """What a replica has room for is another than before, and not by what we gave it or got back."""
+        self._rooms.changed(runner.name)
+        self.wake()
+
+    def isolate(self, runner: Runner) -> None:
+        """A replica is given nothing new. What it runs goes on, until it is attached again or gone."""
+        was_cold = self._cold
+        self._rooms.detach(runner.name)
+        self._turned(was_cold)
+
+    def move(self, runner: Runner) -> bool:
+        """Let one request of an isolated replica go on elsewhere, where others have room for it at once.
+
+        False when none could: who has a deadline stays, for it ends by then, and nobody is moved into a queue.
+        """
+        if self._waiting:
+            return False
+        now = self._loop.time()
+        for flight in [f for f in self._running.values() if f.replica == runner.name and f.work.deadline is None]:
+            has_room = any(room.takes([flight.work]) for room in self._rooms)
+            if has_room and self._again(flight, now, "replica left"):
+                runner.abort([flight.work.id])
+                return True
+        return False
+
     def detach(self, runner: Runner, reason: str) -> None:
-        """A replica is gone or leaves. What it still ran goes on or is run again elsewhere once, or ends as failed."""
+        """A replica is gone. What it still ran goes on or is run again elsewhere once, or ends as failed."""
+        was_cold = self._cold
         self._runners.pop(runner.name, None)
         self._rooms.detach(runner.name)
+        self._turned(was_cold)
         now = self._loop.time()
         for flight in [f for f in self._running.values() if f.replica == runner.name]:
             if not self._again(flight, now, "replica lost"):
                 self._end(flight, early.lost(flight, runner.name, reason, now))
+
+    def wait_for(self, fleet: OnDemand, wanted_one: Callable[[], None]) -> None:
+        """There may be no replica from now on: requests wait until one of `fleet` is ready.
+
+        `wanted_one` is called for the first, unless somebody else is already.
+        """
+        self._on_demand = fleet
+        self.wanted_one = self.wanted_one or wanted_one
+        self.unavailable = None
+
+    def _turned(self, was_cold: bool) -> None:
+        """The first replica has come or the last one gone: who waits is judged anew from now."""
+        if self._on_demand is None or was_cold == self._cold:
+            return
+        self._since = self._loop.time()
+        for flight in self._waiting.values():
+            self._set_latest_start(flight)
+            flight.wait(self._loop, self._overdue)
 
     def give_up(self, reason: str) -> None:
         """No replica can be had for now: end what waits and refuse what comes, until one is attached."""
@@ -301,6 +411,7 @@ class Dispatcher:
             self._stop(flight, early.unavailable(flight, reason, self._loop.time()))
         if self._alarm is not None:
             self._alarm.cancel()
+        self._anteroom.open()
 
     # --- what is known
 
@@ -336,6 +447,7 @@ class Dispatcher:
         if self._turn is not None and waiting:
             # What has just come has not had its turn: it waits only as far as it finds no slot then.
             waiting = max(0, waiting - int(self._rooms.free_slots))
+        waiting += len(self._anteroom)
         own, tenants, ahead = None, 1, None
         if work is not None:
             own = self._by_tenant.get(work.tenant, 0)
@@ -353,6 +465,32 @@ class Dispatcher:
             ahead=ahead,
             own=own,
             tenants=tenants,
+            cold_s=self._on_demand.ready_in(self._loop.time()) if self._cold and self._on_demand else 0.0,
+        )
+
+    def load(self, now: float) -> Waiting:
+        """What waits, for scaling."""
+        first = next(iter(self._waiting.values()), None)
+        since = [at for at in (self._anteroom.since, None if first is None else first.waits_since) if at is not None]
+        if not since:
+            return Waiting()
+        seconds, amounts = 0.0, dict[str, float]()
+        for flight in self._waiting.values():
+            work = flight.work
+            seconds += 0.0 if work.forecast is None else work.forecast.seconds
+            for name, amount in work.cost.items():
+                amounts[name] = amounts.get(name, 0.0) + amount
+            if (ramp := work.ramp) is not None:
+                height = min(ramp.base + ramp.steps, ramp.most)
+                amounts[ramp.resource] = amounts.get(ramp.resource, 0.0) + height - work.cost.get(ramp.resource, 0.0)
+        view = self.view()
+        known = view.seconds_per_request is not None
+        return Waiting(
+            count=len(self._waiting) + len(self._anteroom),
+            oldest_s=now - min(since),
+            seconds=seconds,
+            amounts=amounts,
+            predicted_wait_s=view.cold_s + predicted_wait(view) if known else None,
         )
 
     def wake(self) -> None:

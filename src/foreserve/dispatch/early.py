@@ -28,15 +28,17 @@ def unavailable(flight: Flight, reason: str, now: float) -> Outcome:
     return verdict(flight, OutcomeKind.FAILED, Unavailable, reason, now, retry=RETRY_S)
 
 
-def overdue(flight: Flight, max_wait_s: float, *, replicas: bool, now: float) -> Outcome:
-    """It has waited as long as it may, or too long to be done by its deadline: no replica shall begin it."""
-    waited = now - flight.waits_since
-    if waited < max_wait_s and flight.work.deadline is not None:
-        words = f"after {waited:.1f} s in the queue it could no longer be done by its deadline"
+def overdue(flight: Flight, most_s: float, waited: float, *, replicas: bool, now: float) -> Outcome:
+    """It has waited as long as it may, or too long to be done by its deadline: no replica shall begin it.
+
+    `waited` is how much of `most_s` is over.
+    """
+    if waited < most_s and flight.work.deadline is not None:
+        words = f"after {now - flight.waits_since:.1f} s in the queue it could no longer be done by its deadline"
         return verdict(flight, OutcomeKind.EXPIRED, Expired, words, now, retry=RETRY_S)
     if not replicas:
-        return unavailable(flight, f"no replica was ready for {max_wait_s:g} s", now)
-    words = f"it waited {max_wait_s:g} s, the most that the queue allows"
+        return unavailable(flight, f"no replica was ready for {most_s:g} s", now)
+    words = f"it waited {most_s:g} s, the most that the queue allows"
     return verdict(flight, OutcomeKind.SHED, Shed, words, now, retry=RETRY_S)
 
 

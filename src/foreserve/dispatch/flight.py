@@ -20,7 +20,10 @@ MOST_MEMORY_ATTEMPTS = 10
 """That many where it was not lost but ran out of memory together with others: it then runs with half as many of them
 each time, so that from a batch of 512 the tenth attempt is alone."""
 
-Again = Literal["replica lost", "out of memory", "server full", "broken off"]
+MOST_MOVES = 3
+"""A request is moved away from a replica that is to end at most so often, then that waits for it."""
+
+Again = Literal["replica lost", "replica left", "out of memory", "server full", "broken off"]
 """Why a request runs once more; see `Outcome.again`."""
 
 
@@ -55,6 +58,7 @@ class Flight:
         self.why_again = ""
         self._losses = 0
         self._crowded = 0
+        self._moves = 0
         self._next_index = 0
         self._starts_before = 0
         self._queue_timer: asyncio.TimerHandle | None = None
@@ -101,8 +105,11 @@ class Flight:
 
         False, and nothing has happened, when it may not run again or cannot go on.
         """
-        memory = why == "out of memory"
-        enough = self._crowded + 1 >= MOST_MEMORY_ATTEMPTS if memory else self.tried_enough
+        memory, moved = why == "out of memory", why == "replica left"
+        if moved:
+            enough = self._moves >= MOST_MOVES
+        else:
+            enough = self._crowded + 1 >= MOST_MEMORY_ATTEMPTS if memory else self.tried_enough
         if not self.work.idempotent or enough:
             return False
         if self.first is None:
@@ -112,7 +119,8 @@ class Flight:
             work, self.resumed = _the_rest(self.asked, resumed), True
         else:
             return False
-        self._crowded, self._losses = self._crowded + memory, self._losses + (not memory)
+        self._moves, self._crowded = self._moves + moved, self._crowded + memory
+        self._losses += not (memory or moved)
         self.work = msgspec.structs.replace(work, attempt=self.work.attempt + 1, crowded=self._crowded)
         self.why_again = f"{why}, resumed" if self.first is not None else why
         self.replica = None
@@ -120,7 +128,9 @@ class Flight:
         return True
 
     def wait(self, loop: asyncio.AbstractEventLoop, overdue: Callable[[Flight], None]) -> None:
-        """Set the timer of its latest start, which a start cancels."""
+        """Set the timer of its latest start, anew if it was set; a start cancels it."""
+        if self._queue_timer is not None:
+            self._queue_timer.cancel()
         self._queue_timer = loop.call_at(self.latest_start, overdue, self)
 
     def expire(self, loop: asyncio.AbstractEventLoop, expired: Callable[[Flight], None]) -> None:

@@ -9,7 +9,8 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
     """Send this to the server as it is. `path` begins with `/v1/`; `headers` are those worth passing on.
 
     `count_tokens` allows the engine to ask for token counts that the client did not ask for; the one event that tells
-    them is then kept from the client. `max_tokens` is what the body says, for the price alone.
+    them is then kept from the client. `max_tokens` is what the body says, for the price alone, `answers` how many it
+    asks for: servers count each of them as a request.
     """
 
     method: str
@@ -18,6 +19,7 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str] = {}
     count_tokens: bool = False
     max_tokens: int | None = None
+    answers: int = 1
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True, tag=True):

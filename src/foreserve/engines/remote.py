@@ -18,6 +18,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from foreserve.clock import now
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
 from foreserve.engines.answer import Numbered
 from foreserve.engines.backlog import Backlog
@@ -27,6 +28,9 @@ from foreserve.engines.forwarding import Body, Forward, Head
 from foreserve.engines.json_fields import asking_for_usage, edited
 from foreserve.engines.refusals import BACK_PRESSURE, refusal
 from foreserve.engines.remote_call import Call, Cancelled, Lost, Silent
+from foreserve.engines.remote_metrics import Page
+from foreserve.engines.remote_probe import Probe
+from foreserve.engines.remote_pulse import Pulse
 from foreserve.engines.remote_server import Locked, RemoteServer, Served, Unreachable, read_bounded
 from foreserve.engines.remote_watch import Watch
 from foreserve.errors import EngineStartError
@@ -38,6 +42,7 @@ _KEEPALIVE_S = 3.0
 _MOST_HELD_S = 2.0
 _LEAST_HELD_S = 0.1
 _HOST_S = 1.0
+_AWAIT_EVERY_S = 1.0
 _GATHER_BYTES = 16 * 2**20
 _REFUSAL_BYTES = 2**20
 
@@ -56,7 +61,10 @@ class RemoteEngine:
     An answer of 400 or above is a finish whose `detail` holds it (see `refusals`). 429 and 503 are back-pressure: they
     keep their place here for as long as the server asked for (at most 2 s), and work that may run twice is then to be
     tried once more. A server that goes away ends `failed()`: its host then treats this engine as a process that has
-    exited, and the fleet starts new ones until the server is back.
+    exited, and the fleet starts new ones until the server is back. With `probe` so does one that hangs: silent for
+    `probe_every_s` it is asked for one token, and has `probe_limit_s` for that or any other sign (see `remote_pulse`).
+    It is then also asked before this engine is ready. For a server that is only being started, the start waits up to
+    `await_s`.
     """
 
     def __init__(
@@ -69,6 +77,10 @@ class RemoteEngine:
         priority: bool = False,
         connect_s: float = 5.0,
         timeout_s: float = 300.0,
+        probe: bool = False,
+        probe_every_s: float = 5.0,
+        probe_limit_s: float = 5.0,
+        await_s: float = 0.0,
     ) -> None:
         self._url = url
         self._model = model
@@ -77,8 +89,13 @@ class RemoteEngine:
         self._priority = priority
         self._connect_s = connect_s
         self._timeout_s = timeout_s
+        self._probe = probe
+        self._probe_every_s = probe_every_s
+        self._probe_limit_s = probe_limit_s
+        self._await_s = await_s
         self._calls: dict[str, Call] = {}
         self._counts_tokens: bool | None = None
+        self._started = False
 
     async def start(self) -> EngineInfo:
         """Asks the server for its models. Raises EngineStartError when it does not answer, or lacks the model."""
@@ -90,20 +107,35 @@ class RemoteEngine:
             auto_decompress=False,
         )
         self._server = RemoteServer(self._url, self._session, self._key, self._connect_s)
+        self._pulse = Pulse(self._probe_every_s, self._probe_limit_s, self._timeout_s, now())
+        until = now() + self._await_s
         try:
-            served = await self._served()
+            while True:
+                try:
+                    served, kv_tokens, probe = await self._ready()
+                    break
+                except Unreachable as error:
+                    if now() + _AWAIT_EVERY_S > until:
+                        raise EngineStartError(str(error)) from None
+                await asyncio.sleep(_AWAIT_EVERY_S)
         except BaseException:
             await self._session.close()
             raise
         if served.make == "llamacpp":
             # It closes every answer with its timings, which tell the counts unasked.
             self._counts_tokens = False
-        self._watch = Watch(self._server)
+        self._watch = Watch(self._server, self._pulse, probe)
+        self._started = True
         facts: dict[str, Any] = {"url": self._server.url, "models": list(served.models), "make": served.make}
         context = served.context_tokens.get(self._model or "", max(served.context_tokens.values(), default=None))
         if context is not None:
             facts["context_tokens"] = context
-        return EngineInfo(batching="continuous", capacity={"slots": float(self._max_running)}, facts=facts)
+        return EngineInfo(
+            batching="continuous",
+            capacity={"slots": float(self._max_running)},
+            facts=facts,
+            holds={} if kv_tokens is None else {"kv_tokens": kv_tokens},
+        )
 
     async def run(self, work: Work, plan: object = None) -> AsyncIterator[Chunk]:
         """Yields a `Head`, `Body`s and the finish: usage as the server told, `length` where it cut an answer."""
@@ -111,6 +143,7 @@ class RemoteEngine:
         if self._priority and isinstance(plan, Mapping) and "priority" in plan:
             order = msgspec.structs.replace(order, body=edited(order.body, {"priority": plan["priority"]}))
         call = self._calls[work.id] = Call()
+        self._pulse.began(work.id, len(order.body), order.answers, now())
         chunks = Numbered(work)
         backlog = Backlog.of(work.id)
         if backlog is not None:
@@ -132,7 +165,7 @@ class RemoteEngine:
                     content_type=response.headers.get("Content-Type", ""),
                     headers=dict(response.headers),
                 )
-                async with aclosing(self._parts(call, response, counting, usage, cut, backlog)) as parts:
+                async with aclosing(self._parts(call, work.id, response, counting, usage, cut, backlog)) as parts:
                     async for part in parts:
                         if head is not None:
                             yield chunks.chunk(head)
@@ -157,6 +190,7 @@ class RemoteEngine:
             finish = await self._lost(Finish(reason="error", error=str(lost)))
         finally:
             self._calls.pop(work.id, None)
+            self._pulse.ended(work.id)
             if response is not None:
                 # Gives the connection back when the answer was read to its end, else closes it: that is what cancels.
                 response.close()
@@ -171,8 +205,9 @@ class RemoteEngine:
             call.cancel()
 
     async def load(self) -> EngineLoad:
-        """What `/metrics` said within the last second or two, else nothing known."""
-        return self._watch.load or EngineLoad()
+        """What `/metrics` said within the last second or two; its pace at least by the streams that have ended."""
+        load = self._watch.load or EngineLoad()
+        return load if load.last_step_s is not None else msgspec.structs.replace(load, last_step_s=self._pulse.step_s)
 
     async def failed(self) -> str:
         """Returns, with the reason in words, once the server is gone. This engine is of no use from then on."""
@@ -182,8 +217,9 @@ class RemoteEngine:
         """Cancels what runs and closes all connections."""
         for call in self._calls.values():
             call.cancel()
-        await self._watch.close()
-        await self._session.close()
+        if self._started:
+            await self._watch.close()
+            await self._session.close()
 
     # --- one answer
 
@@ -247,6 +283,7 @@ class RemoteEngine:
     async def _parts(
         self,
         call: Call,
+        request_id: str,
         response: aiohttp.ClientResponse,
         counting: bool,
         usage: dict[str, float],
@@ -270,8 +307,11 @@ class RemoteEngine:
             events, counts = EventSplitter(), Counting(counting)
             try:
                 while data := await read():
-                    self._watch.heard()
-                    if kept := counts.feed(events.feed(data)):
+                    whole = events.feed(data)
+                    # A comment keeps a connection alive, and may come of a server that does nothing else.
+                    if any(not event.startswith(b":") for event in whole):
+                        self._pulse.heard(request_id, now())
+                    if kept := counts.feed(whole):
                         yield kept
             except (aiohttp.ClientError, OSError, Silent, EventTooLong):
                 if kept := counts.rest():
@@ -280,12 +320,13 @@ class RemoteEngine:
             finally:
                 usage.update(counts.usage)
                 cut.append(counts.cut)
+                self._pulse.streamed(request_id, counts.usage.get("output_tokens", 0.0))
             if rest := counts.rest() + events.rest():
                 yield rest
             return
         held = bytearray()
         while data := await read():
-            self._watch.heard()
+            self._pulse.heard(request_id, now())
             if kind == "application/json" and len(held) + len(data) <= _GATHER_BYTES:
                 held += data
             else:
@@ -308,15 +349,44 @@ class RemoteEngine:
             raise EngineStartError(f"the environment variable {self._api_key_env} (`api_key_env`) is not set")
         return {"authorization": f"Bearer {key}"}
 
+    async def _ready(self) -> tuple[Served, float | None, Probe | None]:
+        """What it serves, how many tokens its KV cache holds, and what probes it. Raises Unreachable."""
+        served = await self._served()
+        kv_tokens = await self._kv_tokens(served)
+        if not self._probe:
+            return served, kv_tokens, None
+        probe = Probe(self._server, self._model or next(iter(served.models), None), self._pulse)
+        await probe.first(self._progress)
+        return served, kv_tokens, probe
+
+    async def _kv_tokens(self, served: Served) -> float | None:
+        """How many tokens its KV cache holds, where it tells."""
+        if served.make == "llamacpp" and (tokens := await self._server.cache_tokens()) is not None:
+            return tokens
+        page = await self._page()
+        return None if page is None else page.kv_tokens
+
+    async def _progress(self) -> float | None:
+        page = await self._page()
+        return None if page is None else page.progress
+
+    async def _page(self) -> Page | None:
+        """Its metrics, where they come in time: a server at work on a long prompt may be late with them."""
+        try:
+            return await self._server.metrics()
+        except Unreachable as error:
+            if error.gone:
+                raise
+            return None
+
     async def _served(self) -> Served:
+        """Raises Unreachable, and EngineStartError for what does not mend itself."""
         try:
             served = await self._server.served()
         except Locked as error:
             if self._model is None or self._api_key_env is not None:
                 raise EngineStartError(str(error)) from None
             return Served(models=(self._model,))
-        except Unreachable as error:
-            raise EngineStartError(str(error)) from None
         # llama.cpp serves its one model whatever the request calls it.
         if served.make == "llamacpp" or not served.models or self._model in (None, *served.models):
             return served

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import aiohttp
 import msgspec
 
-from foreserve.core import EngineLoad
+from foreserve.engines.remote_metrics import Page, read
 from foreserve.errors import ForeserveError
 
-_METRIC = re.compile(
-    rb"^(vllm:num_requests_running|vllm:num_requests_waiting|vllm:kv_cache_usage_perc|vllm:gpu_cache_usage_perc"
-    rb"|sglang:num_running_reqs|sglang:num_queue_reqs|sglang:token_usage"
-    rb"|llamacpp:requests_processing|llamacpp:requests_deferred|llamacpp:kv_cache_usage_ratio)"
-    rb"(?:\{[^}\n]*\})? +([0-9.eE+-]+)",
-    re.MULTILINE,
-)
-_MEANING = {
-    "running": ("vllm:num_requests_running", "sglang:num_running_reqs", "llamacpp:requests_processing"),
-    "waiting": ("vllm:num_requests_waiting", "sglang:num_queue_reqs", "llamacpp:requests_deferred"),
-    "kv": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage",
-           "llamacpp:kv_cache_usage_ratio"),
-}  # fmt: skip
 _MOST_BYTES = 4 * 2**20
 
 
@@ -45,6 +31,15 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()
     context_tokens: dict[str, int] = {}
     make: str | None = None
+
+
+class _Slot(msgspec.Struct):
+    n_ctx: int
+
+
+class _Props(msgspec.Struct):
+    total_slots: int
+    default_generation_settings: _Slot
 
 
 def base_url(url: str) -> str:
@@ -81,20 +76,47 @@ class RemoteServer:
         if status >= 500 and status != 501:
             raise Unreachable(f"{self.url}{self._health} answers {status}", gone=True)
 
-    async def load(self) -> EngineLoad | None:
-        """Its load from `/metrics`; `None` when it has none to tell. Raises Unreachable."""
+    async def metrics(self) -> Page | None:
+        """What `/metrics` tells; `None` when there is no such page, or nothing to read in it. Raises Unreachable."""
         if not self._metrics:
             return None
         status, body = await self._get("/metrics")
-        load = load_from(body) if status == 200 else None
+        page = read(body) if status == 200 else None
         # A server that is starting may answer 503 here once; one that lacks the page says so by 404 or 501.
-        self._metrics = load is not None or status >= 502
-        return load
+        self._metrics = page is not None or status >= 502
+        return page
+
+    async def cache_tokens(self) -> float | None:
+        """How many tokens llama.cpp's KV cache holds: its slots times the context of each. Raises Unreachable."""
+        status, body = await self._get("/props")
+        if status != 200:
+            return None
+        try:
+            props = msgspec.json.decode(body, type=_Props)
+        except msgspec.DecodeError:
+            return None
+        return float(props.total_slots * props.default_generation_settings.n_ctx) or None
+
+    async def post(self, path: str, body: dict[str, Any]) -> int:
+        """Sends `body` and reads the answer; its status. Waits for as long as it takes. Raises Unreachable."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._limit_s)
+        try:
+            async with self._session.post(
+                self.url + path, json=body, headers=self._headers, timeout=timeout, allow_redirects=False
+            ) as answer:
+                await read_bounded(answer.content, _MOST_BYTES)
+                return answer.status
+        except TimeoutError:
+            raise Unreachable(f"{self.url} takes no connection within {self._limit_s:g} s", gone=False) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unreachable(f"{self.url} cannot be reached: {error}", gone=True) from None
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         timeout = aiohttp.ClientTimeout(total=self._limit_s)
         try:
-            async with self._session.get(self.url + path, headers=self._headers, timeout=timeout) as answer:
+            async with self._session.get(
+                self.url + path, headers=self._headers, timeout=timeout, allow_redirects=False
+            ) as answer:
                 return answer.status, await read_bounded(answer.content, _MOST_BYTES)
         except TimeoutError:
             raise Unreachable(f"{self.url}{path} gives no answer within {self._limit_s:g} s", gone=False) from None
@@ -108,29 +130,6 @@ async def read_bounded(content: aiohttp.StreamReader, bound: int) -> bytes:
     while len(data) < bound and (more := await content.readany()):
         data += more
     return bytes(data[:bound])
-
-
-def load_from(page: bytes) -> EngineLoad | None:
-    """The load in a Prometheus page of vLLM, SGLang or llama.cpp; counts of several engines are added up."""
-    found: dict[str, list[float]] = {}
-    for name, amount in _METRIC.findall(page):
-        try:
-            found.setdefault(name.decode(), []).append(float(amount))
-        except ValueError:
-            continue
-    amounts = {
-        meaning: values
-        for meaning, names in _MEANING.items()
-        for name in reversed(names)
-        if (values := found.get(name)) is not None
-    }
-    if not amounts:
-        return None
-    return EngineLoad(
-        running=int(sum(amounts["running"])) if "running" in amounts else None,
-        waiting=int(sum(amounts["waiting"])) if "waiting" in amounts else None,
-        kv_fraction=max(amounts["kv"]) if "kv" in amounts else None,
-    )
 
 
 def _served(body: bytes) -> Served:

@@ -135,6 +135,8 @@ class Occupancy:
         self._free = dict(capacity)
         self._ahead = Ahead(self._free)
         self._clock = StepClock()
+        self._others = 0.0
+        """Slots that are taken by what did not come from us."""
         self._room: tuple[dict[str, float], Ahead] | None = None
         """What was last told, while it still holds."""
 
@@ -175,6 +177,8 @@ class Occupancy:
         """What the engine says of itself."""
         self._advance(now)
         self._clock.heard(load.last_step_s)
+        if self._others != (others := float(load.others or 0)):
+            self._others, self._room = others, None
 
     def room(self, now: float) -> tuple[dict[str, float], Ahead]:
         """What is free now, and what can still begin. Both are to be read before the next call and not kept.
@@ -184,6 +188,12 @@ class Occupancy:
         self._advance(now)
         if self._room is None:
             free = self._free
+            if self._others and "slots" in free:
+                # One is always ours: others that fill a server for good must not keep us out of it for good.
+                free = {
+                    **free,
+                    "slots": max(free["slots"] - self._others, 0.0 if self._held else min(1.0, free["slots"])),
+                }
             for resource, ahead in self._ahead.maps.items():
                 if held := ahead.held_now:
                     free = {**free, resource: free[resource] - held}

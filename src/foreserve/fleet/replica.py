@@ -13,17 +13,32 @@ from foreserve.core import Cost, EngineInfo, EngineLoad, Work
 from foreserve.fleet.occupancy import Occupancy
 from foreserve.messages import Abort, Chunks, Drain, Drained, FromWorker, Heartbeat, Ready, Run, StartFailed
 from foreserve.ports import Connection, Room
+from foreserve.scaling import ReplicaPhase, ReplicaView
 
 log = logging.getLogger(__name__)
 
 
 class State(StrEnum):
-    """A replica's life, in order. `gone` follows any other."""
+    """A replica's life, in order. An isolated one may become ready again; `gone` follows any other.
+
+    An isolated replica is given nothing new; a draining one has been told to end.
+    """
 
     STARTING = "starting"
     READY = "ready"
+    ISOLATED = "isolated"
     DRAINING = "draining"
     GONE = "gone"
+
+
+PHASES: dict[State, ReplicaPhase] = {
+    State.STARTING: "starting",
+    State.READY: "ready",
+    State.ISOLATED: "isolated",
+    State.DRAINING: "draining",
+    State.GONE: "starting",
+}
+"""As scaling calls them. A lost replica that is wanted is about to be started again."""
 
 
 class Replica:
@@ -40,14 +55,19 @@ class Replica:
         on_ready: Callable[[Replica], None],
         on_chunks: Callable[[Replica, Chunks], None],
         on_gone: Callable[[Replica], None],
+        on_room: Callable[[Replica], None] | None = None,
     ) -> None:
         self.name = name
         self.state = State.STARTING
         self.reason = ""
         """Why it is gone, in words."""
+        self.leaving = False
+        """Of one that is gone: whether it had been told to end."""
         self.info: EngineInfo | None = None
         self.load: EngineLoad | None = None
         self.ever_ready = False
+        self.launched_at = self.since = self.heard_at = self._now()
+        """Loop seconds: of its launch, of its present state's beginning, of the last message from it."""
         self.ready_at: float | None = None
         self._occupancy = Occupancy({})
         self._room: Room | None = None
@@ -55,11 +75,16 @@ class Replica:
         self._room_at = 0.0
         self.settled = asyncio.Event()
         """Set once it is ready or gone."""
-        self._drained = asyncio.Event()
+        self._empty = asyncio.Event()
+        """Set when it holds nothing any more, once it is given nothing new."""
+        self._launched = asyncio.Event()
+        """Set once it has its connection, or will never have one."""
         self.connection: Connection | None = None
         self._on_ready = on_ready
         self._on_chunks = on_chunks
         self._on_gone = on_gone
+        self._on_room = on_room
+        """Hears when what others hold of it has changed."""
 
     # --- what the dispatcher asks
 
@@ -97,6 +122,22 @@ class Replica:
         )
         return self._room
 
+    def view(self, now: float, fresh_s: float) -> ReplicaView:
+        """As scaling sees it; what it says of itself is fresh for `fresh_s`. Its `ahead` is not to be kept."""
+        phase = PHASES[self.state]
+        if phase == "starting":
+            return ReplicaView(name=self.name, phase=phase, since=self.since)
+        return ReplicaView(
+            name=self.name,
+            phase=phase,
+            since=self.since,
+            running=len(self.held),
+            slots=self.capacity().get("slots", 0.0),
+            load=self.load,
+            ahead=self._occupancy.room(now)[1],
+            known=now - self.heard_at <= fresh_s,
+        )
+
     def run(self, works: Sequence[Work], plan: Any) -> None:
         """Give it work for which it has room."""
         self._room = None
@@ -114,6 +155,7 @@ class Replica:
     def connect(self, connection: Connection) -> None:
         """The launcher's connection; given once, right after the launch."""
         self.connection = connection
+        self._launched.set()
 
     @property
     def pid(self) -> int | None:
@@ -123,55 +165,92 @@ class Replica:
     def heard(self, message: FromWorker) -> None:
         """See `ports.Listener`."""
         self._room = None
+        self.heard_at = self._now()
         match message:
             case Chunks(chunks=chunks) if self.info is not None:
                 for chunk in chunks:
                     if chunk.finish is not None:
                         self._occupancy.end(chunk.id)
                 self._on_chunks(self, message)
-                if self.state is State.DRAINING and not self.held:
-                    self._drained.set()
+                self._look_if_empty()
             case Heartbeat(load=load):
-                self.load = load
+                before, self.load = self.load, load
                 self._occupancy.heard(load, self._now())
-            case Ready(info=info):
+                if self._on_room is not None and load.others != (before.others if before else None):
+                    self._on_room(self)
+            case Ready(info=info) if self.state is State.STARTING:
                 self.info = info
                 self._occupancy = Occupancy(info.capacity)
-                self.state = State.READY
-                self.ready_at = self._now()
+                self._enter(State.READY)
+                self.ready_at = self.since
                 self.ever_ready = True
                 self.settled.set()
                 self._on_ready(self)
             case StartFailed(reason=reason):
                 self.reason = reason
             case Drained():
-                self._drained.set()
+                self._empty.set()
 
     def exited(self, reason: str) -> None:
         """See `ports.Listener`."""
         if self.state is State.GONE:
             return
-        self.state = State.GONE
+        self.leaving = self.state is State.DRAINING
+        self._enter(State.GONE)
         self.reason = self.reason or reason
         self.settled.set()
-        self._drained.set()
+        self._empty.set()
+        self._launched.set()
         self._on_gone(self)
         self._occupancy.clear()
 
     # --- leaving
 
+    def isolate(self) -> None:
+        """Take nothing new. Of a ready one; what it holds goes on."""
+        self._enter(State.ISOLATED)
+        self._look_if_empty()
+
+    def take_back(self) -> None:
+        """Take work again. Of an isolated one."""
+        self._empty.clear()
+        self._enter(State.READY)
+
+    def dismiss(self) -> None:
+        """Never become ready. Of one that starts; `leave` ends it."""
+        self._enter(State.DRAINING)
+
+    async def emptied(self, limit_s: float) -> bool:
+        """Wait until it holds nothing or is gone, for at most `limit_s`. Of one that takes nothing new."""
+        try:
+            await asyncio.wait_for(self._empty.wait(), limit_s)
+        except TimeoutError:
+            return False
+        return True
+
     async def leave(self, drain_s: float, grace_s: float = 5.0) -> None:
-        """Finish what it holds, for at most `drain_s`, then end it. Returns when it is gone."""
-        if self.state is State.READY:
-            self.state = State.DRAINING
+        """Finish what it holds, for at most `drain_s`, then end it. Returns when it is gone.
+
+        One that starts is ended as soon as it can be.
+        """
+        if self.state in (State.READY, State.ISOLATED):
+            self._enter(State.DRAINING)
             self._send(Drain())
-            if self.held:
-                try:
-                    await asyncio.wait_for(self._drained.wait(), drain_s)
-                except TimeoutError:
-                    log.warning("replica %s still held %d requests after %g s", self.name, len(self.held), drain_s)
+            if self.held and not await self.emptied(drain_s):
+                log.warning("replica %s still held %d requests after %g s", self.name, len(self.held), drain_s)
+        elif self.state is State.STARTING:
+            self.dismiss()
+        await self._launched.wait()
         if self.connection is not None:
             await self.connection.stop(grace_s)
+
+    def _look_if_empty(self) -> None:
+        if self.state in (State.ISOLATED, State.DRAINING) and not self.held:
+            self._empty.set()
+
+    def _enter(self, state: State) -> None:
+        self._room = None
+        self.state, self.since = state, self._now()
 
     def _send(self, message: Run | Abort | Drain) -> None:
         if self.connection is not None and self.state is not State.GONE:

@@ -29,7 +29,10 @@ async def live() -> Response:
 
 @router.get("/health/ready", **describe("Whether some service can serve", open_to_all=True, statuses=(503,)))
 async def ready(http: HttpRequest) -> Response:
-    """200 once all services have started and while some has a ready replica, else 503; both say how each one stands."""
+    """200 once all services have started and while some takes work, else 503; both say how each one stands.
+
+    A service without a replica that starts one when a request comes takes work.
+    """
     running = Call(http, b"").running
     services = {name: _readiness(service) for name, service in running.services.items()}
     is_ready = running.started and any(service.ready for service in running.services.values())
@@ -72,6 +75,8 @@ def snapshot(running: Running) -> dict[str, Any]:
 def _readiness(service: Service) -> dict[str, Any]:
     status = service.status()
     told: dict[str, Any] = {"ready": status.ready}
+    if status.ready and not service.replicas.ready:
+        told["on_demand"] = True  # it takes work, and starts a replica for it
     if not status.ready:
         told["reasons"] = [
             f"{replica.name}: {replica.state}{f', {replica.reason}' if replica.reason else ''}"

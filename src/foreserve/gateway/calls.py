@@ -74,3 +74,12 @@ class Call:
         if refused is not None and (error := refused.error()) is not None:
             raise error
         return request
+
+    async def known(self, service: Service, request: Request) -> None:
+        """Wait until it is known what may be asked of a service: until the first start, where it has no replica yet.
+
+        Raises what the request ended with (Unavailable, Expired) where none could be had.
+        """
+        ended = await service.until_known(request)
+        if ended is not None and (error := ended.error()) is not None:
+            raise error

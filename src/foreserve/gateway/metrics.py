@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from foreserve.app import Running
 from foreserve.core import Outcome, OutcomeKind
+from foreserve.fleet.replica import State
 from foreserve.gateway.foresight_metrics import ForesightMetrics
 from foreserve.gateway.schemas import describe
 
@@ -41,6 +42,9 @@ class Metrics:
         self._queue = self._seconds("queue", "From arrival to a replica")
         self._ttft = self._seconds("ttft", "From arrival to the first part of the answer")
         self._e2e = self._seconds("e2e", "From arrival to the end of requests that were done")
+        starts = self._seconds("replica_start", "From a replica's launch until it was ready")
+        for name, service in running.services.items():
+            service.replicas.started.append(starts.labels(name).observe)
         self.registry.register(_Now(running))
         self.foresight = ForesightMetrics(running, self.registry)
         running.observers.append(self.observe)
@@ -77,14 +81,20 @@ class _Now(Collector):
         waiting = GaugeMetricFamily("foreserve_queue_waiting", "Requests in the queue", labels=["service"])
         running = GaugeMetricFamily("foreserve_running", "Requests on replicas", labels=["service"])
         replicas = GaugeMetricFamily("foreserve_replicas", "Replicas, by state", labels=["service", "state"])
+        wanted = GaugeMetricFamily("foreserve_replicas_wanted", "Replicas there should be", labels=["service"])
+        others = GaugeMetricFamily("foreserve_others", "Requests on its servers that came past us", labels=["service"])
         for name, service in self._running.services.items():
             status = service.status()
             waiting.add_metric([name], status.waiting)
             running.add_metric([name], status.running)
             states = [replica.state for replica in status.replicas]
-            for state in sorted({"ready", *states}):
-                replicas.add_metric([name, state], states.count(state))
-        yield from (waiting, running, replicas)
+            for state in State:
+                replicas.add_metric([name, state.value], states.count(state.value))
+            wanted.add_metric([name], status.wanted)
+            told = [replica.load.others for replica in status.replicas if replica.load is not None]
+            if known := [count for count in told if count is not None]:
+                others.add_metric([name], sum(known))
+        yield from (waiting, running, replicas, wanted, others)
 
 
 @router.get("/metrics", **describe("Prometheus metrics", reply="text/plain"))

@@ -35,16 +35,19 @@ const table = (heads, rows) => {{
   }});
   return t;
 }};
+const colour = {{ready: "good", gone: "bad"}};
 function show(s) {{
   const main = el("main");
   document.getElementById("version").textContent = s.version;
   main.append(el("h2", "Services"), table(
-    [["name"], ["kind"], ["ready"], ["waiting", "n"], ["running", "n"]],
-    s.services.map(x => [x.name, x.kind, x.ready ? ["yes", "good"] : ["no", "bad"], x.waiting, x.running])));
+    [["name"], ["kind"], ["ready"], ["waiting", "n"], ["running", "n"], ["replicas", "n"], ["wanted", "n"],
+      ["start, s", "n"]],
+    s.services.map(x => [x.name, x.kind, x.ready ? ["yes", "good"] : ["no", "bad"], x.waiting, x.running,
+      x.replicas.filter(r => r.state === "ready").length, x.wanted, x.start_s ? x.start_s.toFixed(1) : ""])));
   main.append(el("h2", "Replicas"), table(
-    [["name"], ["state"], ["running", "n"], ["slots", "n"], ["process", "n"], ["reason"]],
-    s.services.flatMap(x => x.replicas.map(r => [r.name, [r.state, r.state === "ready" ? "good" : "bad"], r.running,
-      r.capacity.slots ?? "", r.pid ?? "", r.reason]))));
+    [["name"], ["state"], ["for, s", "n"], ["running", "n"], ["slots", "n"], ["process", "n"], ["reason"]],
+    s.services.flatMap(x => x.replicas.map(r => [r.name, [r.state, colour[r.state] ?? "dim"], r.since_s.toFixed(0),
+      r.running, r.capacity.slots ?? "", r.pid ?? "", r.reason]))));
   const kinds = Object.keys(s.outcomes.requests);
   main.append(el("h2", "Outcomes"), table(
     [[""], ...kinds.map(k => [k, "n"])],

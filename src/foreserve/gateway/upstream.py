@@ -44,6 +44,7 @@ _SEPARATOR = re.compile(r"[/\\]")
 _BEFORE_JSON = b" \t\r\n\x00\xef\xbb\xbf\xff\xfe"
 """Blanks, byte order marks, and the zeros of UTF-16 and UTF-32, which servers that use Python's `json` read as well."""
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_MOST_ANSWERS = 4096
 _terms = Decoder(TermsBody)
 
 
@@ -90,7 +91,7 @@ async def forward(call: Call, service: Service, there: Mapping[str, msgspec.Raw]
     terms = _body_terms(there)
     request = call.request(service, terms) if kind.observer is not None else call.admitted(service, terms)
     order = _order(call, service, there)
-    one = _one_answer(there)
+    one = order.answers == 1
     about = await kind.about(order, there.get("messages"), there.get("prompt"), request.tenant) if one else None
     request = msgspec.structs.replace(request, payload=order, about=about)
     headers = {}
@@ -120,9 +121,10 @@ def _order(call: Call, service: Service, there: Mapping[str, msgspec.Raw]) -> Fo
     """The request as the server gets it: without our own words, the model by its name there."""
     kind = cast(Upstream, service.kind)
     path = call.http.url.path
+    answers = _answers(there)
     ours = value(there.get("model")) == service.name and kind.name_there(service.name) != service.name
     put = {"model": kind.name_there(service.name)} if ours else {}
-    streams = value(there.get("stream")) is True and path.rstrip("/") in _STREAMS_WITH_USAGE and _one_answer(there)
+    streams = value(there.get("stream")) is True and path.rstrip("/") in _STREAMS_WITH_USAGE and answers == 1
     options = value(there.get("stream_options"))
     asked = isinstance(options, dict) and options.get("include_usage") is True
     limits = (value(there.get(name)) for name in _LIMITS)
@@ -133,13 +135,19 @@ def _order(call: Call, service: Service, there: Mapping[str, msgspec.Raw]) -> Fo
         headers=onward(call.http, call.id),
         count_tokens=streams and not asked and kind.observer is None,
         max_tokens=next((n for n in limits if isinstance(n, int) and 0 < n < 2**53), None),
+        answers=answers,
     )
 
 
-def _one_answer(there: Mapping[str, msgspec.Raw]) -> bool:
-    """Whether `n` and the prompts ask for one answer: the ends of several cannot be put back as they were."""
+def _answers(there: Mapping[str, msgspec.Raw]) -> int:
+    """How many `n` and the prompts ask for; at least 2 unless it is one, which alone can be put back as it was."""
+    n = value(there.get("n"))
+    each = 1 if n in (None, 1) else min(max(2, n), _MOST_ANSWERS) if isinstance(n, int) else 2
     prompt = bytes(there.get("prompt", b""))[:64].translate(None, b" \t\r\n")
-    return value(there.get("n")) in (None, 1) and not prompt.startswith((b'["', b"[["))
+    if not prompt.startswith((b'["', b"[[")):
+        return each
+    prompts = value(there["prompt"])
+    return each * max(2, min(len(prompts), _MOST_ANSWERS) if isinstance(prompts, list) else 2)
 
 
 def _target(http: HttpRequest) -> str:

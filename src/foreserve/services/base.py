@@ -8,13 +8,15 @@ from typing import Protocol
 
 import msgspec
 
-from foreserve.core import Chunk, Cost, EngineInfo, Outcome, OutcomeKind, Price, Request, Work, add
+from foreserve.clock import now as clock_now
+from foreserve.core import Chunk, Cost, EngineInfo, EngineLoad, Outcome, OutcomeKind, Price, Request, Work, add
 from foreserve.dispatch.dispatcher import Dispatcher
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.stream import Stream
 from foreserve.fleet.replicas import Replicas
 from foreserve.ports import Decoded, Kind
 from foreserve.services.foreseeing import ForesightStatus
+from foreserve.services.scaling import ScalingStatus, ServiceScaling
 from foreserve.settings import ServiceSettings
 
 
@@ -27,6 +29,11 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     capacity: dict[str, float]
     pid: int | None
+    url: str | None = None
+    """Of the server that it is, where it is one."""
+    load: EngineLoad | None = None
+    since_s: float = 0.0
+    """How long it has been in this state, in seconds."""
 
 
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +47,11 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     info: EngineInfo | None
     foresight: ForesightStatus | None = None
+    wanted: int = 0
+    """How many replicas there should be."""
+    start_s: float = 0.0
+    """How long one takes to start, in seconds: the median of late; 0 before any has."""
+    scaling: ScalingStatus | None = None
 
 
 class Watcher(Protocol):
@@ -74,6 +86,8 @@ class Service:
         self.replicas = replicas
         self.info: EngineInfo | None = None
         self.watcher: Watcher | None = None
+        self.scaling: ServiceScaling | None = None
+        """Where the number of replicas is left open."""
         self._ledger = ledger
         self._settled = settled
 
@@ -92,6 +106,8 @@ class Service:
         )
         if self.watcher is not None:
             self.watcher.came(self.kind, request, stream)
+        if self.scaling is not None:
+            self.scaling.came(work)
         self.dispatcher.submit(work, stream)
         return stream
 
@@ -104,7 +120,26 @@ class Service:
         stream = Stream(request.id, Unread, bound=1, stall_s=self.settings.stall_s, on_leave=self.dispatcher.leave)
         if self.watcher is not None:
             self.watcher.came(self.kind, request, stream)
-        if self.dispatcher.turn_away(self._work(request, Price(cost={})), stream):
+        work = self._work(request, Price(cost={}))
+        if self.dispatcher.turn_away(work, stream):
+            if self.scaling is not None:
+                self.scaling.came(work)
+            return stream.outcome
+        if self.watcher is not None:
+            self.watcher.went_on(request.id)
+        return None
+
+    async def until_known(self, request: Request) -> Outcome | None:
+        """Where no replica has ever been ready, wait for the first: only then is it known what may be asked.
+
+        Returns how the request has ended when none could be had; `None` when it may go on. As of `turn_away`.
+        """
+        if self.info is not None:
+            return None
+        stream = Stream(request.id, Unread, bound=1, stall_s=self.settings.stall_s, on_leave=self.dispatcher.leave)
+        if self.watcher is not None:
+            self.watcher.came(self.kind, request, stream)
+        if await self.dispatcher.first(self._work(request, Price(cost={})), stream):
             return stream.outcome
         if self.watcher is not None:
             self.watcher.went_on(request.id)
@@ -153,12 +188,12 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether some replica takes work."""
-        return bool(self.replicas.ready)
+        """Whether it takes work: some replica does, or one is started as soon as a request comes."""
+        return bool(self.replicas.ready) or (self.replicas.on_demand and self.dispatcher.unavailable is None)
 
     def status(self) -> ServiceStatus:
         """A snapshot."""
-        view = self.dispatcher.view()
+        view, now = self.dispatcher.view(), clock_now()
         return ServiceStatus(
             name=self.name,
             kind=self.kind.name,
@@ -171,6 +206,9 @@ class Service:
                     running=len(replica.held),
                     capacity=dict(replica.capacity()),
                     pid=replica.pid,
+                    url=replica.info.facts.get("url") if replica.info else None,
+                    load=replica.load,
+                    since_s=now - replica.since,
                 )
                 for replica in self.replicas.all
             ],
@@ -178,6 +216,9 @@ class Service:
             running=view.running,
             info=self.info,
             foresight=self.kind.foreseer.status() if hasattr(self.kind, "foreseer") else None,
+            wanted=self.replicas.wanted,
+            start_s=self.replicas.start_s,
+            scaling=None if self.scaling is None else self.scaling.status(),
         )
 
 

@@ -89,25 +89,30 @@ class Upstream:
 
     def engines(self) -> Sequence[EngineSpec]:
         """One for each server."""
+        return [self.engine(url) for url in self.asked.urls]
+
+    def engine(self, url: str) -> EngineSpec:
+        """That of the server at `url`, which may be one that joins later."""
         settings = self.asked
-        return [
-            EngineSpec(
-                factory=self._engine.value,
-                options={
-                    "url": url,
-                    "model": settings.model,
-                    "api_key_env": settings.api_key_env,
-                    "max_running": UNBOUNDED if settings.observe else settings.max_running,
-                    "priority": settings.engine_priority and not settings.observe,
-                    "connect_s": settings.connect_s,
-                    "timeout_s": settings.timeout_s,
-                },
-                start_limit_s=settings.start_limit_s,
-                liveness_s=settings.liveness_s,
-                most_backoff_s=2.0,
-            )
-            for url in settings.urls
-        ]
+        return EngineSpec(
+            factory=self._engine.value,
+            options={
+                "url": url,
+                "model": settings.model,
+                "api_key_env": settings.api_key_env,
+                "max_running": UNBOUNDED if settings.observe else settings.max_running,
+                "priority": settings.engine_priority and not settings.observe,
+                "connect_s": settings.connect_s,
+                "timeout_s": settings.timeout_s,
+                "probe": not settings.observe if settings.probe is None else settings.probe,
+                "probe_every_s": settings.probe_every_s,
+                "probe_limit_s": settings.probe_limit_s,
+                "await_s": settings.start_limit_s if settings.scaled else 0.0,
+            },
+            start_limit_s=settings.start_limit_s,
+            liveness_s=settings.liveness_s,
+            most_backoff_s=2.0,
+        )
 
     def price(self, request: Request) -> Price:
         """One slot, and a rough count of tokens where the answer is foreseen or the request bounds it."""

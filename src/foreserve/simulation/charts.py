@@ -130,14 +130,19 @@ def _replicas(runs: Runs, clock: Clock) -> list[Chart]:
     need = line(clock, series.width_s, series.need, "need", QUIET, fill=True)
     kv = by_run(runs, clock, lambda s: s.kv_used)
     silent = [name for name, each in runs if each.kv_used is None]
+    wanted = by_run(runs, clock, lambda s: s.wanted, suffix=" wanted", dash="dot", shape="hv")
+    foreseen = by_run(runs, clock, lambda s: s.foreseen, suffix=" foreseen", dash="dash")
+    scaled = "; dotted: wanted by its scaling" if wanted else ""
+    scaled += ", dashed: the need that it foresaw, with its own head room" if foreseen else ""
     return [
         Chart(
             title="Replicas against need",
-            says="Ready replicas of each run; grey: what came, as replicas kept busy at full batches",
-            traces=[need, *by_run(runs, clock, lambda s: s.ready, shape="hv")],
+            says=f"Ready replicas of each run{scaled}; grey: what came, as replicas kept busy at full batches",
+            traces=[need, *by_run(runs, clock, lambda s: s.ready, shape="hv"), *wanted, *foreseen],
             unit="replicas",
             timed=True,
         ),
+        *_there(runs, clock),
         Chart(
             title="How full replicas were",
             says="Slots in use drawn through, KV cache dotted",
@@ -150,6 +155,21 @@ def _replicas(runs: Runs, clock: Clock) -> list[Chart]:
             timed=True,
             note=f"No KV line of {', '.join(silent)}: its engines did not tell." if silent else "",
         ),
+    ]
+
+
+def _there(runs: Runs, clock: Clock) -> list[Chart]:
+    """Where the number of replicas changes: what is paid for."""
+    if not any(each.scaling is not None for _, each in runs):
+        return []
+    return [
+        Chart(
+            title="Replicas paid for",
+            says="From their launch to their end: those that start, work and finish what they run, mean of each window",
+            traces=by_run(runs, clock, lambda s: s.replicas, shape="hv"),
+            unit="replicas",
+            timed=True,
+        )
     ]
 
 

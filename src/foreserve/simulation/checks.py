@@ -127,7 +127,7 @@ class Checks:
     def _in_time(self, outcome: Outcome, deadline: float | None) -> None:
         """Whoever waited was not left waiting, and nobody outlived its deadline."""
         service = self._stage.running.services[outcome.service]
-        most = service.settings.queue.max_wait_s
+        most = _most_wait_s(service)
         until = outcome.started if outcome.started is not None else outcome.ended
         if not outcome.attempt and until - outcome.arrival > most + EPSILON_S:
             figures = {"waited": until - outcome.arrival, "most": most}
@@ -155,7 +155,9 @@ class Checks:
         # Who finds a free slot does not count as waiting until its turn, and who is lost comes back to the queue.
         replicas = service.replicas.all
         most = max((one.capacity().get("slots", 0.0) for one in replicas), default=0.0)
-        slots = max(most, self._stage.twins[service.name].profile.slots) * len(replicas)
+        # What a replica that is gone by now had may have come back, so all that there may be are counted.
+        most_replicas = max(len(replicas), service.settings.bounds[1])
+        slots = max(most, self._stage.twins[service.name].profile.slots) * most_replicas
         if queue.admission != "always" and len(waiting) > MOST_OVER * queue.max_waiting + 2 * slots:
             figures = {"waiting": float(len(waiting)), "max_waiting": float(queue.max_waiting)}
             self._find("queue", f"{service.name}: {len(waiting)} wait; its bound is {queue.max_waiting}", figures)
@@ -163,9 +165,9 @@ class Checks:
         for flight in waiting.values():
             deadline = flight.work.deadline
             late = deadline is not None and now > deadline + EPSILON_S
-            if now - flight.waits_since > queue.max_wait_s + EPSILON_S or late:
+            if now - flight.waits_since > _most_wait_s(service) + EPSILON_S or late:
                 words = f"{flight.work.id} still waits after {now - flight.waits_since:.3f} s in the queue"
-                self._find("waited", words, {"waited": now - flight.waits_since, "most": queue.max_wait_s})
+                self._find("waited", words, {"waited": now - flight.waits_since, "most": _most_wait_s(service)})
 
     def _rooms(self, service: Service) -> None:
         """No replica is given more than it holds, and no engine holds more than it has."""
@@ -273,6 +275,12 @@ class Checks:
     def _find(self, check: str, words: str, figures: Mapping[str, float] | None = None) -> None:
         if len(self.findings) < MOST_FINDINGS:
             self.findings.append(Finding(check=check, at=self._loop.time(), words=words, figures=dict(figures or {})))
+
+
+def _most_wait_s(service: Service) -> float:
+    """How long a request may wait there; where there may be no replica, a start comes before that."""
+    on_demand = service.replicas.limit_s if service.replicas.on_demand else 0.0
+    return service.settings.queue.max_wait_s + on_demand
 
 
 class _Errors(logging.Handler):

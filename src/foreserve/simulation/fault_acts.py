@@ -19,6 +19,7 @@ from foreserve.simulation.fault_kinds import (
     LoadSpike,
     LostHeartbeat,
     MispredictedLengths,
+    RestlessScaling,
     SlowWorker,
     StaleStatistics,
     WorkerDeath,
@@ -147,6 +148,22 @@ def _kill(scene: Scene, replica: Replica) -> None:
     if replica.connection is not None:
         scene.note(replica.name, f"killed with {len(replica.held)} requests")
         replica.connection.kill()
+
+
+def restless_scaling(fault: RestlessScaling, scene: Scene) -> None:
+    """See `RestlessScaling`."""
+
+    def strike() -> None:
+        for service in scene.stage.running.services.values():
+            least, most = service.settings.bounds
+            if least == most or service.kind.name == "upstream":
+                continue
+            busy = service.dispatcher.waiting or service.dispatcher.running
+            wanted = int(scene.rng.integers(max(least, 1 if busy else 0), most + 1))
+            scene.note(service.name, f"{service.replicas.wanted} replicas are made {wanted}")
+            service.replicas.scale(wanted)
+
+    scene.every(fault.every_s, strike)
 
 
 def slow_worker(fault: SlowWorker, scene: Scene) -> None:

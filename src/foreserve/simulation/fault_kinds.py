@@ -57,6 +57,15 @@ class WorkerDeath(Fault, frozen=True, kw_only=True):
     in_start: float = 0.2
 
 
+class RestlessScaling(Fault, frozen=True, kw_only=True):
+    """The number of replicas is set to another within its bounds, where they leave it open.
+
+    To none only while nothing waits or runs.
+    """
+
+    every_s: float = 10.0
+
+
 class SlowWorker(Fault, frozen=True, kw_only=True):
     """A replica's steps take `factor` times as long."""
 
@@ -135,6 +144,7 @@ FAULTS: Final[Mapping[str, type[Fault]]] = {
     "load_spike": LoadSpike,
     "client_cancel": ClientCancel,
     "client_retry": ClientRetry,
+    "restless_scaling": RestlessScaling,
 }
 
 NAMES: Final[Mapping[type[Fault], str]] = {fault: name for name, fault in FAULTS.items()}

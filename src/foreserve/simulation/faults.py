@@ -22,6 +22,7 @@ from foreserve.simulation.fault_kinds import (
     LoadSpike,
     LostHeartbeat,
     MispredictedLengths,
+    RestlessScaling,
     SlowWorker,
     StaleStatistics,
     WorkerDeath,
@@ -37,6 +38,7 @@ MOST_TOLD: Final = 10_000
 
 ACTS: Final[dict[type[Fault], Callable[[Any, acts.Scene], None]]] = {
     WorkerDeath: acts.worker_death,
+    RestlessScaling: acts.restless_scaling,
     SlowWorker: acts.slow_worker,
     StaleStatistics: acts.stale_statistics,
     LostHeartbeat: acts.lost_heartbeat,

@@ -39,7 +39,8 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
     """A service's course, a value for each window of `width_s` seconds: rates a second, means, most waiting.
 
     Latencies are of requests that came in the window; `None` is where none was done. `need` is how many replicas what
-    came would keep busy at full batches (see `need.Need`).
+    came would keep busy at full batches (see `need.Need`). `wanted` is how many its scaling asked for and `foreseen`
+    the need that it foresaw for a start later; `None` where it decided or foresaw nothing.
     """
 
     width_s: float
@@ -54,6 +55,8 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
     running: list[float | None]
     ready: list[float | None]
     replicas: list[float | None]
+    wanted: list[float | None]
+    foreseen: list[float | None]
     slots_used: list[float | None]
     kv_used: list[float | None]
     ttft_p50: list[float | None]
@@ -62,11 +65,38 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
     e2e_p99: list[float | None]
 
 
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """One decision of scaling that changed how many replicas there are, `at` (seconds since the trace began)."""
+
+    at: float
+    active: int
+    wanted: int
+    granted: int
+    why: str
+    figures: dict[str, float] = {}
+
+
+class Scaling(msgspec.Struct, frozen=True, kw_only=True):
+    """How the number of replicas followed the load.
+
+    `starts` and `stops` are of replicas, also of those that were lost and started anew. `changes` are decisions that
+    changed the number, by which `added` were asked for and `taken` away; `decisions` has the first thousand of them.
+    """
+
+    starts: int
+    stops: int
+    changes: int
+    added: int
+    taken: int
+    decisions: list[Decision]
+
+
 class ServiceFigures(msgspec.Struct, frozen=True, kw_only=True):
     """One service. Shares are means over its ready replicas and the whole run; `None` is where nothing tells.
 
     `busy` is the share of time in which a replica had anything to do, `slots_used` and `kv_used` how full it was.
-    `need_replicas` is the offered load in replicas at full batches, over the span of the trace.
+    `need_replicas` is the offered load in replicas at full batches, over the span of the trace. `scaling` is there
+    where the number of replicas may change.
     """
 
     tally: Tally
@@ -79,6 +109,7 @@ class ServiceFigures(msgspec.Struct, frozen=True, kw_only=True):
     need_replicas: float
     most_waiting: int
     preemptions: int
+    scaling: Scaling | None = None
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):

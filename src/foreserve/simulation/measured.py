@@ -9,12 +9,14 @@ from typing import Final
 
 from foreserve.app import Running
 from foreserve.core import Outcome, OutcomeKind, Request
+from foreserve.scaling import ScalingDecision
 from foreserve.services.base import Service
 from foreserve.simulation import figures
 from foreserve.simulation.clients import is_retry
 from foreserve.simulation.need import Need
 from foreserve.simulation.presence import Presence
 from foreserve.simulation.replica import SimulatedConnection
+from foreserve.simulation.scalings import Scalings
 from foreserve.simulation.tally import CURVE, Tally
 from foreserve.simulation.windows import Window, Windows
 from foreserve.traces.histogram import OTHERS
@@ -40,6 +42,7 @@ class Measured:
         self._tenants: dict[str, dict[str, Tally]] = {name: {} for name in running.services}
         self._deadlines: dict[str, float] = {}
         self._presence = {name: Presence(windows) for name, windows in self._windows.items()}
+        self._scalings = {name: Scalings(self._windows[name]) for name in running.services if scales(running, name)}
         self._timer: asyncio.TimerHandle | None = None
         self.began = 0.0
         """When the trace began, on the loop's clock."""
@@ -52,6 +55,8 @@ class Measured:
         self.began = self._looked = asyncio.get_running_loop().time()
         for presence in self._presence.values():
             presence.begin()
+        for scalings in self._scalings.values():
+            scalings.begin()
         self._look()
 
     def stop(self) -> None:
@@ -61,12 +66,19 @@ class Measured:
         self._look(last=True)
         for presence in self._presence.values():
             presence.end()
+        for scalings in self._scalings.values():
+            scalings.end()
 
     # --- what is told
 
     def launched(self, connection: SimulatedConnection) -> None:
         """A replica is about to start."""
         self._presence[connection.name.rpartition("/")[0]].launched(connection)
+
+    def scaled(self, decision: ScalingDecision) -> None:
+        """A service's scaler has decided."""
+        if decision.service in self._scalings:
+            self._scalings[decision.service].heard(decision)
 
     def came(self, request: Request, row: TraceRow) -> None:
         """A request is about to be submitted. Who comes again is no further load, and nothing more is needed for it."""
@@ -142,6 +154,7 @@ class Measured:
     def _service(self, name: str, preemptions: int) -> figures.ServiceFigures:
         windows = list(self._windows[name])
         tenants = self._tenants[name]
+        presence, scalings = self._presence[name], self._scalings.get(name)
 
         def whole(name: str) -> float:
             return math.fsum(getattr(window, name) for window in windows)
@@ -153,14 +166,21 @@ class Measured:
             tally=self._sum({name: tenants}).figures(curve=CURVE),
             tenants={tenant: tenants[tenant].figures() for tenant in sorted(tenants)},
             series=_series(windows, self._windows[name].width_s, self.last_end),
-            replica_hours=self._presence[name].replica_s / 3600.0,
+            replica_hours=presence.replica_s / 3600.0,
             busy=share("busy_s", "ready_s"),
             slots_used=share("held_s", "slot_s"),
             kv_used=share("kv_s", "kv_ready_s"),
             need_replicas=whole("need_s") / self.last_arrival if self.last_arrival else 0.0,
             most_waiting=max((window.most_waiting for window in windows), default=0),
             preemptions=preemptions,
+            scaling=None if scalings is None else scalings.told(presence.starts, presence.stops),
         )
+
+
+def scales(running: Running, name: str) -> bool:
+    """Whether the number of a service's replicas may change."""
+    least, most = running.app.services[name].settings.bounds
+    return least < most
 
 
 def _sample(service: Service, spans: list[tuple[Window, float]]) -> None:
@@ -202,6 +222,8 @@ def _series(windows: list[Window], width_s: float, end_s: float) -> figures.Seri
         running=means((each.held_s, each.looked_s) for each in windows),
         ready=means((each.ready_s, each.looked_s) for each in windows),
         replicas=means((each.replica_s, each.looked_s) for each in windows),
+        wanted=means((each.wanted_s, each.decided_s) for each in windows),
+        foreseen=means((each.foreseen_need_s, each.foreseen_s) for each in windows),
         slots_used=means((each.held_s, each.slot_s) for each in windows),
         kv_used=means((each.kv_s, each.kv_ready_s) for each in windows),
         ttft_p50=[each.ttft.quantile(0.5) for each in windows],

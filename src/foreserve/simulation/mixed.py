@@ -19,6 +19,7 @@ from foreserve.simulation.fault_kinds import (
     LoadSpike,
     LostHeartbeat,
     MispredictedLengths,
+    RestlessScaling,
     SlowWorker,
     StaleStatistics,
     WorkerDeath,
@@ -118,6 +119,7 @@ def mixed_faults(rng: Generator) -> list[Fault]:
         ),
         ClientCancel(share=_share(rng), patience_s=10.0 ** rng.uniform(-2, 1), after_first=_share(rng)),
         ClientRetry(share=_share(rng), most=int(rng.integers(1, 4)), backoff_s=rng.uniform(0, 4)),
+        RestlessScaling(every_s=around),
     ]
     chosen = sorted(rng.permutation(len(faults))[: int(rng.integers(1, 6))])
     return [faults[index] for index in chosen]
@@ -132,7 +134,7 @@ def _service(rng: Generator, name: str) -> Service:
     context = int(one_of(rng, (256, 1024, 2048)))
     settings: dict[str, Any] = {
         "policy": one_of(rng, policies),
-        "replicas": int(rng.integers(1, 5)),
+        "replicas": _replicas(rng),
         "placement": one_of(rng, ("least_requests", "round_robin")),
         "queue": {
             "max_waiting": int(one_of(rng, (1, 4, 16, 64, 256))),
@@ -164,9 +166,17 @@ def _service(rng: Generator, name: str) -> Service:
     return Service(name=name, settings=settings, profile=profile)
 
 
+def _replicas(rng: Generator) -> int | list[int]:
+    """Their number, or the least and the most of them."""
+    least, most = int(rng.integers(0, 3)), int(rng.integers(1, 5))
+    return [least, max(least, most)] if rng.random() < 0.5 else most
+
+
 def _requests_per_s(service: Service) -> float:
     """About what its replicas can do, by requests of the mean length."""
     profile, replicas = service.profile, service.settings["replicas"]
+    if isinstance(replicas, list):
+        replicas = sum(replicas) / 2
     side_by_side = min(profile.slots, max(1.0, profile.kv_tokens / 150))
     step = profile.decode.seconds[0][0] + (profile.decode.seconds[1][0] - profile.decode.seconds[0][0]) * (
         side_by_side / 32

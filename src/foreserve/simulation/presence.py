@@ -23,6 +23,9 @@ class Presence:
     def __init__(self, windows: Windows) -> None:
         self.replica_s = 0.0
         """Seconds of all replicas from their launch to their end, added up."""
+        self.starts = 0
+        self.stops = 0
+        """Of replicas, for whatever reason, since `begin`."""
         self._windows = windows
         self._began: float | None = None
         self._over = False
@@ -34,6 +37,7 @@ class Presence:
         if self._over:
             return
         self._there[connection] = _One(self._loop.time())
+        self.starts += self._began is not None
         connection.changed = self._changed
 
     def begin(self) -> None:
@@ -63,6 +67,7 @@ class Presence:
             if connection.ending:
                 del self._there[connection]
                 connection.changed = None
+                self.stops += self._began is not None
 
     def _count(self, one: _One, now: float) -> None:
         """As it has been since it last changed."""

@@ -51,6 +51,11 @@ def summary(results: Sequence[Result], live: Live | None, service: str | None = 
     houses = [_services(result, service) for result in results]
     use = _Rows("replicas", None, rows)
     use.add("replica-hours", [sum(each.replica_hours for each in house) for house in houses], number, better="lower")
+    scaled = [[each.scaling for each in house if each.scaling is not None] for house in houses]
+    if any(scaled):
+        use.add("replicas started", [float(sum(each.starts for each in house)) for house in scaled], count)
+        use.add("replicas stopped", [float(sum(each.stops for each in house)) for house in scaled], count)
+        use.add("changes of their number", [float(sum(each.changes for each in house)) for house in scaled], count)
     use.add("needed at full batches, replicas", [sum(each.need_replicas for each in house) for house in houses], number)
     use.add("time in which a replica is busy", [_mean(house, lambda each: each.busy) for house in houses], percent)
     use.add("slots in use", [_mean(house, lambda each: each.slots_used) for house in houses], percent)

@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, Final, Self
 import msgspec
 
 from foreserve.core import Outcome
-from foreserve.simulation.figures import Result, Series
+from foreserve.simulation.figures import Result, Scaling, Series
 
-COUNTERS: Final = ("waiting", "running", "ready", "need")
+COUNTERS: Final = ("waiting", "running", "ready", "need", "wanted", "foreseen")
 
 _SLOTS: Final = 100_000
 """Thread ids that one replica may use."""
@@ -61,15 +61,25 @@ class Timeline:
             self._run(outcome, pid, outcome.started, outcome.replica)
 
     def courses(self, result: Result) -> None:
-        """How many waited, ran, were ready and would have been needed, window by window."""
+        """How many waited, ran, were ready, wanted and would have been needed, window by window, and who scaled why."""
         for name, service in result.services.items():
             series: Series = service.series
+            if service.scaling is not None:
+                self._scalings(name, service.scaling, result.start_s)
             for counter in COUNTERS:
                 values: list[float | None] = getattr(series, counter)
                 for index, value in enumerate(values):
                     if value is not None:
                         at = _us(result.start_s + index * series.width_s)
                         self._put(ph="C", pid=self._service(name), name=counter, ts=at, args={counter: round(value, 4)})
+
+    def _scalings(self, name: str, scaling: Scaling, start_s: float) -> None:
+        """Marks on the service's own track."""
+        pid = self._service(name)
+        for each in scaling.decisions:
+            words = {"name": f"{each.active} to {each.granted} replicas", "cat": "scaling", "s": "p"}
+            about = {"why": each.why, "wanted": each.wanted, **each.figures}
+            self._put(ph="i", pid=pid, tid=0, ts=_us(start_s + each.at), **words, args=about)
 
     def _wait(self, outcome: Outcome, pid: int) -> None:
         """From its arrival to its start, or to its end where it never started. None for who did not wait.

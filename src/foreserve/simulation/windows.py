@@ -17,12 +17,14 @@ WIDTHS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 
 class Window:
     """One service in one span of time. Arrivals, their needs and their latencies stand where they came; ends where they
     ended; the rest are integrals over time: replicas, those that are ready or busy, their slots and those in use are
-    exact, `waiting_s` and `kv_s` of what looks found, over the `looked_s` and `kv_ready_s` that these stand for.
+    exact, `waiting_s` and `kv_s` of what looks found, over the `looked_s` and `kv_ready_s` that these stand for. The
+    replicas that scaling wanted are over `decided_s`, what it foresaw to be needed over `foreseen_s`.
     """
 
     __slots__ = (
-        "arrived", "busy_s", "e2e", "ended", "held_s", "input_tokens", "kv_ready_s", "kv_s", "looked_s", "most_waiting",
-        "need_s", "output_tokens", "ready_s", "replica_s", "slot_s", "tokens", "ttft", "waiting_s",
+        "arrived", "busy_s", "decided_s", "e2e", "ended", "foreseen_need_s", "foreseen_s", "held_s", "input_tokens",
+        "kv_ready_s", "kv_s", "looked_s", "most_waiting", "need_s", "output_tokens", "ready_s", "replica_s", "slot_s",
+        "tokens", "ttft", "waiting_s", "wanted_s",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -44,6 +46,10 @@ class Window:
         self.waiting_s = 0.0
         self.kv_s = 0.0
         self.kv_ready_s = 0.0
+        self.decided_s = 0.0
+        self.wanted_s = 0.0
+        self.foreseen_s = 0.0
+        self.foreseen_need_s = 0.0
 
     def merge(self, other: Window) -> None:
         """Take in the window that follows."""

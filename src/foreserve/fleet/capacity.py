@@ -1,0 +1,218 @@
+"""How much one replica can do, learned while it serves, by the mix of its requests.
+
+Source: PreServe (arXiv 2504.03702), Alg. 1: the throughput of a window in which requests were well served, a profile
+for each mix of prompt and response tokens. Ours: on line. What replicas get done while they are full is what they can
+do, and what they get done otherwise is only less than that; until they have been full the time of a request tells
+what full ones would do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from foreserve.core import Outcome
+from foreserve.fleet.autoscaler_need import COARSE, share_held
+from foreserve.scaling import Amounts, Capacity, ReplicaView, Waiting
+
+PERIOD_S: Final = 10.0
+MOST_PERIOD_S: Final = 120.0
+"""Of one measurement; it lasts longer while fewer than `FEW` requests have ended."""
+
+FEW: Final = 8
+FULL: Final = 0.9
+"""Replicas are full when as much of them is held on average."""
+
+WEIGHT: Final = 0.2
+"""Of the newest period, in the moving mean of a mix."""
+
+FORGET: Final = 0.9
+"""How much a period's weight fades with the next one, in how the time of a request grows with those beside it."""
+
+MOST_MIXES: Final = 64
+NEAR: Final = 2
+"""Mixes are alike whose amounts for a request differ by no more than so many doublings together."""
+
+_USAGE: Final = {"prompt_tokens": "input_tokens", "output_tokens": "output_tokens"}
+"""Measures by the names under which engines count them."""
+
+Mix = tuple[tuple[str, int], ...]
+"""By measure, the amount for one request as a power of two."""
+
+
+def mix_of(amounts: Amounts) -> Mix:
+    """How large requests are, of the measures that are not `COARSE`; empty for kinds that have no others."""
+    requests = amounts.get("requests", 0.0)
+    if requests <= 0:
+        return ()
+    fine = ((name, amount / requests) for name, amount in sorted(amounts.items()) if name not in COARSE)
+    return tuple((name, round(math.log2(each))) for name, each in fine if each > 0)
+
+
+def done(outcome: Outcome) -> dict[str, float]:
+    """What a replica did for one request, by measure; empty when it was never given to one."""
+    if outcome.started is None:
+        return {}
+    used = {_USAGE[name]: amount for name, amount in outcome.usage.items() if name in _USAGE and amount > 0}
+    return {"requests": 1.0, "seconds": max(0.0, outcome.ended - outcome.started), **used}
+
+
+class Known(msgspec.Struct, kw_only=True):
+    """What is known of one mix, for each replica and second: plain numbers that survive a restart.
+
+    `full` is what full ones did on average over `periods`, `most` the most that any did in a period. `each` are the
+    amounts of one request. `fit` are weighted sums over periods, of 1, x, y, x * x, x * y, for the time y of a request
+    with x at once on a replica.
+    """
+
+    full: dict[str, float] = {}
+    periods: int = 0
+    most: dict[str, float] = {}
+    each: dict[str, float] = {}
+    fit: list[float] = msgspec.field(default_factory=lambda: [0.0] * 5)
+
+
+class CapacityState(msgspec.Struct, frozen=True, kw_only=True):
+    """What has been learned, for `CapacityProfile.restored`; the mix seen last is the last."""
+
+    mixes: list[tuple[Mix, Known]]
+
+
+class CapacityProfile:
+    """Of one service. Pure but for its memory: `ended` hears every outcome, `looked` how replicas stand, every tick."""
+
+    def __init__(self) -> None:
+        self._mixes: OrderedDict[Mix, Known] = OrderedDict()
+        self._slots = 0.0
+        self._since: float | None = None
+        self._stood: tuple[int, bool] = (0, False)
+        """How many are ready, and whether they are full: one period is of one such standing."""
+        self._done: dict[str, float] = {}
+
+    # --- what it hears
+
+    def ended(self, outcome: Outcome) -> None:
+        """One more request has left its replica."""
+        for name, amount in done(outcome).items():
+            self._done[name] = self._done.get(name, 0.0) + amount
+
+    def looked(self, replicas: Sequence[ReplicaView], waiting: Waiting, now: float) -> None:
+        """So they stand. A period that has gone on for long enough is learned from; one that has changed is not."""
+        ready = [replica for replica in replicas if replica.phase == "ready"]
+        working = [replica for replica in replicas if replica.phase in ("ready", "isolated", "draining")]
+        self._slots = max((replica.slots for replica in ready), default=self._slots)
+        shares = [share_held(replica) for replica in ready]
+        known = [share for share in shares if share is not None]
+        # A batch engine always has some waiting for the next batch; only a whole batch of them says that it is full.
+        queue = self._slots > 0 and waiting.count >= self._slots * max(len(ready), 1)
+        full = bool(ready) and (queue or (len(known) == len(ready) and sum(known) >= FULL * len(known)))
+        stood = (len(working), full)
+        if self._since is None or stood != self._stood:
+            self._begin(stood, now)
+            return
+        elapsed = now - self._since
+        requests = self._done.get("requests", 0.0)
+        # Those that end first began before it: a period that is shorter than they take would count too few.
+        took = self._done.get("seconds", 0.0) / requests if requests else 0.0
+        if elapsed >= MOST_PERIOD_S or (elapsed >= max(PERIOD_S, 2 * took) and requests >= FEW):
+            if requests and stood[0]:
+                self._learn({name: amount / (elapsed * stood[0]) for name, amount in self._done.items()}, full)
+            self._begin(stood, now)
+
+    def _begin(self, stood: tuple[int, bool], now: float) -> None:
+        self._since, self._stood, self._done = now, stood, {}
+
+    def _learn(self, per_s: dict[str, float], full: bool) -> None:
+        mix = mix_of(per_s)
+        known = self._mixes.pop(mix, None) or Known()
+        self._mixes[mix] = known
+        while len(self._mixes) > MOST_MIXES:
+            self._mixes.popitem(last=False)
+        requests = per_s["requests"]
+        known.each = {name: amount / requests for name, amount in per_s.items()}
+        known.most = {name: max(amount, known.most.get(name, 0.0)) for name, amount in per_s.items()}
+        beside, took = per_s["seconds"], per_s["seconds"] / requests  # Little's law: how many were there at once
+        new = (1.0, beside, took, beside * beside, beside * took)
+        known.fit = [FORGET * old + one for old, one in zip(known.fit, new, strict=True)]
+        if full:
+            known.periods += 1
+            known.full = {
+                name: amount + (1 - WEIGHT) * (known.full.get(name, amount) - amount) for name, amount in per_s.items()
+            }
+        elif known.full:
+            # What they did with room to spare they can do: what was measured before has become too low.
+            known.full = {name: max(amount, per_s.get(name, 0.0)) for name, amount in known.full.items()}
+
+    # --- what it knows
+
+    def at(self, mix: Amounts) -> Capacity | None:
+        """What one replica can do of a load with this mix (amounts of any span of time), as far as is known."""
+        if not self._mixes:
+            return None
+        wanted = mix_of(mix)
+        newest = list(reversed(self._mixes))
+        near = sorted(newest, key=lambda each: _apart(each, wanted) if wanted else 0)
+        measured = [each for each in near if self._mixes[each].full]
+        if measured and (not wanted or _apart(measured[0], wanted) <= max(NEAR, _apart(near[0], wanted))):
+            known = self._mixes[measured[0]]
+            times = "once" if known.periods == 1 else f"{known.periods} times"
+            return Capacity(per_s=dict(known.full), why=f"measured {times} on full replicas{_of(known)}")
+        return self._guess(self._mixes[near[0]])
+
+    def _guess(self, known: Known) -> Capacity | None:
+        """What full replicas would do, by how long a request takes and how that grows with those beside it."""
+        if self._slots <= 0:
+            return None
+        took = _took(known.fit, self._slots)
+        if took <= 0:
+            return None
+        rate = self._slots / took
+        guessed = {name: rate * amount for name, amount in known.each.items()}
+        per_s = {name: max(amount, known.most.get(name, 0.0)) for name, amount in guessed.items()}
+        why = f"a first guess: {self._slots:g} at once, {took:.3g} s each{_of(known)}; no replica was full yet"
+        return Capacity(per_s=per_s, why=why)
+
+    # --- over a restart
+
+    def state(self) -> CapacityState:
+        """What `restored` takes."""
+        return CapacityState(mixes=list(self._mixes.items()))
+
+    @classmethod
+    def restored(cls, state: CapacityState) -> CapacityProfile:
+        """As it was; what is not sound is left out."""
+        made = cls()
+        for mix, known in state.mixes[-MOST_MIXES:]:
+            numbers = [*known.full.values(), *known.most.values(), *known.each.values(), *known.fit]
+            if len(known.fit) == 5 and all(math.isfinite(number) and number >= 0 for number in numbers):
+                made._mixes[mix] = known
+        return made
+
+
+def _apart(one: Mix, other: Mix) -> int:
+    """Doublings between two mixes; a measure that only one of them has counts as many."""
+    a, b = dict(one), dict(other)
+    return sum(abs(a[name] - b[name]) if name in a and name in b else 8 for name in {**a, **b})
+
+
+def _took(fit: Sequence[float], beside: float) -> float:
+    """The time of a request with so many at once on its replica: a line that does not fall, through what was seen."""
+    weight, x, y, xx, xy = fit
+    if weight <= 0:
+        return 0.0
+    spread = weight * xx - x * x
+    slope = max(0.0, (weight * xy - x * y) / spread) if spread > 1e-9 * weight * xx else 0.0
+    # Far from what was seen a line says much too much: no longer than in proportion to how many there are.
+    took = (y + slope * (weight * beside - x)) / weight
+    usual = x / weight
+    return min(took, y / weight * max(1.0, beside / usual)) if usual > 0 else took
+
+
+def _of(known: Known) -> str:
+    """The mix, in words."""
+    told = [f"{amount:,.0f} {name.replace('_', ' ')}" for name, amount in known.each.items() if name not in COARSE]
+    return f", at about {' and '.join(told)} a request" if told else ""

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foreserve.core import Outcome, OutcomeKind
+from foreserve.fleet.capacity import MOST_MIXES, CapacityProfile, CapacityState, Known, done, mix_of
+from foreserve.scaling import Capacity, Waiting
+from tests.fleet.views import replica
+
+LLM = {"requests": 1.0, "input_tokens": 512.0, "output_tokens": 128.0}
+
+
+def ended(took: float = 2.0, **usage: float) -> Outcome:
+    return Outcome(id="r", service="s", kind=OutcomeKind.DONE, arrival=0.0, started=1.0, ended=1.0 + took, usage=usage)
+
+
+def serve(
+    profile: CapacityProfile,
+    *,
+    rate: float,
+    running: int,
+    begin: float = 0.0,
+    seconds: float = 60.0,
+    waiting: int = 0,
+    replicas: int = 1,
+    took: float = 2.0,
+    **usage: float,
+) -> float:
+    """So many requests a second end on all replicas together, each running `running` of 8; when it is over."""
+    stand = [replica(n, running=running) for n in range(replicas)]
+    finished = 0.0
+    for step in range(int(seconds / 2.0)):
+        profile.looked(stand, Waiting(count=waiting), begin + 2.0 * step)
+        while finished < rate * 2.0 * (step + 1):
+            profile.ended(ended(took, **usage))
+            finished += 1.0
+    profile.looked(stand, Waiting(count=waiting), begin + seconds)
+    return begin + seconds
+
+
+def at(profile: CapacityProfile, mix: dict[str, float] | None = None) -> Capacity:
+    capacity = profile.at(mix or {"requests": 1.0})
+    assert capacity is not None
+    return capacity
+
+
+def test_what_was_done_of_a_request_by_measure():
+    assert done(ended(3.0, prompt_tokens=10.0, output_tokens=5.0)) == {
+        "requests": 1.0, "seconds": 3.0, "input_tokens": 10.0, "output_tokens": 5.0,
+    }  # fmt: skip
+    assert done(msgspec.structs.replace(ended(), started=None)) == {}
+
+
+def test_a_mix_goes_by_powers_of_two():
+    assert mix_of(LLM) == (("input_tokens", 9), ("output_tokens", 7))
+    assert mix_of({name: 30 * amount for name, amount in LLM.items()}) == mix_of(LLM)
+    assert mix_of({"requests": 2.0, "seconds": 9.0}) == ()
+    assert mix_of({}) == ()
+
+
+def test_nothing_is_known_at_first():
+    assert CapacityProfile().at(LLM) is None
+
+
+def test_what_full_replicas_get_done_is_what_they_can_do():
+    profile = CapacityProfile()
+    serve(profile, rate=8.0, running=8, replicas=2, prompt_tokens=512.0, output_tokens=128.0)
+    capacity = at(profile, LLM)
+    assert capacity.per_s["requests"] == pytest.approx(4.0, rel=0.05)
+    assert capacity.per_s["output_tokens"] == pytest.approx(512.0, rel=0.05)
+    assert "on full replicas, at about 512 input tokens and 128 output tokens a request" in capacity.why
+
+
+def test_a_queue_of_whole_batches_says_that_they_are_full():
+    profile = CapacityProfile()
+    serve(profile, rate=2.0, running=1, waiting=8)
+    assert "on full replicas" in at(profile).why
+    half = CapacityProfile()
+    serve(half, rate=2.0, running=1, waiting=7)
+    assert "first guess" in at(half).why
+
+
+def test_little_load_tells_nothing_but_how_long_a_request_takes():
+    profile = CapacityProfile()
+    serve(profile, rate=0.5, running=1, took=2.0)
+    capacity = at(profile)
+    assert capacity.per_s["requests"] == pytest.approx(4.0, rel=0.05)  # 8 slots, 2 s each
+    assert capacity.why == "a first guess: 8 at once, 2 s each; no replica was full yet"
+
+
+def test_a_guess_learns_that_requests_take_longer_beside_others():
+    profile = CapacityProfile()
+    # One at a time takes 1 s, four at once 2 s each: eight at once would take 3.3 s.
+    for begin in range(0, 1200, 120):
+        serve(profile, rate=1.0, running=1, took=1.0, begin=begin)
+        serve(profile, rate=2.0, running=4, took=2.0, begin=begin + 60)
+    assert at(profile).per_s["requests"] == pytest.approx(8 / (2.0 + 4 / 3), rel=0.05)
+
+
+def test_a_guess_is_no_less_than_what_was_done_already():
+    profile = CapacityProfile()
+    serve(profile, rate=6.0, running=7, took=4.0)
+    assert at(profile).per_s["requests"] >= 5.9
+
+
+def test_when_they_have_been_full_the_guess_is_no_more_asked():
+    profile = CapacityProfile()
+    over = serve(profile, rate=0.5, running=1)
+    serve(profile, rate=3.0, running=8, begin=over, took=2.6)
+    assert at(profile).per_s["requests"] == pytest.approx(3.0, rel=0.05)
+
+
+def test_what_was_measured_too_low_is_raised_by_what_is_done_with_room_to_spare():
+    profile = CapacityProfile()
+    over = serve(profile, rate=1.0, running=8)
+    serve(profile, rate=2.0, running=4, begin=over)
+    assert at(profile).per_s["requests"] == pytest.approx(2.0, rel=0.05)
+
+
+def test_it_follows_what_changes():
+    profile = CapacityProfile()
+    over = serve(profile, rate=4.0, running=8)
+    serve(profile, rate=2.0, running=8, begin=over, seconds=600.0)
+    assert at(profile).per_s["requests"] == pytest.approx(2.0, rel=0.05)
+
+
+def test_each_mix_has_its_own():
+    profile = CapacityProfile()
+    over = serve(profile, rate=8.0, running=8, prompt_tokens=500.0, output_tokens=30.0)
+    serve(profile, rate=1.0, running=8, begin=over, prompt_tokens=500.0, output_tokens=1000.0)
+    short = at(profile, {"requests": 9.0, "input_tokens": 4500.0, "output_tokens": 280.0})
+    long = at(profile, {"requests": 2.0, "input_tokens": 1000.0, "output_tokens": 2100.0})
+    assert short.per_s["requests"] == pytest.approx(8.0, rel=0.05)
+    assert long.per_s["requests"] == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_mix_that_was_never_seen_is_taken_for_the_nearest():
+    profile = CapacityProfile()
+    over = serve(profile, rate=8.0, running=8, prompt_tokens=500.0, output_tokens=30.0)
+    serve(profile, rate=1.0, running=8, begin=over, prompt_tokens=500.0, output_tokens=1000.0)
+    assert at(profile, {"requests": 1.0, "input_tokens": 500.0, "output_tokens": 500.0}).per_s[
+        "requests"
+    ] == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_period_in_which_a_replica_came_or_left_tells_nothing():
+    profile = CapacityProfile()
+    for now in range(0, 60, 2):
+        profile.looked([replica(n, running=8) for n in range(1 + now // 2 % 2)], Waiting(), float(now))
+        profile.ended(ended())
+    assert profile.at(LLM) is None
+
+
+def test_what_did_not_end_well_was_work_too():
+    profile = CapacityProfile()
+    for now in range(0, 60, 2):
+        profile.looked([replica(0, running=8)], Waiting(), float(now))
+        for _ in range(8):
+            profile.ended(msgspec.structs.replace(ended(output_tokens=10.0), kind=OutcomeKind.EXPIRED))
+    assert at(profile).per_s["output_tokens"] == pytest.approx(40.0, rel=0.05)
+
+
+def test_it_survives_a_restart():
+    profile = CapacityProfile()
+    serve(profile, rate=8.0, running=8, prompt_tokens=512.0, output_tokens=128.0)
+    kept = msgspec.json.encode(profile.state())
+    again = CapacityProfile.restored(msgspec.json.decode(kept, type=CapacityState))
+    assert at(again, LLM) == at(profile, LLM)
+
+
+def test_what_is_not_sound_is_not_taken_up():
+    for known in (Known(full={"a": 1.0}, fit=[1.0]), Known(full={"a": float("nan")}), Known(full={"a": -1.0})):
+        assert CapacityProfile.restored(CapacityState(mixes=[((("a", 1),), known)])).at(LLM) is None
+
+
+def test_mixes_are_bounded():
+    profile = CapacityProfile()
+    over = 0.0
+    for n in range(MOST_MIXES + 10):
+        over = serve(profile, rate=4.0, running=8, begin=over, seconds=14.0, output_tokens=2.0**n)
+    assert len(profile.state().mixes) == MOST_MIXES
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 8), st.integers(0, 20), st.floats(0.01, 30.0), st.integers(0, 20), st.integers(1, 3)),
+        max_size=60,
+    )
+)
+def test_whatever_comes_capacity_is_a_positive_finite_number(steps: list[tuple[int, int, float, int, int]]):
+    profile, now = CapacityProfile(), 0.0
+    for running, waiting, took, count, replicas in steps:
+        profile.looked([replica(n, running=running) for n in range(replicas)], Waiting(count=waiting), now)
+        for _ in range(count):
+            profile.ended(ended(took, output_tokens=took))
+        now += 5.0
+        capacity = profile.at({"requests": 1.0, "output_tokens": took})
+        if capacity is not None:
+            assert capacity.why
+            assert all(0 < amount < 1e6 for amount in capacity.per_s.values())
