@@ -157,6 +157,28 @@ class Running:
             self.outside[name] = _outside(name, settings, replicas, lambda urls: expect(self.services[name], urls))
         return Service(name, kind, settings, dispatcher, replicas, self.ledger, self._settled)
 
+    def fleet(self, name: str) -> Replicas | Outside:
+        """What scaling scales of a service."""
+        return self.outside.get(name) or self.services[name].replicas
+
+    async def add(self, name: str, kind: Served) -> None:
+        """Serve one more, from now on. What is learned of it lives as long as the server.
+
+        Raises EngineStartError when no replica of it could be started; nothing is left then.
+        """
+        self.app.services[name] = kind
+        self.services[name] = service = self._wire(name, kind)
+        try:
+            if hasattr(kind, "foreseer"):
+                self.foreseers[name] = kind.foreseer
+                await kind.foreseer.start(name, None, None)
+            await service.replicas.start()
+        except BaseException:
+            del self.app.services[name], self.services[name]
+            if (foreseer := self.foreseers.pop(name, None)) is not None:
+                await foreseer.stop()
+            raise
+
     def _least(self, settings: ServiceSettings) -> int | None:
         """How many replicas are started at the start; of servers that run already, all that do."""
         if isinstance(settings, UpstreamSettings) and (self._only is None or not settings.scaled):
