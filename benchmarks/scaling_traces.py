@@ -69,7 +69,9 @@ class Load(msgspec.Struct, frozen=True):
         return Load(self.name, *columns, span_s=min(end_s, self.span_s) - start_s, day_s=self.day_s)
 
 
-def servegen(name: str, per_s: float, days: float, seed: int, clients: Collection[int] | None = None) -> Load:
+def servegen(
+    name: str, per_s: float, days: float, seed: int, clients: Collection[int] | None = None, longer: int = LONGER
+) -> Load:
     """The first `days` of `m-small`, or of some of its clients, on average `per_s` requests in a compressed second.
 
     Without the data it is a made one with the same shape of days.
@@ -81,7 +83,7 @@ def servegen(name: str, per_s: float, days: float, seed: int, clients: Collectio
     wanted = [client for client in every if clients is None or client.number in clients]
     trace = ServeGenTrace(path, wanted, seed).between(0.0, days * DAY_S)
     trace = trace.kept(per_s * days * DAY_S / SPEED / len(trace))
-    return _load(name, iter(trace), days * DAY_S / SPEED, SPEED, LONGER)
+    return _load(name, iter(trace), days * DAY_S / SPEED, SPEED, longer)
 
 
 @cache

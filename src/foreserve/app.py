@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from foreserve import __version__, registry
-from foreserve.chosen import admission_name, make_admission, make_placement, make_policy
+from foreserve.chosen import admission_name, make_admission, make_placement, make_policy, make_scaling_policy
 from foreserve.clock import offload, wall
 from foreserve.core import EngineInfo, Outcome
 from foreserve.dispatch.decisions import Made
@@ -19,18 +19,24 @@ from foreserve.dispatch.journal import Journal
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.recorded import Tape, begin, ended, recorded
 from foreserve.errors import ConfigError
+from foreserve.fleet.autoscaler_wrappers import Bounded, ToZero
 from foreserve.fleet.inline import InlineLauncher
 from foreserve.fleet.local import LocalLauncher
 from foreserve.fleet.outside import Outside
 from foreserve.fleet.outside_tell import Command, Teller, Webhook
 from foreserve.fleet.replicas import Replicas
+from foreserve.fleet.scaler import Fleet
+from foreserve.fleet.sharing import Shares
+from foreserve.loads import LoadStore
 from foreserve.ports import Admission, BatchPolicy, Kind, Launcher, Placement
 from foreserve.rows import state_folder
 from foreserve.samples import Keep, SampleStore
+from foreserve.scaling import ScalingDecision
 from foreserve.services.base import Service
 from foreserve.services.foreseeing import Foreseer
 from foreserve.services.forgetting import expire_left
 from foreserve.services.joining import expect
+from foreserve.services.scaling import ServiceScaling
 from foreserve.settings import (
     AppSettings,
     MachineSettings,
@@ -111,7 +117,10 @@ class Running:
         self._only = launcher
         self.ledger = Ledger()
         self.observers: list[Callable[[Outcome], None]] = []
+        self.scaled: list[Callable[[ScalingDecision], None]] = []
+        """Each hears every decision on a number of replicas."""
         self.history: History | None = None
+        self.loads: LoadStore | None = None
         self.samples: SampleStore | None = None
         self.foreseers: dict[str, Foreseer] = {
             name: kind.foreseer for name, kind in app.services.items() if hasattr(kind, "foreseer")
@@ -125,6 +134,9 @@ class Running:
         """Who starts servers for those services whose replicas are servers, where their number follows the load."""
         self._tapes: dict[str, Tape] = {}
         self._launchers: dict[str, Launcher] = {}
+        machine = self.settings.machine
+        bounded = machine.replicas is not None or machine.memory_gb is not None
+        self._shares = Shares(machine.replicas, machine.memory_gb) if bounded else None
         self._expiring: asyncio.Task[None] | None = None
         self.services = {name: self._wire(name, kind) for name, kind in app.services.items()}
 
@@ -153,9 +165,35 @@ class Running:
             drain_s=settings.scaling.drain_s,
             in_order=isinstance(settings, UpstreamSettings),
         )
+        outside = None
         if self._only is None and isinstance(settings, UpstreamSettings) and settings.scaled:
-            self.outside[name] = _outside(name, settings, replicas, lambda urls: expect(self.services[name], urls))
-        return Service(name, kind, settings, dispatcher, replicas, self.ledger, self._settled)
+            outside = _outside(name, settings, replicas, lambda urls: expect(self.services[name], urls))
+            self.outside[name] = outside
+        service = Service(name, kind, settings, dispatcher, replicas, self.ledger, self._settled)
+        service.scaling = self._scaling(name, kind, replicas, outside or replicas, dispatcher)
+        return service
+
+    def _scaling(
+        self, name: str, kind: Served, replicas: Replicas, fleet: Fleet, dispatcher: Dispatcher
+    ) -> ServiceScaling | None:
+        """Who decides how many replicas there are, where that is left open."""
+        settings = kind.settings
+        least, most = settings.bounds
+        policy = make_scaling_policy(name, settings.scaling)  # also where nobody asks it: what is wrong is told
+        if least == most or (isinstance(settings, UpstreamSettings) and not settings.scaled):
+            return None
+        bounded = Bounded(ToZero(policy, settings.scaling.idle_s))
+        return ServiceScaling(
+            name, settings.scaling, (least, most), bounded, replicas, fleet, dispatcher, self._scaled, self._shares
+        )
+
+    def _scaled(self, decision: ScalingDecision) -> None:
+        if (outside := self.outside.get(decision.service)) is not None:
+            outside.why = decision.why
+        if self.loads is not None:
+            self.loads.decided(decision)
+        for tell in self.scaled:
+            tell(decision)
 
     def fleet(self, name: str) -> Replicas | Outside:
         """What scaling scales of a service."""
@@ -243,6 +281,8 @@ class Running:
 
         def settled(outcome: Outcome) -> None:
             kind.settled(outcome)
+            if (scaling := self.services[outcome.service].scaling) is not None:
+                scaling.settled(outcome)
             self._settled(outcome)
 
         return settled
@@ -260,11 +300,29 @@ class Running:
         try:
             for kind in self.app.services.values():
                 await offload(lambda kind=kind: kind.prepare(progress))  # type: ignore[misc]
+            await self._recall()
             await self._start_all()
         except BaseException:
             await self.stop(0.0)
             raise
         self.started = True
+        for service in self.services.values():
+            if service.scaling is not None:
+                service.scaling.start()
+
+    async def _recall(self) -> None:
+        """What came before to those services whose number of replicas follows it."""
+        scaled = {name: service.scaling for name, service in self.services.items() if service.scaling is not None}
+        state = self.settings.state
+        if scaled and state.history:
+            keep = {name: self.services[name].settings.scaling.keep_days for name in scaled}
+            self.loads = await offload(lambda: LoadStore.open(state_folder(state), keep))
+        for name, scaling in scaled.items():
+            if self._shares is not None:
+                kind: Any = self.app.services[name]
+                memory = await offload(kind.memory_bytes) if hasattr(kind, "memory_bytes") else 0
+                self._shares.memory_gb[name] = memory / 2**30
+            await scaling.prepare(self.loads)
 
     async def _start_all(self) -> None:
         """Side by side. When one fails, or this is cancelled, nothing of it runs on."""
@@ -305,6 +363,9 @@ class Running:
     async def stop(self, drain_s: float | None = None) -> None:
         """Let what runs finish, for at most `drain_s` (the server's setting when `None`), then end every replica."""
         drain_s = self.settings.server.drain_s if drain_s is None else drain_s
+        for service in self.services.values():
+            if service.scaling is not None:
+                await service.scaling.stop()
         self._refuse_all()
         for outside in self.outside.values():
             await outside.stop()
@@ -317,8 +378,9 @@ class Running:
             await asyncio.wait([self._expiring])
         for foreseer in self.foreseers.values():
             await foreseer.stop()
-        if self.samples is not None:
-            self.samples.close()
+        for kept in (self.samples, self.loads):
+            if kept is not None:
+                kept.close()
         if self.history is not None:
             self.history.close()
         if self.decisions is not None:

@@ -9,21 +9,34 @@ from typing import Any, get_type_hints
 from foreserve import registry
 from foreserve.errors import ConfigError
 from foreserve.ports import Admission, Ahead, BatchPolicy, Placement
-from foreserve.settings import QueueSettings, parse
+from foreserve.scaling import ScalingPolicy
+from foreserve.settings import QueueSettings, ScalingSettings, parse
 
 
 def make_policy(service: str, name: str, options: Mapping[str, Any]) -> BatchPolicy:
     """The batch policy called `name` with `options`. Raises ConfigError naming the option and what is expected."""
     where = f"service {service!r}"
     policy = registry.load("batch policy", name, f"{where}: policy", also=("auto",))
-    given = _fitting(policy, name, options, f"{where}: policy_options")
+    made: BatchPolicy = _made(policy, name, options, where, "policy_options")
+    return made
+
+
+def make_scaling_policy(service: str, settings: ScalingSettings) -> ScalingPolicy:
+    """The scaling policy that `settings` name. Raises ConfigError naming the option and what is expected."""
+    where = f"service {service!r}"
+    policy = registry.load("scaling policy", settings.policy, f"{where}: scaling.policy")
+    made: ScalingPolicy = _made(policy, settings.policy, settings.policy_options, where, "scaling.policy_options")
+    return made
+
+
+def _made(policy: Any, name: str, options: Mapping[str, Any], where: str, word: str) -> Any:
+    given = _fitting(policy, name, options, f"{where}: {word}")
     try:
-        made: BatchPolicy = policy(**given)
+        return policy(**given)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     except (TypeError, ValueError) as error:  # of a policy that does not tell what it takes
-        raise ConfigError(f"{where}: policy_options do not fit policy {name!r}: {error}") from error
-    return made
+        raise ConfigError(f"{where}: {word} do not fit policy {name!r}: {error}") from error
 
 
 def make_placement(service: str, name: str) -> Placement:

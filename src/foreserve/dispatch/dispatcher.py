@@ -27,7 +27,7 @@ from foreserve.scaling import Waiting
 log = logging.getLogger(__name__)
 
 AGAIN_S = 1.0
-"""When policies are asked again after one of them has failed."""
+"""When policies are asked again after one of them has failed, or had no use for the room there is."""
 
 
 class Dispatcher:
@@ -97,6 +97,8 @@ class Dispatcher:
                         self._wake_at(until)
                         break
                     case None:
+                        # Room that is foreseen comes with time alone, and a replica may be silent meanwhile.
+                        self._wake_at(now + AGAIN_S)
                         break
         except Exception:
             log.exception("the policies of %s failed; they are asked again in %g s", self.service, AGAIN_S)

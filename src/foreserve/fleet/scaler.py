@@ -201,7 +201,8 @@ class Scaler:
             if words != self._failed:
                 log.exception("the scaling policy of %s failed; the replicas there are stay", self.service)
             self._failed = words
-            return Scale(wanted=max(view.least, min(view.active, view.most)), why=words)
+            some = min(1, view.waiting.count)  # who waits at none is served whatever is wrong with the policy
+            return Scale(wanted=max(view.least, some, min(view.active, view.most)), why=words)
         self._failed = ""
         return scale
 

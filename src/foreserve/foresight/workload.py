@@ -29,12 +29,13 @@ DAY_S: Final = 86_400.0
 class Series(msgspec.Struct, frozen=True):
     """Amounts by window; the first one begins at `first * window_s` seconds since the epoch.
 
-    `values` is not written to by anybody; `nan` is not known.
+    `values` is not written to by anybody; `nan` is not known. `day_s` is how long a day is.
     """
 
     first: int
     window_s: float
     values: Floats
+    day_s: float = DAY_S
 
     def __len__(self) -> int:
         return len(self.values)
@@ -42,11 +43,11 @@ class Series(msgspec.Struct, frozen=True):
     @property
     def day(self) -> int:
         """Windows in a day, to the nearest."""
-        return max(1, round(DAY_S / self.window_s))
+        return max(1, round(self.day_s / self.window_s))
 
     def before(self, end: int) -> Series:
         """What was known when the window at place `end` began."""
-        return Series(self.first, self.window_s, self.values[:end])
+        return Series(self.first, self.window_s, self.values[:end], self.day_s)
 
 
 class Forecaster(Protocol):

@@ -16,6 +16,7 @@ from foreserve.dispatch.stream import Stream
 from foreserve.fleet.replicas import Replicas
 from foreserve.ports import Decoded, Kind
 from foreserve.services.foreseeing import ForesightStatus
+from foreserve.services.scaling import ScalingStatus, ServiceScaling
 from foreserve.settings import ServiceSettings
 
 
@@ -50,6 +51,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How many replicas there should be."""
     start_s: float = 0.0
     """How long one takes to start, in seconds: the median of late; 0 before any has."""
+    scaling: ScalingStatus | None = None
 
 
 class Watcher(Protocol):
@@ -84,6 +86,8 @@ class Service:
         self.replicas = replicas
         self.info: EngineInfo | None = None
         self.watcher: Watcher | None = None
+        self.scaling: ServiceScaling | None = None
+        """Where the number of replicas is left open."""
         self._ledger = ledger
         self._settled = settled
 
@@ -102,6 +106,8 @@ class Service:
         )
         if self.watcher is not None:
             self.watcher.came(self.kind, request, stream)
+        if self.scaling is not None:
+            self.scaling.came(work)
         self.dispatcher.submit(work, stream)
         return stream
 
@@ -114,7 +120,10 @@ class Service:
         stream = Stream(request.id, Unread, bound=1, stall_s=self.settings.stall_s, on_leave=self.dispatcher.leave)
         if self.watcher is not None:
             self.watcher.came(self.kind, request, stream)
-        if self.dispatcher.turn_away(self._work(request, Price(cost={})), stream):
+        work = self._work(request, Price(cost={}))
+        if self.dispatcher.turn_away(work, stream):
+            if self.scaling is not None:
+                self.scaling.came(work)
             return stream.outcome
         if self.watcher is not None:
             self.watcher.went_on(request.id)
@@ -209,6 +218,7 @@ class Service:
             foresight=self.kind.foreseer.status() if hasattr(self.kind, "foreseer") else None,
             wanted=self.replicas.wanted,
             start_s=self.replicas.start_s,
+            scaling=None if self.scaling is None else self.scaling.status(),
         )
 
 

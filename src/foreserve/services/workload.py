@@ -77,10 +77,10 @@ class ServiceLoad:
     Raises ConfigError for a forecaster that is none.
     """
 
-    def __init__(self, name: str, settings: ScalingSettings, store: LoadStore | None = None) -> None:
+    def __init__(self, name: str, settings: ScalingSettings) -> None:
         self.name = name
         self.settings = settings
-        self._store = store
+        self._store: LoadStore | None = None
         self._candidates = offered(settings.forecaster, f"service {name!r}: scaling.forecaster")
         self._keep = min(MOST_WINDOWS, math.ceil(settings.keep_days * 86_400.0 / settings.window_s))
         self._windows: dict[int, Mapping[str, float]] = {}
@@ -96,9 +96,9 @@ class ServiceLoad:
 
     # --- it starts and ends
 
-    async def start(self) -> None:
-        """Take up what came before."""
-        at, store = wall(), self._store
+    async def start(self, store: LoadStore | None = None) -> None:
+        """Take up what came before. Without a store nothing outlives `stop`."""
+        at, self._store = wall(), store
         self._demand = Demand(self.settings.window_s, at, self._keep)
         if store is None:
             return
@@ -186,7 +186,7 @@ class ServiceLoad:
     def _new(self) -> None:
         """The series are others than before."""
         self._told.clear()
-        self._series = _series(self._windows, self.settings.window_s, self._keep)
+        self._series = _series(self._windows, self.settings, self._keep)
 
     def _foresee(self, steps: int) -> LoadForecast | None:
         found = {}
@@ -266,7 +266,7 @@ class ServiceLoad:
         self._told.clear()
 
 
-def _series(windows: Mapping[int, Mapping[str, float]], window_s: float, keep: int) -> dict[str, Series]:
+def _series(windows: Mapping[int, Mapping[str, float]], settings: ScalingSettings, keep: int) -> dict[str, Series]:
     """By measure; a window that is not there is not known."""
     if not windows:
         return {}
@@ -279,5 +279,5 @@ def _series(windows: Mapping[int, Mapping[str, float]], window_s: float, keep: i
         for index, amounts in windows.items():
             if index >= first:
                 values[index - first] = amounts.get(measure, 0.0)
-        found[measure] = Series(first, window_s, values)
+        found[measure] = Series(first, settings.window_s, values, settings.day_s)
     return found

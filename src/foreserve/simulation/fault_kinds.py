@@ -136,7 +136,6 @@ class ClientRetry(Fault, frozen=True, kw_only=True):
 
 FAULTS: Final[Mapping[str, type[Fault]]] = {
     "worker_death": WorkerDeath,
-    "restless_scaling": RestlessScaling,
     "slow_worker": SlowWorker,
     "stale_statistics": StaleStatistics,
     "lost_heartbeat": LostHeartbeat,
@@ -145,6 +144,7 @@ FAULTS: Final[Mapping[str, type[Fault]]] = {
     "load_spike": LoadSpike,
     "client_cancel": ClientCancel,
     "client_retry": ClientRetry,
+    "restless_scaling": RestlessScaling,
 }
 
 NAMES: Final[Mapping[type[Fault], str]] = {fault: name for name, fault in FAULTS.items()}
