@@ -400,7 +400,7 @@ def _outside(
         teller = Command(scaling.command)
     else:
         teller = Webhook(scaling.webhook or "", scaling.webhook_key_env)
-    return Outside(name, replicas, teller, settings.bounds[0], joins)
+    return Outside(name, replicas, teller, settings.bounds[0], joins, settings.urls)
 
 
 def _decisions(state: StateSettings) -> Journal | None:
