@@ -202,6 +202,28 @@ class Running:
         for tell in self.scaled:
             tell(decision)
 
+    def fleet(self, name: str) -> Replicas | Outside:
+        """What scaling scales of a service."""
+        return self.outside.get(name) or self.services[name].replicas
+
+    async def add(self, name: str, kind: Served) -> None:
+        """Serve one more, from now on. What is learned of it lives as long as the server.
+
+        Raises EngineStartError when no replica of it could be started; nothing is left then.
+        """
+        self.app.services[name] = kind
+        self.services[name] = service = self._wire(name, kind)
+        try:
+            if hasattr(kind, "foreseer"):
+                self.foreseers[name] = kind.foreseer
+                await kind.foreseer.start(name, None, None)
+            await service.replicas.start()
+        except BaseException:
+            del self.app.services[name], self.services[name]
+            if (foreseer := self.foreseers.pop(name, None)) is not None:
+                await foreseer.stop()
+            raise
+
     def _least(self, settings: ServiceSettings) -> int | None:
         """How many replicas are started at the start; of servers that run already, all that do."""
         if isinstance(settings, UpstreamSettings) and (self._only is None or not settings.scaled):
@@ -385,7 +407,7 @@ def _outside(
         teller = Command(scaling.command)
     else:
         teller = Webhook(scaling.webhook or "", scaling.webhook_key_env)
-    return Outside(name, replicas, teller, settings.bounds[0], joins)
+    return Outside(name, replicas, teller, settings.bounds[0], joins, settings.urls)
 
 
 def _decisions(state: StateSettings) -> Journal | None:
