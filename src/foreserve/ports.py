@@ -73,7 +73,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
 
     With `ahead`, the resource of a work's ramp is judged there, and what `free` says of it is only what is free now.
 
-    `tokens` are those of the prompts and foreseen answers of all that runs there. `token_s` is how long it takes to
+    `holds` has what the engine bounds by itself: that limits nothing. `tokens` are those of the prompts and foreseen answers of all that runs there. `token_s` is how long it takes to
     read a token of a prompt and `step_s` how long a step takes, as of late; `None` is not known. `heard` is when it
     last said anything, in loop seconds.
     """
@@ -89,11 +89,23 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     token_s: float | None = None
     step_s: float | None = None
     heard: float | None = None
+    holds: dict[str, float] = {}
+
+    def most(self, resource: str) -> float | None:
+        """All that it can hold of a resource; `None` where it does not tell."""
+        most = self.capacity.get(resource)
+        return self.holds.get(resource) if most is None else most
 
     def takes(self, works: Sequence[Work]) -> bool:
         """Whether these can start here now, together."""
         if self.ahead is None:
             return fits(total_cost(works), self.free)
+        if len(works) == 1:
+            alone, ramp = works[0].cost, works[0].ramp
+            for name, free in self.free.items():
+                if alone.get(name, 0.0) > free and (ramp is None or name != ramp.resource):
+                    return False
+            return ramp is None or self.ahead.takes((ramp,))
         ramps = [work.ramp for work in works if work.ramp is not None]
         cost = total_cost(works)
         for name, free in self.free.items():

@@ -139,7 +139,7 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
         "running": "a count", "load": "measured of the engine, of all it runs together",
         "ahead": "the sum of predicted ramps", "tokens": "of prompts and predictions", "unread": "of prompts",
         "token_s": "measured of prompts that were read", "step_s": "measured of the engine's steps",
-        "heard": "when it last said anything",
+        "heard": "when it last said anything", "holds": "the engine's own",
     },
     Unread: {
         "tokens": "counted in prompts", "first": "counted in a prompt", "since": "when it was given",

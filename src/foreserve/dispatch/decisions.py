@@ -73,6 +73,7 @@ class FrozenRoom(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     token_s: float | None = None
     step_s: float | None = None
     heard: float | None = None
+    holds: dict[str, float] = {}
 
 
 class Picked(Call, frozen=True, kw_only=True):
@@ -184,4 +185,5 @@ def frozen(room: Room) -> FrozenRoom:
         token_s=room.token_s,
         step_s=room.step_s,
         heard=room.heard,
+        holds=dict(room.holds),
     )

@@ -35,7 +35,7 @@ class LeastTokens:
 
     def rank(self, room: Room) -> tuple[float, float, str]:
         """See `ports.Ranked`."""
-        return room.tokens / max(room.capacity.get("kv_tokens", 1.0), 1.0), room.running, room.replica
+        return room.tokens / (room.most("kv_tokens") or 1.0), room.running, room.replica
 
 
 class RoundRobin:

@@ -6,8 +6,8 @@ where something measures them: how long each replica takes to read a token of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import median_low
+import math
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
 from foreserve.core import Ramp, Work
@@ -49,15 +49,17 @@ class Anticipated:
     The short list is made of those with the fewest tokens in flight, prompts that are not read yet counted three times.
     """
 
-    shortlist: ClassVar[int] = 6
+    shortlist: ClassVar[int] = 4
 
     def __init__(self) -> None:
         self._prefixes = Prefixes()
+        self._caches: dict[str, float] = {}
+        """KV tokens of those that were looked at last, where they tell."""
 
     def rank(self, room: Room) -> tuple[float, float, str]:
         """See `ports.Shortlisted`. A replica that can hold more may be given more."""
         unread = 0 if room.unread is None else room.unread.tokens
-        tokens = (2.0 * unread + room.tokens) / max(room.capacity.get("kv_tokens", 1.0), 1.0)
+        tokens = (2.0 * unread + room.tokens) / (room.most("kv_tokens") or 1.0)
         return tokens, room.running / max(room.capacity.get("slots", 1.0), 1.0), room.replica
 
     def near(self, works: Sequence[Work]) -> Sequence[str]:
@@ -67,22 +69,27 @@ class Anticipated:
 
     def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str:
         """See `Placement`."""
+        prefix = longest(works).prefix
+        if prefix is not None:
+            self._caches = _caches(rooms)
         if len(rooms) == 1:
             return rooms[0].replica
-        hits = self._prefixes.hits(longest(works).prefix)
+        hits = self._prefixes.hits(prefix)
         prompt = sum(_prompt(work) for work in works)
         ramps = [work.ramp for work in works if work.ramp is not None]
-        reads = [room.token_s for room in rooms if room.token_s is not None]
-        usual_s = median_low(reads) if reads else TOKEN_S
-        steps = [room.step_s for room in rooms if room.step_s is not None]
-        step_s = median_low(steps) if steps else 0.0
-        best, name = float("inf"), rooms[0].replica
+        usual_s = _median([room.token_s for room in rooms if room.token_s is not None]) or TOKEN_S
+        step_s = _median([room.step_s for room in rooms if room.step_s is not None])
+        best, name = math.inf, rooms[0].replica
         for room in rooms:
-            token_s = usual_s if room.token_s is None else room.token_s
-            seconds = max(prompt - hits.get(room.replica, 0), 0) * token_s + _load_s(room, ramps)
-            if room.unread is not None:
-                read_s = min(max(now - room.unread.since, 0.0), room.unread.first * token_s)
-                seconds += room.unread.tokens * token_s - read_s
+            token_s = room.token_s or usual_s
+            unread = room.unread
+            missing = prompt - hits.get(room.replica, 0) if hits else prompt
+            seconds = _load_s(room, ramps)
+            if missing > 0:
+                seconds += missing * token_s
+            if unread is not None:
+                head_s, gone_s = unread.first * token_s, now - unread.since
+                seconds += unread.tokens * token_s - (head_s if gone_s > head_s else max(gone_s, 0.0))
             if room.step_s is not None and room.step_s > SLOW * step_s:
                 seconds *= room.step_s / step_s
             if room.running and room.heard is not None and now - room.heard > SILENT_S:
@@ -93,7 +100,7 @@ class Anticipated:
 
     def chosen(self, works: Sequence[Work], replica: str, now: float) -> int:
         """See `ports.Shortlisted`."""
-        return sum(self._prefixes.sent(work, replica) for work in works if work.prefix is not None)
+        return _sent(self._prefixes, works, replica, self._caches)
 
 
 class PrefixAffinity:
@@ -109,6 +116,8 @@ class PrefixAffinity:
 
     def __init__(self) -> None:
         self._prefixes = Prefixes()
+        self._caches: dict[str, float] = {}
+        """KV tokens of those that were looked at last, where they tell."""
 
     def rank(self, room: Room) -> tuple[float, str]:
         """See `ports.Shortlisted`."""
@@ -121,6 +130,7 @@ class PrefixAffinity:
     def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str:
         """See `Placement`."""
         least = min(rooms, key=self.rank)
+        self._caches = _caches(rooms)
         hits = self._prefixes.hits(longest(works).prefix)
         most = self.MOST * least.running + self.MORE
         known = [room for room in rooms if room.replica in hits and room.running <= most]
@@ -128,7 +138,15 @@ class PrefixAffinity:
 
     def chosen(self, works: Sequence[Work], replica: str, now: float) -> int:
         """See `ports.Shortlisted`."""
-        return sum(self._prefixes.sent(work, replica) for work in works if work.prefix is not None)
+        return _sent(self._prefixes, works, replica, self._caches)
+
+
+def _caches(rooms: Sequence[Room]) -> dict[str, float]:
+    return {room.replica: most for room in rooms if (most := room.most("kv_tokens")) is not None}
+
+
+def _sent(prefixes: Prefixes, works: Sequence[Work], replica: str, caches: Mapping[str, float]) -> int:
+    return sum(prefixes.sent(work, replica, caches.get(replica)) for work in works if work.prefix is not None)
 
 
 def _load_s(room: Room, ramps: Sequence[Ramp]) -> float:
@@ -139,6 +157,11 @@ def _load_s(room: Room, ramps: Sequence[Ramp]) -> float:
     if not peak:  # it tells nothing of what these will hold
         peak = room.running / max(room.capacity.get("slots", 1.0), 1.0)
     return SHARE_S * peak + (FULL_S * (peak - FULL) if peak > FULL else 0.0)
+
+
+def _median(values: list[float]) -> float:
+    """The lower of the two in the middle; 0 of nothing."""
+    return sorted(values)[(len(values) - 1) // 2] if values else 0.0
 
 
 def _prompt(work: Work) -> int:

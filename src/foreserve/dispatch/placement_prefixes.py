@@ -9,7 +9,7 @@ from typing import Final
 from foreserve.core import Prefix, Work
 
 CACHE_TOKENS: Final = 65_536
-"""What is taken to fit into a replica's cache."""
+"""What is taken to fit into a replica's cache where it does not tell."""
 
 MOST_BLOCKS: Final = 200_000
 """Over all replicas together; about 40 MB."""
@@ -56,8 +56,11 @@ class Prefixes:
                     found[replica] = at * tokens
         return found
 
-    def sent(self, work: Work, replica: str) -> int:
-        """It runs there. How many tokens of its prompt should be cached; the rest of it will be from now on."""
+    def sent(self, work: Work, replica: str, cache_tokens: float | None = None) -> int:
+        """It runs there. How many tokens of its prompt should be cached; the rest of it will be from now on.
+
+        `cache_tokens` are all that fit there, where that is known.
+        """
         prefix = work.prefix
         if prefix is None or not prefix.blocks:
             return 0
@@ -80,7 +83,8 @@ class Prefixes:
         # The last part goes first, as one without those before it is of no use.
         for block in reversed(prefix.blocks):
             parts.move_to_end(block)
-        while cache.tokens > self._cache_tokens and len(parts) > 1:
+        most = self._cache_tokens if cache_tokens is None else cache_tokens
+        while cache.tokens > most and len(parts) > 1:
             self._drop(replica, cache)
         while self._blocks > self._most_blocks:
             oldest, its = next(iter(self._caches.items()))

@@ -37,34 +37,35 @@ class Ahead:
 
     def takes(self, ramps: Sequence[Ramp]) -> bool:
         """An empty replica takes one, whatever is foreseen of it: nothing would ever become better by waiting."""
-        if len(ramps) <= 1 and not any(self.maps.values()):
-            return True
         if len(ramps) == 1:
             resource = ramps[0].resource
-            return resource not in self.capacity or self._fits(resource, ramps)
+            return resource not in self.capacity or not any(self.maps.values()) or self._fits(resource, ramps)
         resources = dict.fromkeys(ramp.resource for ramp in ramps if ramp.resource in self.capacity)
         return all(self._fits(name, [ramp for ramp in ramps if ramp.resource == name]) for name in resources)
 
     def peak(self, steps: int, ramps: Sequence[Ramp] = ()) -> float:
         """See `LookAhead`."""
+        for ramp in ramps:
+            if ramp.resource in self.whole and ramp.resource not in self.maps:
+                self.map(ramp.resource)
         highest = 0.0
-        for resource, whole in self.whole.items():
-            ours = [ramp for ramp in ramps if ramp.resource == resource]
-            known = self.maps.get(resource)
-            if known is None:
-                if not ours and resource not in self.beside:
-                    continue
-                known = self.map(resource)
-            highest = max(highest, _share(known.peak(steps, ours) + self._flat(resource, whole), whole))
+        for resource, known in self.maps.items():
+            whole = self.whole[resource]
+            ours = ramps if len(self.maps) == 1 else [ramp for ramp in ramps if ramp.resource == resource]
+            level = known.peak(steps, ours) + whole - self.capacity.get(resource, whole)
+            if self.beside:
+                level += self.beside.get(resource, 0.0)
+            share = level / whole if whole > 0 else math.inf if level > 0 else 0.0
+            if share > highest:
+                highest = share
         return highest
 
     def above(self, share: float, steps: int) -> float:
         """See `LookAhead`."""
         most = 0
-        for resource, whole in self.whole.items():
-            if resource in self.maps or resource in self.beside:
-                level = share * whole - self._flat(resource, whole)
-                most = max(most, self.map(resource).above(level, steps))
+        for resource, known in self.maps.items():
+            whole = self.whole[resource]
+            most = max(most, known.above(share * whole - self._flat(resource, whole), steps))
         return most / max(steps, 1)
 
     def until(self, ramp: Ramp) -> int:
@@ -96,14 +97,8 @@ class Ahead:
         return self.map(resource).takes(ramps, self.capacity[resource])
 
     def map(self, resource: str) -> Anticipator:
-        """The map of one resource."""
+        """The map of one resource of `whole`."""
         known = self.maps.get(resource)
         if known is None:
             known = self.maps[resource] = Anticipator()
         return known
-
-
-def _share(level: float, whole: float) -> float:
-    if whole > 0:
-        return max(level, 0.0) / whole
-    return math.inf if level > 0 else 0.0

@@ -87,9 +87,9 @@ class Occupancy:
     @property
     def unread(self) -> Unread | None:
         """Prompts that have no first token yet; `None` without any."""
-        head = next(iter(self._unread.values()), None)
-        if head is None:
+        if not self._unread:
             return None
+        head = next(iter(self._unread.values()))
         return Unread(
             tokens=self._unread_tokens, first=head.tokens, since=max(head.since, self._read_at), count=len(self._unread)
         )

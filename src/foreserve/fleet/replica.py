@@ -117,6 +117,7 @@ class Replica:
             replica=self.name,
             free=free,
             capacity=self.info.capacity,
+            holds=self.info.holds,
             running=len(occupancy.held),
             load=self.load,
             ahead=ahead,

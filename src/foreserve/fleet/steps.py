@@ -21,14 +21,11 @@ class StepClock:
     """
 
     def __init__(self) -> None:
+        self.step_s: float | None = None
+        """The length of a step of late, in seconds."""
         self._steps_per_s: float | None = None
         self._since = 0.0
         self._fraction = 0.0
-
-    @property
-    def step_s(self) -> float | None:
-        """The length of a step of late, in seconds."""
-        return None if self._steps_per_s is None else 1.0 / self._steps_per_s
 
     def heard(self, last_step_s: float | None) -> None:
         """How long the newest step took, in seconds, by a heartbeat or an answer's pace; `None` is not known."""
@@ -39,6 +36,7 @@ class StepClock:
         self._steps_per_s = (
             rate if self._steps_per_s is None else self._steps_per_s + WEIGHT * (rate - self._steps_per_s)
         )
+        self.step_s = 1.0 / self._steps_per_s
 
     def begin(self, now: float) -> None:
         """The replica had nothing to do until now."""
@@ -64,12 +62,10 @@ class PromptPace:
 
     def __init__(self) -> None:
         self._n = self._x = self._y = self._xx = self._xy = 0.0
-
-    @property
-    def token_s(self) -> float | None:
+        self.token_s: float | None = None
         """`None` while nothing has been read."""
-        if self._x <= 0.0:
-            return None
+
+    def _fitted(self) -> float:
         whole = self._y / self._x
         spread = self._xx - self._x * self._x / self._n
         if spread <= 0.05 * self._x * self._x / self._n:
@@ -88,3 +84,4 @@ class PromptPace:
         self._y = FORGET * self._y + seconds
         self._xx = FORGET * self._xx + tokens * tokens
         self._xy = FORGET * self._xy + tokens * seconds
+        self.token_s = self._fitted()

@@ -11,7 +11,7 @@ foreseen is read from the ends alone, however many steps lie between them.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
@@ -87,6 +87,8 @@ class Anticipator:
         self._changes: dict[int, _End] = {}
         self._ends: list[int] = []
         """The steps of `_changes`, in order. None of them has passed."""
+        self._order: list[tuple[int, int, int]] = []
+        """The same steps with what A and B change by: for reading."""
         self._held: dict[str, Held] = {}
         self._most = 0
         """The sum of what each holds at its highest: U is never above it."""
@@ -178,10 +180,14 @@ class Anticipator:
         """It holds from now until its end, which has not passed."""
         self._held[ramp_id] = held
         x, y = (held.flat, 0) if held.flat else (held.base - held.began, 1)
+        at = bisect_left(self._ends, held.end)
         end = self._changes.get(held.end)
         if end is None:
             end = self._changes[held.end] = _End()
-            insort(self._ends, held.end)
+            self._ends.insert(at, held.end)
+            self._order.insert(at, (held.end, -x, -y))
+        else:
+            self._order[at] = (held.end, end.x - x, end.y - y)
         end.ids[ramp_id] = None
         end.x -= x
         end.y -= y
@@ -198,9 +204,11 @@ class Anticipator:
         del end.ids[ramp_id]
         end.x += x
         end.y += y
-        if not end.ids:
-            del self._changes[held.end]
-            del self._ends[bisect_left(self._ends, held.end)]
+        at = bisect_left(self._ends, held.end)
+        if end.ids:
+            self._order[at] = (held.end, end.x, end.y)
+        else:
+            del self._changes[held.end], self._ends[at], self._order[at]
         self._a -= x
         self._b -= y
         self._most -= _top(held)
@@ -226,32 +234,26 @@ class Anticipator:
 
     def peak(self, limit: int, ramps: Sequence[Ramp] = ()) -> int:
         """The highest of the next `limit` steps, this one included, were these begun now; 0 when nothing is held."""
-        now, changes, a, b = self.now, self._changes, self._a, self._b
+        now, a, b = self.now, self._a, self._b
         last = now + max(limit, 1) - 1
-        stops: Sequence[int] = self._ends
-        ours: dict[int, tuple[int, int]] = {}
-        if ramps:
-            for ramp in ramps:
-                end, base = now + max(ramp.steps, 1), ramp.base - now
-                a += base
-                b += 1
-                x, y = ours.get(end, (0, 0))
-                ours[end] = x - base, y - 1
-            stops = sorted({*stops[: bisect_right(stops, last)], *ours})
+        brief: list[tuple[int, int, int]] = []
+        for ramp in ramps:
+            a += ramp.base - now
+            b += 1
+            if ramp.steps < limit:
+                brief.append((now + max(ramp.steps, 1), now - ramp.base, -1))
+        stops = self._order
+        if brief:
+            stops = sorted([*stops[: bisect_right(self._ends, last)], *brief])
         best = 0
-        for stop in stops:
+        for stop, x, y in stops:
             if stop > last:
                 break
             level = a + (stop - 1) * b
             if level > best:
                 best = level
-            if (change := changes.get(stop)) is not None:
-                a += change.x
-                b += change.y
-            if stop in ours:
-                x, y = ours[stop]
-                a += x
-                b += y
+            a += x
+            b += y
         return max(best, a + last * b)
 
     def above(self, level: float, limit: int) -> int:

@@ -237,6 +237,7 @@ class _Service:
             token_s=room.token_s,
             step_s=room.step_s,
             heard=room.heard,
+            holds=room.holds,
         )
 
 
