@@ -148,7 +148,7 @@ def test_what_was_decided_and_learned_is_kept(tmp_path: Path):
 
 
 def test_leasts_that_the_machine_has_no_room_for_are_refused():
-    with pytest.raises(ConfigError, match="machine.replicas is 2"):
+    with pytest.raises(ConfigError, match=r"machine\.replicas is 2"):
         played({"a": llm(replicas=2), "b": llm(replicas=(1, 2))}, ended_at_once, machine={"replicas": 2})
 
 
