@@ -18,6 +18,7 @@ from foreserve.loads import decisions, loads_file
 from foreserve.scaling import ScalingDecision
 from foreserve.services.llm import LLM
 from foreserve.simulation import clock
+from tests.fleet.test_capacity import serve
 
 
 def llm(**words: Any) -> LLM:
@@ -56,6 +57,15 @@ async def ended(streams: list[Stream]) -> list[OutcomeKind]:
     return [stream.outcome.kind for stream in streams if stream.outcome is not None]
 
 
+async def rain(running: Running, seconds: int, count: int) -> list[Stream]:
+    """So many come at once every second."""
+    streams = []
+    for _ in range(seconds):
+        streams += ask(running, count=count)
+        await asyncio.sleep(1.0)
+    return streams
+
+
 def stands(running: Running, name: str = "chat") -> list[str]:
     return [replica.state.value for replica in running.services[name].replicas.all]
 
@@ -82,7 +92,7 @@ def test_from_none_to_one_and_back():
 
 def test_a_queue_adds_replicas_and_quiet_takes_them_away_and_nothing_is_lost():
     async def act(running: Running) -> None:
-        streams = [stream for _ in range(60) for stream in ask(running, count=6) if not await asyncio.sleep(1.0)]
+        streams = await rain(running, 60, 10)
         assert len(stands(running)) == 3
         assert set(await ended(streams)) == {OutcomeKind.DONE}
         await asyncio.sleep(60.0)
@@ -123,22 +133,19 @@ def test_two_services_take_turns_on_a_machine_with_room_for_one():
 
 
 def test_what_was_decided_and_learned_is_kept(tmp_path: Path):
-    async def act(running: Running) -> None:
-        for _ in range(40):
-            await ended(ask(running, count=8))
-
     async def play() -> None:
         for start in range(2):
             running = App(
                 chat=llm(replicas=(1, 3), engine={"decode_s": 0.001, "start_s": 0.1}), state={"folder": str(tmp_path)}
             ).run()
             await running.start()
+            await asyncio.sleep(0.05)  # the first look
             scaling = running.services["chat"].scaling
             assert scaling is not None
             known = scaling.scaler.capacity.state().mixes
             assert bool(known) == bool(start), "what one replica can do is known again"
             if not start:
-                await asyncio.wait_for(act(running), 30.0)
+                serve(scaling.scaler.capacity, rate=4.0, running=8)
             await running.stop(5.0)
 
     asyncio.run(play())
@@ -165,7 +172,7 @@ def test_options_of_a_policy_are_checked_as_for_batch_policies():
 
 def test_decisions_are_the_same_for_the_same_load():
     async def act(running: Running) -> None:
-        await ended([stream for _ in range(30) for stream in ask(running, count=3) if not await asyncio.sleep(1.0)])
+        await ended(await rain(running, 30, 6))
 
     first, second = (played({"chat": llm()}, act) for _ in range(2))
     assert first == second

@@ -27,6 +27,9 @@ RISING = 1.1
 """A forecast rises when even its low quantile is more than so many times what came of late."""
 
 
+CLEAR_S = 10.0
+"""What would have less to do before it is too many is not added for what waits, however short a start is."""
+
 QUIET_S = 10.0
 """An overload that was not seen for so long, or for a start, has ended."""
 
@@ -152,7 +155,7 @@ class Hybrid:
 
     Overload is a look-ahead map that is fuller than `overloaded` for more than a tenth of the steps ahead, or a queue
     whose wait is predicted beyond `wait_s`: as many are added as have cleared it `clear_s` after their start (one start
-    time, where that is not given), once for each episode, since those that start count as there.
+    time and at least 10 s, where that is not given), once for each episode, since those that start count as there.
 
     Fewer at most once per `down_s` (one window), when every replica is known, nothing is foreseen to rise, what came of
     late and what is held fits on the rest at `target`, and `margin` of a replica is left over. While nothing can be
@@ -234,7 +237,7 @@ class _Anticipated:
             figures["predicted_wait_s"] = wait_s
         by_queue = view.active
         if (wait_s is not None and wait_s > self._wait_s) or flow > max(view.active, 1):
-            clear_s = max(self._wait_s, view.start_s) if self._clear_s is None else self._clear_s
+            clear_s = max(self._wait_s, view.start_s, CLEAR_S) if self._clear_s is None else self._clear_s
             by_queue = max(view.active, whole(to_clear(view, clear_s, flow)))
         elif wait_s is None and _without_slot(view) > 0 and not _starting(view):
             by_queue = view.active + 1

@@ -232,7 +232,8 @@ class Scaler:
 
     def _record(self, decision: ScalingDecision, now: float) -> None:
         last, self.last = self.last, decision
-        same = last is not None and (last.wanted, last.granted) == (decision.wanted, decision.granted)
+        told = (decision.wanted, decision.granted, decision.shared)
+        same = last is not None and (last.wanted, last.granted, last.shared) == told
         if same and now - self._recorded_at < self._settings.window_s:
             return
         self._recorded_at = now
