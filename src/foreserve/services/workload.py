@@ -109,7 +109,9 @@ class ServiceLoad:
             log.exception("%s: the history of its load cannot be read; it begins anew", self.name)
 
     def take_up(self, windows: Sequence[Window]) -> None:
-        """What came before, oldest first; what is told later replaces it."""
+        """What came before now, oldest first; what is told later replaces it. Before anything has come."""
+        if self._demand is not None:
+            self._demand = Demand(self.settings.window_s, wall(), self._keep)
         for window in windows:
             if window.window_s == self.settings.window_s:
                 self._windows[round(window.at / window.window_s)] = window.amounts
