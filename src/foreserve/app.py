@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from foreserve import __version__, registry
-from foreserve.chosen import admission_name, make_admission, make_placement, make_policy, make_scaling_policy
+from foreserve.chosen import (
+    admission_name,
+    make_admission,
+    make_placement,
+    make_policy,
+    make_scaling_policy,
+    placement_name,
+)
 from foreserve.clock import offload, wall
 from foreserve.core import EngineInfo, Outcome
 from foreserve.dispatch.decisions import Made
@@ -22,7 +29,10 @@ from foreserve.errors import ConfigError
 from foreserve.fleet.autoscaler_wrappers import Bounded, ToZero
 from foreserve.fleet.inline import InlineLauncher
 from foreserve.fleet.local import LocalLauncher
+from foreserve.fleet.outside import Outside
+from foreserve.fleet.outside_tell import Command, Teller, Webhook
 from foreserve.fleet.replicas import Replicas
+from foreserve.fleet.scaler import Fleet
 from foreserve.fleet.sharing import Shares
 from foreserve.loads import LoadStore
 from foreserve.ports import Admission, BatchPolicy, Kind, Launcher, Placement
@@ -32,6 +42,7 @@ from foreserve.scaling import ScalingDecision
 from foreserve.services.base import Service
 from foreserve.services.foreseeing import Foreseer
 from foreserve.services.forgetting import expire_left
+from foreserve.services.joining import expect
 from foreserve.services.scaling import ServiceScaling
 from foreserve.settings import (
     AppSettings,
@@ -126,6 +137,8 @@ class Running:
         """Whether every service has been started, with at least one replica ready."""
         self.decisions = _decisions(self.settings.state)
         """Where they are recorded."""
+        self.outside: dict[str, Outside] = {}
+        """Who starts servers for those services whose replicas are servers, where their number follows the load."""
         self._tapes: dict[str, Tape] = {}
         self._launchers: dict[str, Launcher] = {}
         machine = self.settings.machine
@@ -155,30 +168,67 @@ class Running:
             self._launcher(settings.launcher),
             dispatcher,
             self._told(name),
-            least=None if isinstance(settings, UpstreamSettings) else settings.bounds[0],
+            least=self._least(settings),
             drain_s=settings.scaling.drain_s,
+            in_order=isinstance(settings, UpstreamSettings),
         )
+        outside = None
+        if self._only is None and isinstance(settings, UpstreamSettings) and settings.scaled:
+            outside = _outside(name, settings, replicas, lambda urls: expect(self.services[name], urls))
+            self.outside[name] = outside
         service = Service(name, kind, settings, dispatcher, replicas, self.ledger, self._settled)
-        service.scaling = self._scaling(name, kind, replicas, dispatcher)
+        service.scaling = self._scaling(name, kind, replicas, outside or replicas, dispatcher)
         return service
 
-    def _scaling(self, name: str, kind: Served, replicas: Replicas, dispatcher: Dispatcher) -> ServiceScaling | None:
+    def _scaling(
+        self, name: str, kind: Served, replicas: Replicas, fleet: Fleet, dispatcher: Dispatcher
+    ) -> ServiceScaling | None:
         """Who decides how many replicas there are, where that is left open."""
         settings = kind.settings
         least, most = settings.bounds
         policy = make_scaling_policy(name, settings.scaling)  # also where nobody asks it: what is wrong is told
-        if least == most:
+        if least == most or (isinstance(settings, UpstreamSettings) and not settings.scaled):
             return None
         bounded = Bounded(ToZero(policy, settings.scaling.idle_s))
         return ServiceScaling(
-            name, settings.scaling, (least, most), bounded, replicas, replicas, dispatcher, self._scaled, self._shares
+            name, settings.scaling, (least, most), bounded, replicas, fleet, dispatcher, self._scaled, self._shares
         )
 
     def _scaled(self, decision: ScalingDecision) -> None:
+        if (outside := self.outside.get(decision.service)) is not None:
+            outside.why = decision.why
         if self.loads is not None:
             self.loads.decided(decision)
         for tell in self.scaled:
             tell(decision)
+
+    def fleet(self, name: str) -> Replicas | Outside:
+        """What scaling scales of a service."""
+        return self.outside.get(name) or self.services[name].replicas
+
+    async def add(self, name: str, kind: Served) -> None:
+        """Serve one more, from now on. What is learned of it lives as long as the server.
+
+        Raises EngineStartError when no replica of it could be started; nothing is left then.
+        """
+        self.app.services[name] = kind
+        self.services[name] = service = self._wire(name, kind)
+        try:
+            if hasattr(kind, "foreseer"):
+                self.foreseers[name] = kind.foreseer
+                await kind.foreseer.start(name, None, None)
+            await service.replicas.start()
+        except BaseException:
+            del self.app.services[name], self.services[name]
+            if (foreseer := self.foreseers.pop(name, None)) is not None:
+                await foreseer.stop()
+            raise
+
+    def _least(self, settings: ServiceSettings) -> int | None:
+        """How many replicas are started at the start; of servers that run already, all that do."""
+        if isinstance(settings, UpstreamSettings) and (self._only is None or not settings.scaled):
+            return 0 if settings.scaled and not settings.bounds[0] else None
+        return settings.bounds[0]
 
     def _deciders(
         self, name: str, kind: Served, options: Mapping[str, Any]
@@ -186,14 +236,14 @@ class Running:
         """Who orders, places and admits, as the settings choose it; recorded where that is asked for."""
         settings = kind.settings
         policy = make_policy(name, policy_name(kind), options)
-        placement, admission = make_placement(name, settings.placement), make_admission(name, settings.queue, policy)
+        placement, admission = make_placement(name, placement_name(kind)), make_admission(name, settings.queue, policy)
         if self.decisions is None:
             return policy, placement, admission
         made = Made(
             service=name,
             policy=policy_name(kind),
             options=dict(options),
-            placement=settings.placement,
+            placement=placement_name(kind),
             admission=admission_name(settings.queue, policy),
             max_waiting=settings.queue.max_waiting,
             max_wait_s=settings.queue.max_wait_s,
@@ -284,6 +334,8 @@ class Running:
     async def _start_all(self) -> None:
         """Side by side. When one fails, or this is cancelled, nothing of it runs on."""
         learned = asyncio.create_task(self._foresee(), name="foresight")
+        for outside in self.outside.values():
+            outside.start()
         replicas = [asyncio.create_task(service.replicas.start()) for service in self.services.values()]
         every = [*replicas, learned]
         try:
@@ -322,6 +374,8 @@ class Running:
             if service.scaling is not None:
                 await service.scaling.stop()
         self._refuse_all()
+        for outside in self.outside.values():
+            await outside.stop()
         await asyncio.gather(*(service.replicas.stop(drain_s) for service in self.services.values()))
         self._refuse_all()  # what was still running may have been queued again
         for launcher in self._launchers.values():
@@ -342,6 +396,18 @@ class Running:
     def _refuse_all(self) -> None:
         for service in self.services.values():
             service.dispatcher.give_up("the server is stopping")
+
+
+def _outside(
+    name: str, settings: UpstreamSettings, replicas: Replicas, joins: Callable[[Sequence[str]], Awaitable[None]]
+) -> Outside:
+    scaling = settings.scaling
+    teller: Teller
+    if scaling.command is not None:
+        teller = Command(scaling.command)
+    else:
+        teller = Webhook(scaling.webhook or "", scaling.webhook_key_env)
+    return Outside(name, replicas, teller, settings.bounds[0], joins, settings.urls)
 
 
 def _decisions(state: StateSettings) -> Journal | None:

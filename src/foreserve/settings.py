@@ -64,7 +64,8 @@ class ScalingSettings(Settings, frozen=True, kw_only=True):
     day of `day_s`, which is shorter where a trace is played faster. `idle_s` is how long a service that may go
     to no replicas keeps the last one when nothing comes. A replica that is wanted no more may take `drain_s` to finish
     what it runs; then what can goes on elsewhere. Where replicas are servers that we cannot start, `command` (a
-    program and its arguments) or `webhook` (an address) is told how many are wanted.
+    program and its arguments) or `webhook` (an address) is told how many are wanted; `webhook_key_env` names the
+    environment variable with the token that is shown there.
     """
 
     policy: str = "hybrid"
@@ -78,8 +79,11 @@ class ScalingSettings(Settings, frozen=True, kw_only=True):
     drain_s: float = 300.0
     command: list[str] | None = None
     webhook: str | None = None
+    webhook_key_env: str | None = None
 
     def __post_init__(self) -> None:
+        if self.command is not None and self.webhook is not None:
+            raise ValueError("`command` and `webhook` are both set; one of them is told")
         for name in ("every_s", "window_s", "keep_days", "day_s", "idle_s", "drain_s"):
             _above(name, getattr(self, name), 0)
         if self.command is not None and not self.command:
@@ -92,6 +96,7 @@ class ServiceSettings(Settings, frozen=True, kw_only=True):
     """What every kind of service can be told.
 
     `policy` is a batch policy by name (`auto`: what suits the engine), `policy_options` its keyword arguments.
+    `placement` chooses the replica, by name (`auto`: `anticipated` for language models, else `least_requests`).
     `deadline_s` and `utility` are the terms of a request that brings none of its own. `python` is the interpreter of
     the worker processes, for models whose packages disagree with ours. `stall_s` is how long a client may leave its
     answer unread before it is cancelled.
@@ -103,7 +108,7 @@ class ServiceSettings(Settings, frozen=True, kw_only=True):
     launcher: Literal["local", "inline"] = "local"
     policy: str = "auto"
     policy_options: dict[str, Any] = {}
-    placement: str = "least_requests"
+    placement: str = "auto"
     queue: QueueSettings = QueueSettings()
     scaling: ScalingSettings = ScalingSettings()
     deadline_s: float | None = None
@@ -204,7 +209,8 @@ class UpstreamSettings(ServiceSettings, frozen=True, kw_only=True):
     A server that has answered nothing for `probe_every_s` is asked for one token; when neither that nor anything else
     comes within `probe_limit_s` (longer where much was asked of it) it counts as hung. `probe` turns that on or off;
     `None`: on, unless only observing. `may_join` has the hosts (`gpu*.lan`, `10.0.0.0/8`) whose servers may join later;
-    `None`: any but link-local ones.
+    `None`: any but link-local ones. With a range of `replicas` their number follows the load (`scaling`), and `urls`
+    may name places where no server is yet.
     """
 
     urls: list[str]
@@ -226,12 +232,19 @@ class UpstreamSettings(ServiceSettings, frozen=True, kw_only=True):
         super().__post_init__()
         for name in ("probe_every_s", "probe_limit_s"):
             _above(name, getattr(self, name), 0)
-        if not self.urls:
+        if self.scaled and self.scaling.command is None and self.scaling.webhook is None:
+            raise ValueError("`replicas` is a range, and nobody starts servers: set `scaling.command` or `.webhook`")
+        if not self.urls and not (self.scaled and self.bounds[0]):
             raise ValueError("`urls` names no server")
         for url in self.urls:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"`urls`: {url!r} is not an http:// or https:// address")
         _at_least("max_running", self.max_running, 1)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether their number follows the load."""
+        return not isinstance(self.replicas, int)
 
 
 class FunctionSettings(ServiceSettings, frozen=True, kw_only=True):

@@ -43,6 +43,7 @@ class ScriptedServer:
         self.seen: list[tuple[web.Request, bytes]] = []
         self.probes: list[dict[str, object]] = []
         self.metrics: str | None = None
+        self.props: dict[str, object] | None = None
         self.health = 200
         self.lists_models = True
         self.running = 0
@@ -59,6 +60,7 @@ class ScriptedServer:
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/props", self._props)
         app.router.add_get("/v1/models", self._models)
         app.router.add_route("*", "/{path:.*}", self._any)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
@@ -77,6 +79,9 @@ class ScriptedServer:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(status=404) if self.metrics is None else web.Response(text=self.metrics)
+
+    async def _props(self, request: web.Request) -> web.Response:
+        return web.Response(status=404) if self.props is None else web.json_response(self.props)
 
     async def _models(self, request: web.Request) -> web.Response:
         if not self.lists_models:

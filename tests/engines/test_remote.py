@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from foreserve.core import Chunk, Finish, Work
+from foreserve.engines import remote_watch
 from foreserve.engines.forwarding import Body, Forward, Head
 from foreserve.engines.remote import RemoteEngine
 from foreserve.errors import EngineStartError
@@ -31,7 +32,7 @@ DONE = event(b"[DONE]")
 
 def work(body: object = None, path: str = CHAT, method: str = "POST", **words: Any) -> Work:
     raw = body if isinstance(body, bytes) else json.dumps(body or {"model": "m", "messages": []}).encode()
-    forward = {name: words.pop(name) for name in ("headers", "count_tokens") if name in words}
+    forward = {name: words.pop(name) for name in ("headers", "count_tokens", "answers") if name in words}
     order = Forward(method=method, path=path, body=raw, **forward)
     return Work(**{"id": "r1", "payload": order, "cost": {"slots": 1.0}, "arrival": 0.0} | words)
 
@@ -327,6 +328,62 @@ async def test_load_comes_from_metrics_and_is_unknown_without() -> None:
             await asyncio.sleep(1.2)
             load = await made.load()
             assert (load.running, load.waiting, load.kv_fraction) == (2, 5, 0.25)
+
+
+def page(running: int, waiting: int, tokens: int) -> str:
+    return f"""\
+vllm:num_requests_running {running}
+vllm:num_requests_waiting {waiting}
+vllm:generation_tokens_total {tokens}
+vllm:inter_token_latency_seconds_sum {tokens / 50}
+vllm:inter_token_latency_seconds_count {tokens}
+"""
+
+
+async def test_requests_that_came_past_us_are_counted_and_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(remote_watch, "_EVERY_S", 0.05)
+    async with scripted() as server:
+        server.metrics = page(0, 0, 0)
+        async with engine(server) as made:
+            server.script = hang
+            ours = [asyncio.create_task(run(made, work(id=f"r{n}", answers=n + 1))) for n in range(2)]
+            for there, others in ((3, 0), (3, 0), (5, 2), (9, 6), (2, 0)):
+                for n in range(10):
+                    server.metrics = page(there - 1, 1, there * 100 + n)
+                    await asyncio.sleep(0.05)
+                load = await made.load()
+                assert (load.running, load.waiting, load.others) == (there - 1, 1, others)
+            assert load.last_step_s == pytest.approx(1 / 50)
+            assert [r.message for r in caplog.records if "did not come from here" in r.message] == [
+                f"{server.url} has 2 requests that did not come from here; it is given fewer"
+            ]
+            # A count that stands still may be that of the last step, long ago.
+            server.metrics = page(7, 1, 0)
+            await asyncio.sleep(0.5)
+            assert (await made.load()).others == 0
+            for task in ours:
+                task.cancel()
+
+
+async def test_where_nothing_is_told_nothing_is_known_of_others() -> None:
+    async with scripted() as server, engine(server) as made:
+        assert (await made.load()).others is None
+
+
+async def test_how_much_its_cache_holds() -> None:
+    async with scripted() as server:
+        server.metrics = 'vllm:cache_config_info{block_size="16",num_gpu_blocks="100"} 1\n'
+        made = RemoteEngine(server.url)
+        assert (await made.start()).holds == {"kv_tokens": 1600.0}
+        await made.close()
+    async with scripted(make="llamacpp") as server:
+        server.props = {"total_slots": 4, "default_generation_settings": {"n_ctx": 2048, "params": {}}}
+        made = RemoteEngine(server.url)
+        info = await made.start()
+        assert (info.holds, info.capacity) == ({"kv_tokens": 8192.0}, {"slots": 64.0})
+        await made.close()
 
 
 async def test_what_a_server_says_of_itself() -> None:

@@ -19,13 +19,27 @@ def test_a_silent_server_is_due_and_hangs_when_its_probe_is_late() -> None:
     assert not it.due(12.9)
 
 
+def test_a_server_that_is_to_answer_is_asked_sooner_and_no_more_often() -> None:
+    it = pulse()
+    it.began("a", 40, 1, 10.0)
+    assert it.due(10.0)
+    it.probed(10.0)
+    it.proved(10.5)
+    assert not it.due(14.9)
+    assert it.due(15.0)
+    it.heard("a", 14.5)
+    assert not it.due(15.4)
+    assert it.due(15.5)
+
+
 def test_bytes_of_an_answer_are_evidence_and_make_a_probe_needless() -> None:
     it = pulse()
     it.began("a", 40, 1, 0.0)
-    for at in range(1, 40, 4):
+    for at in range(40):
         it.heard("a", float(at))
-        assert not it.due(at + 3.9)
-    assert it.hangs(5.0, 41.0 + LIMIT)
+        assert not it.due(at + 0.9)
+    assert not it.hangs(5.0, 38.9 + LIMIT)
+    assert it.hangs(5.0, 43.0 + LIMIT)
 
 
 def test_a_counter_that_grows_is_evidence_and_one_that_stands_still_is_evidence_of_the_opposite() -> None:

@@ -54,3 +54,17 @@ def test_what_it_can_take_is_the_same_object_only_while_nothing_about_it_has_cha
         assert look()
 
     run(main())
+
+
+def test_one_whose_room_changes_by_what_others_do_says_so() -> None:
+    heard: list[Replica] = []
+
+    async def tell() -> None:
+        replica = Replica(
+            "r", on_ready=lambda _: None, on_chunks=lambda *_: None, on_gone=lambda _: None, on_room=heard.append
+        )
+        for others in (None, None, 2, 2, 0):
+            replica.heard(Heartbeat(EngineLoad(others=others)))
+
+    asyncio.run(tell())
+    assert len(heard) == 2

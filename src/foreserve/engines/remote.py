@@ -42,6 +42,7 @@ _KEEPALIVE_S = 3.0
 _MOST_HELD_S = 2.0
 _LEAST_HELD_S = 0.1
 _HOST_S = 1.0
+_AWAIT_EVERY_S = 1.0
 _GATHER_BYTES = 16 * 2**20
 _REFUSAL_BYTES = 2**20
 
@@ -62,7 +63,8 @@ class RemoteEngine:
     tried once more. A server that goes away ends `failed()`: its host then treats this engine as a process that has
     exited, and the fleet starts new ones until the server is back. With `probe` so does one that hangs: silent for
     `probe_every_s` it is asked for one token, and has `probe_limit_s` for that or any other sign (see `remote_pulse`).
-    It is then also asked before this engine is ready.
+    It is then also asked before this engine is ready. For a server that is only being started, the start waits up to
+    `await_s`.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class RemoteEngine:
         probe: bool = False,
         probe_every_s: float = 5.0,
         probe_limit_s: float = 5.0,
+        await_s: float = 0.0,
     ) -> None:
         self._url = url
         self._model = model
@@ -89,8 +92,10 @@ class RemoteEngine:
         self._probe = probe
         self._probe_every_s = probe_every_s
         self._probe_limit_s = probe_limit_s
+        self._await_s = await_s
         self._calls: dict[str, Call] = {}
         self._counts_tokens: bool | None = None
+        self._started = False
 
     async def start(self) -> EngineInfo:
         """Asks the server for its models. Raises EngineStartError when it does not answer, or lacks the model."""
@@ -103,17 +108,16 @@ class RemoteEngine:
         )
         self._server = RemoteServer(self._url, self._session, self._key, self._connect_s)
         self._pulse = Pulse(self._probe_every_s, self._probe_limit_s, self._timeout_s, now())
-        probe: Probe | None = None
+        until = now() + self._await_s
         try:
-            served = await self._served()
-            kv_tokens = await self._kv_tokens(served)
-            if self._probe:
-                model = self._model or next(iter(served.models), None)
-                probe = Probe(self._server, model, self._pulse)
-                await probe.first(self._progress)
-        except Unreachable as error:
-            await self._session.close()
-            raise EngineStartError(str(error)) from None
+            while True:
+                try:
+                    served, kv_tokens, probe = await self._ready()
+                    break
+                except Unreachable as error:
+                    if now() + _AWAIT_EVERY_S > until:
+                        raise EngineStartError(str(error)) from None
+                await asyncio.sleep(_AWAIT_EVERY_S)
         except BaseException:
             await self._session.close()
             raise
@@ -121,6 +125,7 @@ class RemoteEngine:
             # It closes every answer with its timings, which tell the counts unasked.
             self._counts_tokens = False
         self._watch = Watch(self._server, self._pulse, probe)
+        self._started = True
         facts: dict[str, Any] = {"url": self._server.url, "models": list(served.models), "make": served.make}
         context = served.context_tokens.get(self._model or "", max(served.context_tokens.values(), default=None))
         if context is not None:
@@ -212,8 +217,9 @@ class RemoteEngine:
         """Cancels what runs and closes all connections."""
         for call in self._calls.values():
             call.cancel()
-        await self._watch.close()
-        await self._session.close()
+        if self._started:
+            await self._watch.close()
+            await self._session.close()
 
     # --- one answer
 
@@ -343,6 +349,16 @@ class RemoteEngine:
             raise EngineStartError(f"the environment variable {self._api_key_env} (`api_key_env`) is not set")
         return {"authorization": f"Bearer {key}"}
 
+    async def _ready(self) -> tuple[Served, float | None, Probe | None]:
+        """What it serves, how many tokens its KV cache holds, and what probes it. Raises Unreachable."""
+        served = await self._served()
+        kv_tokens = await self._kv_tokens(served)
+        if not self._probe:
+            return served, kv_tokens, None
+        probe = Probe(self._server, self._model or next(iter(served.models), None), self._pulse)
+        await probe.first(self._progress)
+        return served, kv_tokens, probe
+
     async def _kv_tokens(self, served: Served) -> float | None:
         """How many tokens its KV cache holds, where it tells."""
         if served.make == "llamacpp" and (tokens := await self._server.cache_tokens()) is not None:
@@ -364,14 +380,13 @@ class RemoteEngine:
             return None
 
     async def _served(self) -> Served:
+        """Raises Unreachable, and EngineStartError for what does not mend itself."""
         try:
             served = await self._server.served()
         except Locked as error:
             if self._model is None or self._api_key_env is not None:
                 raise EngineStartError(str(error)) from None
             return Served(models=(self._model,))
-        except Unreachable as error:
-            raise EngineStartError(str(error)) from None
         # llama.cpp serves its one model whatever the request calls it.
         if served.make == "llamacpp" or not served.models or self._model in (None, *served.models):
             return served

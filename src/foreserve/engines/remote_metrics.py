@@ -69,7 +69,8 @@ def read(page: bytes) -> Page | None:
         if (values := next((found[name] for name in names if name in found), None)) is not None
     }
     progress = [sum(found[name]) for name in _PROGRESS if name in found]
-    if not told and not progress:
+    kv_tokens = _vllm_tokens(page) or (sum(told["kv_tokens"]) if "kv_tokens" in told else None)
+    if not told and not progress and kv_tokens is None:
         return None
     return Page(
         load=EngineLoad(
@@ -80,7 +81,7 @@ def read(page: bytes) -> Page | None:
         ),
         progress=sum(progress) if progress else None,
         pace=(sum(told["pace_s"]), sum(told["pace_n"])) if {"pace_s", "pace_n"} <= told.keys() else None,
-        kv_tokens=_vllm_tokens(page) or (sum(told["kv_tokens"]) if "kv_tokens" in told else None),
+        kv_tokens=kv_tokens,
     )
 
 

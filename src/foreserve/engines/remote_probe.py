@@ -83,6 +83,7 @@ class Probe:
         if self._task is None:
             if self._pulse.due(now()):
                 self._sent = now()
+                self._pulse.probed(self._sent)
                 self._task = asyncio.create_task(self._ask(), name=f"probe {self._server.url}")
             return None
         if self._task.done():

@@ -11,6 +11,9 @@ import msgspec
 PREFILL_TOKENS_PER_S = 200.0
 """A slow server's. Until the first byte of an answer a server may be busy with its prompt and look at nothing else."""
 
+QUIET_S = 1.0
+"""A server that is to answer and says nothing for so long may be probed."""
+
 BYTES_PER_TOKEN = 4.0
 _DECAY = 0.9
 _SLACK = 1.5
@@ -27,9 +30,9 @@ class _UnderWay(msgspec.Struct):
 class Pulse:
     """Evidence is a byte of an answer, a counter of the server's that grew, or a probe that was answered.
 
-    `every_s` of silence make a probe due. While it is out, `patience` seconds without any evidence mean that the server
-    hangs: `limit_s`, or more while answers are under way and the server does not tell its progress, but at most
-    `most_s`. All times are seconds on one clock.
+    `every_s` of silence make a probe due, less while answers are under way. While it is out, `patience` seconds without
+    any evidence mean that the server hangs: `limit_s`, or more while answers are under way and the server does not tell
+    its progress, but at most `most_s`. All times are seconds on one clock.
     """
 
     def __init__(self, every_s: float, limit_s: float, most_s: float, now: float) -> None:
@@ -44,6 +47,7 @@ class Pulse:
         self._progress: float | None = None
         self._read_at: float | None = None
         """When the progress was last read, whatever it was."""
+        self._probed_at = now
         self.last = now
         """When there was evidence."""
 
@@ -81,6 +85,10 @@ class Pulse:
             self.last = now
         return moved
 
+    def probed(self, now: float) -> None:
+        """A probe is sent."""
+        self._probed_at = now
+
     def proved(self, now: float) -> None:
         """A probe was answered."""
         self.last = now
@@ -98,7 +106,10 @@ class Pulse:
 
     def due(self, now: float) -> bool:
         """Whether a probe is to be sent."""
-        return now - self.last >= self._every_s
+        if not self._calls:
+            return now - self.last >= self._every_s
+        # Somebody waits, so it is asked sooner, and no more often than otherwise.
+        return now - self.last >= min(self._every_s, QUIET_S) and now - self._probed_at >= self._every_s
 
     def patience(self) -> float:
         """How long the silence may last while a probe is out."""

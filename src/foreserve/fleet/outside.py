@@ -7,10 +7,11 @@ new and finish what they run; only then is it told, so that what is stopped hold
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import statistics
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Final
 
 from foreserve.clock import now as loop_now
@@ -34,7 +35,9 @@ _STARTS: Final = 9
 class Outside:
     """Stands in for `replicas` where scaling is concerned: `scale`, `views` and `start_s` are as there.
 
-    `least` is the number that there always should be. `joins` takes in addresses that were told in return.
+    `least` is the number that there always should be. `joins` takes in addresses that were told in return. `places` are
+    addresses that stay the same however often their servers come and go; any other is forgotten once its server is told
+    to be of no use, or was lost and does not come back.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Outside:
         teller: Teller,
         least: int,
         joins: Callable[[Sequence[str]], Awaitable[None]],
+        places: Collection[str] = (),
     ) -> None:
         self.service = service
         self.why = ""
@@ -54,10 +58,12 @@ class Outside:
         self._teller = teller
         self._least = least
         self._joins = joins
+        self._places = frozenset(places)
         self._wanted: int | None = None
         self._asked_at = 0.0
         self._began = 0.0
         self._told: int | None = None
+        self._wished: int | None = None
         self._wishes = 0
         self._not_before = 0.0
         self._backoff_s = FIRST_BACKOFF_S
@@ -116,17 +122,26 @@ class Outside:
         self._wanted = max(self._least, self._ready())
         self._asked_at = loop_now()
         if self._ready() >= self._wanted:
-            self._told = self._wanted
+            self._told, self._not_before = self._wanted, loop_now() + REPEAT_S
         while True:
-            self._place()
-            if (wanted := self._to_tell(loop_now())) is not None:
-                await self._tell(wanted)
             self._news.clear()
+            try:
+                await self._look()
+            except Exception:
+                log.exception("what %s wants could not be told", self.service)
+                self._not_before = loop_now() + REPEAT_S
             try:
                 async with asyncio.timeout(TICK_S):
                     await self._news.wait()
             except TimeoutError:
                 pass
+
+    async def _look(self) -> None:
+        if not self._wanted and self._replicas.wanted:
+            self.scale(1)  # a request came, and there was none
+        self._place()
+        if (wanted := self._to_tell(loop_now())) is not None:
+            await self._tell(wanted)
 
     def _place(self) -> None:
         """As many of the known places as are wanted."""
@@ -145,9 +160,13 @@ class Outside:
         return None if leaving and (self._told is None or wanted < self._told) else wanted
 
     async def _tell(self, wanted: int) -> None:
-        if wanted != self._told:
+        if wanted != self._wished:
+            self._wished = wanted
             self._wishes += 1
         seats = [(str(seat.spec.options.get("url", "")), seat) for seat in self._replicas.seats]
+        if wanted == self._told:
+            self._forget(url for url, seat in seats if seat.wanted and not seat.ready and seat.generation > 1)
+            seats = [(url, seat) for url, seat in seats if not seat.closing]
         wish = Wish(
             id=f"{self.service}-{id(self):x}-{self._wishes}",
             service=self.service,
@@ -168,8 +187,14 @@ class Outside:
         log.info("%s: told that %d servers are wanted, of which %d serve", self.service, wanted, wish.current)
         self._told, self.problem = wanted, ""
         self._not_before, self._backoff_s = loop_now() + REPEAT_S, FIRST_BACKOFF_S
+        self._forget(wish.unused)
         if servers:
             await self._joins(servers)
+
+    def _forget(self, urls: Iterable[str]) -> None:
+        for url in [url for url in urls if url not in self._places]:
+            with contextlib.suppress(LookupError):
+                self._replicas.leave(url)
 
     def _came(self) -> None:
         """A server is ready."""

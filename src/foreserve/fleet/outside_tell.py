@@ -30,6 +30,7 @@ PAUSE_S: Final = 1.0
 MOST_BYTES: Final = 64 * 2**10
 """Of what is said in return."""
 
+_LAST_WORDS_S: Final = 0.5
 _SECRETS: Final = ("FORESERVE_API_KEY", "FORESERVE_ADMIN_KEY")
 
 
@@ -77,35 +78,54 @@ class Command:
         """See `Teller`. Any exit status but 0 is a refusal."""
         words = {"{service}": wish.service, "{wanted}": str(wish.wanted), "{current}": str(wish.current)}
         argv = [_filled(argument, words) for argument in self._argv]
+        # A pipe of our own: a server that the command leaves running may hold its other end open for ever.
+        ours, theirs = os.pipe()
+        content = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        pipe, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(content), os.fdopen(ours, "rb", buffering=0)
+        )
+        said = bytearray()
+        reading = loop.create_task(_all(content, said))
         try:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                env=self._environment(wish),
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise Untold(f"{argv[0]} cannot be run: {error}") from None
-        assert process.stdout is not None
-        said = b""
-        try:
-            async with asyncio.timeout(self._limit_s):
-                said = await _all(process.stdout)
-                await process.wait()
-        except TimeoutError:
-            raise Untold(f"{argv[0]} took longer than {self._limit_s:g} s and was ended") from None
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *argv,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=theirs,
+                    stderr=theirs,
+                    env=self._environment(wish),
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise Untold(f"{argv[0]} cannot be run: {error}") from None
+            finally:
+                os.close(theirs)
+            await self._ended(process, argv[0])
+            await asyncio.wait([reading], timeout=_LAST_WORDS_S)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # also what it left behind
-            await process.wait()
-        lines = said.decode(errors="replace").splitlines()
+            reading.cancel()
+            await asyncio.wait([reading])
+            pipe.close()
+        lines = bytes(said).decode(errors="replace").splitlines()
         for line in lines:
             log.info("%s: %s", argv[0], line)
         if process.returncode != 0:
             raise Untold(f"{argv[0]} ended with status {process.returncode}: {lines[-1] if lines else 'no words'}")
         return [line.strip() for line in lines if line.strip().startswith(("http://", "https://"))]
+
+    async def _ended(self, process: asyncio.subprocess.Process, name: str) -> None:
+        """It has ended, or is ended when its time is over. Raises Untold then."""
+        try:
+            async with asyncio.timeout(self._limit_s):
+                await process.wait()
+        except TimeoutError:
+            raise Untold(f"{name} took longer than {self._limit_s:g} s and was ended") from None
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
 
     def _environment(self, wish: Wish) -> dict[str, str]:
         return {
@@ -144,7 +164,8 @@ class Webhook:
                     async with session.post(
                         self._url, data=msgspec.json.encode(wish), headers=headers, allow_redirects=False
                     ) as reply:
-                        said = await _all(reply.content)
+                        said = bytearray()
+                        await _all(reply.content, said)
                         if reply.status < 300:
                             return _servers(said)
                         reason = f"the webhook answers {reply.status}: {said[:200].decode(errors='replace')}"
@@ -163,15 +184,13 @@ def _filled(argument: str, words: Mapping[str, str]) -> str:
     return argument
 
 
-async def _all(content: asyncio.StreamReader | aiohttp.StreamReader) -> bytes:
+async def _all(content: asyncio.StreamReader | aiohttp.StreamReader, said: bytearray) -> None:
     """All of it is read, so that its writer is not held up; what exceeds the bound is dropped."""
-    said = bytearray()
     while more := await content.read(MOST_BYTES):
         said += more[: MOST_BYTES - len(said)]
-    return bytes(said)
 
 
-def _servers(said: bytes) -> list[str]:
+def _servers(said: bytearray) -> list[str]:
     try:
         found = msgspec.json.decode(said) if said.strip() else {}
     except msgspec.DecodeError:

@@ -37,8 +37,9 @@ class Replicas:
 
     `specs` gives one engine for each replica that there may be; it is asked at the start, when the service has been
     prepared. `least` of them are started then (`None`: all), `scale` tells the number later. With `least` 0 a service
-    is available without any: the first request wants one. `on_info` hears what an engine is each time one becomes
-    ready, each of `started` how many seconds a start took.
+    is available without any: the first request wants one. With `in_order` the last place is the first to be left,
+    however much its replica holds: for servers that others stop in that order. `on_info` hears what an engine is each
+    time one becomes ready, each of `started` how many seconds a start took.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Replicas:
         *,
         least: int | None = None,
         drain_s: float = DRAIN_S,
+        in_order: bool = False,
     ) -> None:
         self.service = service
         self.started: list[Callable[[float], None]] = []
@@ -60,6 +62,7 @@ class Replicas:
         self._on_info = on_info
         self._least = least
         self._drain_s = drain_s
+        self._in_order = in_order
         self._seats: list[Seat] = []
         self._seats_made = 0
         self._starts: deque[float] = deque(maxlen=STARTS)
@@ -181,7 +184,7 @@ class Replicas:
             for seat in first_to_take(seat for seat in seats if not seat.wanted)[:more]:
                 self._want(seat)
         elif more < 0:
-            for seat in first_to_leave(seat for seat in seats if seat.wanted)[:-more]:
+            for seat in first_to_leave((seat for seat in seats if seat.wanted), self._in_order)[:-more]:
                 self._unwant(seat)
         if self.on_demand and not self.wanted:
             self._dispatcher.unavailable = None  # what went wrong with the last one need not befall the next
@@ -284,6 +287,7 @@ class Replicas:
             on_ready=lambda ready: self._ready(seat, ready),
             on_chunks=self._chunks,
             on_gone=lambda gone: self._gone(seat, gone),
+            on_room=self._dispatcher.changed,
         )
         seat.replica = replica
         self._spawn(self._connect(replica, seat.spec), f"the launch of {replica.name}")

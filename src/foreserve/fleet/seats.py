@@ -88,13 +88,18 @@ def first_to_take(seats: Iterable[Seat]) -> list[Seat]:
     return sorted(seats, key=rank)
 
 
-def first_to_leave(seats: Iterable[Seat]) -> list[Seat]:
-    """Of those that are wanted: those without a replica, then the one that holds least; of equals the youngest."""
+def first_to_leave(seats: Iterable[Seat], in_order: bool = False) -> list[Seat]:
+    """Of those that are wanted: those without a replica, then the one that holds least; of equals the youngest.
+
+    With `in_order` the last place comes first among those that have one.
+    """
 
     def rank(seat: Seat) -> tuple[int, int, float, int]:
         alive = seat.alive
         if alive is None or alive.state is State.DRAINING:
             return (0, 0, 0.0, -seat.index)
+        if in_order:
+            return (1 if alive.state is State.STARTING else 2, 0, 0.0, -seat.index)
         return (1 if alive.state is State.STARTING else 2, len(alive.held), -alive.launched_at, -seat.index)
 
     return sorted(seats, key=rank)

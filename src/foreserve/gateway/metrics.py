@@ -82,6 +82,7 @@ class _Now(Collector):
         running = GaugeMetricFamily("foreserve_running", "Requests on replicas", labels=["service"])
         replicas = GaugeMetricFamily("foreserve_replicas", "Replicas, by state", labels=["service", "state"])
         wanted = GaugeMetricFamily("foreserve_replicas_wanted", "Replicas there should be", labels=["service"])
+        others = GaugeMetricFamily("foreserve_others", "Requests on its servers that came past us", labels=["service"])
         for name, service in self._running.services.items():
             status = service.status()
             waiting.add_metric([name], status.waiting)
@@ -90,7 +91,10 @@ class _Now(Collector):
             for state in State:
                 replicas.add_metric([name, state.value], states.count(state.value))
             wanted.add_metric([name], status.wanted)
-        yield from (waiting, running, replicas, wanted)
+            told = [replica.load.others for replica in status.replicas if replica.load is not None]
+            if known := [count for count in told if count is not None]:
+                others.add_metric([name], sum(known))
+        yield from (waiting, running, replicas, wanted, others)
 
 
 @router.get("/metrics", **describe("Prometheus metrics", reply="text/plain"))

@@ -105,6 +105,23 @@ async def join(service: Service, url: str) -> tuple[ServerStatus, bool]:
     return next(one for one in servers(service) if one.url == address and one.state != "leaving"), True
 
 
+async def expect(service: Service, urls: Sequence[str]) -> None:
+    """Servers that were started for us: each is used as soon as it is up. What may not join is logged."""
+    for url in urls:
+        kind = cast(Upstream, service.kind)
+        try:
+            address = await allowed(url, kind.settings.may_join)
+        except (BadRequest, Forbidden) as error:
+            log.warning("%s: %s", service.name, error)
+            continue
+        most = kind.settings.bounds[1]
+        if _there(service, address) is None:
+            if sum(not seat.closing for seat in service.replicas.seats) >= most:
+                log.warning("%s: %s is not used: there are %d servers, the most there may be", service.name, url, most)
+                return
+            service.replicas.join(kind.engine(address))
+
+
 def leave(service: Service, url: str) -> ServerStatus:
     """Give a server nothing new and let it go when it has finished what it runs. Raises NotFound that lists them."""
     address = base_url(url)
