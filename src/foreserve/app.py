@@ -190,8 +190,9 @@ class Running:
         if least == most or (isinstance(settings, UpstreamSettings) and not settings.scaled):
             return None
         bounded = Bounded(ToZero(policy, settings.scaling.idle_s))
+        shares = self._shares if fleet is replicas else None  # servers of others take nothing of this machine
         return ServiceScaling(
-            name, settings.scaling, (least, most), bounded, replicas, fleet, dispatcher, self._scaled, self._shares
+            name, settings.scaling, (least, most), bounded, replicas, fleet, dispatcher, self._scaled, shares
         )
 
     def _scaled(self, decision: ScalingDecision) -> None:
