@@ -146,6 +146,8 @@ class Running:
         self._shares = Shares(machine.replicas, machine.memory_gb) if bounded else None
         self._expiring: asyncio.Task[None] | None = None
         self.services = {name: self._wire(name, kind) for name, kind in app.services.items()}
+        if self._shares is not None:
+            self._shares.check(self._leasts())
 
     def _wire(self, name: str, kind: Served) -> Service:
         """Everything that one service consists of, and who tells whom."""
@@ -186,8 +188,11 @@ class Running:
         """Who decides how many replicas there are, where that is left open."""
         settings = kind.settings
         least, most = settings.bounds
+        shares = None if isinstance(settings, UpstreamSettings) else self._shares  # servers run elsewhere
         policy = make_scaling_policy(name, settings.scaling)  # also where nobody asks it: what is wrong is told
         if least == most or (isinstance(settings, UpstreamSettings) and not settings.scaled):
+            if shares is not None:
+                shares.hold(name, least)
             return None
         bounded = Bounded(ToZero(policy, settings.scaling.idle_s))
         shares = self._shares if fleet is replicas else None  # servers of others take nothing of this machine
@@ -325,12 +330,18 @@ class Running:
         if scaled and state.history:
             keep = {name: self.services[name].settings.scaling.keep_days for name in scaled}
             self.loads = await offload(lambda: LoadStore.open(state_folder(state), keep))
-        for name, scaling in scaled.items():
-            if self._shares is not None:
-                kind: Any = self.app.services[name]
-                memory = await offload(kind.memory_bytes) if hasattr(kind, "memory_bytes") else 0
-                self._shares.memory_gb[name] = memory / 2**30
+        if self._shares is not None:
+            for name, kind in self.app.services.items():
+                if hasattr(kind, "memory_bytes"):
+                    self._shares.memory_gb[name] = await offload(kind.memory_bytes) / 2**30
+            self._shares.check(self._leasts())
+        for scaling in scaled.values():
             await scaling.prepare(self.loads)
+
+    def _leasts(self) -> dict[str, int]:
+        """Of each service that takes room on this machine; servers that run elsewhere take none."""
+        settings = {name: kind.settings for name, kind in self.app.services.items()}
+        return {n: each.bounds[0] for n, each in settings.items() if not isinstance(each, UpstreamSettings)}
 
     async def _start_all(self) -> None:
         """Side by side. When one fails, or this is cancelled, nothing of it runs on."""
