@@ -41,8 +41,14 @@ def _made(policy: Any, name: str, options: Mapping[str, Any], where: str, word: 
 
 def make_placement(service: str, name: str) -> Placement:
     """Raises ConfigError for a name that is none."""
-    made: Placement = registry.load("placement", name, f"service {service!r}: placement")()
+    made: Placement = registry.load("placement", name, f"service {service!r}: placement", also=("auto",))()
     return made
+
+
+def placement_name(kind: Any) -> str:
+    """The placement of a service of this kind: the one that was chosen, or what suits it."""
+    chosen: str = kind.settings.placement
+    return getattr(kind, "placement", "least_requests") if chosen == "auto" else chosen
 
 
 def admission_name(queue: QueueSettings, policy: BatchPolicy) -> str:

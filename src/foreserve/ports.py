@@ -46,15 +46,36 @@ class LookAhead(Protocol):
         """Of the next `steps` steps, how large a part holds more than `share` of some resource; 0 to 1."""
         ...
 
+    def until(self, ramp: Ramp) -> int:
+        """After how many steps there is room for this to begin, as far as is foreseen; 0: now."""
+        ...
+
     def frozen(self) -> Any:
         """As it is now, for a recording of decisions: a struct or plain values that its fleet can make it of again."""
         ...
+
+
+class Unread(msgspec.Struct, frozen=True, kw_only=True):
+    """Prompts that a replica was given and of which no first token has come: `count` of them, together `tokens`.
+
+    What is expected to be cached there is left out. `first` are the tokens of the one that is read now, which can have
+    begun at `since` (loop seconds).
+    """
+
+    tokens: int
+    first: int
+    since: float
+    count: int
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
     """What one replica can take now. Only replicas with a free slot are shown to a policy.
 
     With `ahead`, the resource of a work's ramp is judged there, and what `free` says of it is only what is free now.
+
+    `holds` has what the engine bounds by itself: that limits nothing. `tokens` are those of the prompts and foreseen answers of all that runs there. `token_s` is how long it takes to
+    read a token of a prompt and `step_s` how long a step takes, as of late; `None` is not known. `heard` is when it
+    last said anything, in loop seconds.
     """
 
     replica: str
@@ -63,11 +84,28 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     load: EngineLoad | None = None
     ahead: LookAhead | None = None
+    tokens: int = 0
+    unread: Unread | None = None
+    token_s: float | None = None
+    step_s: float | None = None
+    heard: float | None = None
+    holds: dict[str, float] = {}
+
+    def most(self, resource: str) -> float | None:
+        """All that it can hold of a resource; `None` where it does not tell."""
+        most = self.capacity.get(resource)
+        return self.holds.get(resource) if most is None else most
 
     def takes(self, works: Sequence[Work]) -> bool:
         """Whether these can start here now, together."""
         if self.ahead is None:
             return fits(total_cost(works), self.free)
+        if len(works) == 1:
+            alone, ramp = works[0].cost, works[0].ramp
+            for name, free in self.free.items():
+                if alone.get(name, 0.0) > free and (ramp is None or name != ramp.resource):
+                    return False
+            return ramp is None or self.ahead.takes((ramp,))
         ramps = [work.ramp for work in works if work.ramp is not None]
         cost = total_cost(works)
         for name, free in self.free.items():
@@ -156,6 +194,29 @@ class Ranked(Placement, Protocol):
 
         Made of the replica's name, its capacity and how many run there alone, and comparable with any other rank.
         """
+        ...
+
+
+@runtime_checkable
+class Shortlisted(Placement, Protocol):
+    """A placement that looks closely at a few replicas, not at all: its `place` is shown a short list of them.
+
+    On it are the `shortlist` of least `rank` that have room for what is picked, those of its `near` that have, and,
+    where there are more than that, two drawn by the request's id. Only a class that says `shortlist` is taken for one.
+    """
+
+    shortlist: ClassVar[int]
+
+    def rank(self, room: Room) -> Any:
+        """As in `Ranked`, of what changes when works start, begin to answer and end there alone."""
+        ...
+
+    def near(self, works: Sequence[Work]) -> Sequence[str]:
+        """Replicas that are worth a look for what they know of these works; unknown and full ones are passed over."""
+        ...
+
+    def chosen(self, works: Sequence[Work], replica: str, now: float) -> int:
+        """These go there. How many tokens of their prompts are expected to be cached there."""
         ...
 
 

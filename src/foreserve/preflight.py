@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from foreserve.app import App, policy_name
-from foreserve.chosen import make_admission, make_placement, make_policy
+from foreserve.chosen import make_admission, make_placement, make_policy, placement_name
 from foreserve.errors import ConfigError
 from foreserve.settings import Environment, ServerSettings
 from foreserve.state import history_file
@@ -89,7 +89,7 @@ def _order(name: str, kind: Any) -> Finding:
     settings = kind.settings
     try:
         policy = make_policy(name, policy_name(kind), settings.policy_options)
-        make_placement(name, settings.placement)
+        make_placement(name, placement_name(kind))
         make_admission(name, settings.queue, policy)
     except ConfigError as error:
         return Finding(ok=False, what=f"{name}: policy", detail=str(error))

@@ -13,7 +13,7 @@ import pytest
 from foreserve import registry
 from foreserve.core import Forecast, Length, Outcome, OutcomeKind, Ramp, Work
 from foreserve.foresight.length import Asked
-from foreserve.ports import Ahead, Pick, QueueView, Room, Wait
+from foreserve.ports import Ahead, Pick, QueueView, Room, Unread, Wait
 
 SLOTS, TOKENS = 4.0, 4000.0
 
@@ -137,7 +137,13 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
     Room: {
         "replica": "a name", "free": "what is set aside is counted, by price", "capacity": "the engine's own",
         "running": "a count", "load": "measured of the engine, of all it runs together",
-        "ahead": "the sum of predicted ramps",
+        "ahead": "the sum of predicted ramps", "tokens": "of prompts and predictions", "unread": "of prompts",
+        "token_s": "measured of prompts that were read", "step_s": "measured of the engine's steps",
+        "heard": "when it last said anything", "holds": "the engine's own",
+    },
+    Unread: {
+        "tokens": "counted in prompts", "first": "counted in a prompt", "since": "when it was given",
+        "count": "a count",
     },
     QueueView: {
         "waiting": "a count", "running": "a count", "slots": "of the replicas",

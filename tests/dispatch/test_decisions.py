@@ -7,7 +7,7 @@ import pytest
 
 from foreserve.core import Cost, Forecast, Length, Outcome, OutcomeKind, Ramp, Work
 from foreserve.dispatch.decisions import Add, Admitted, FrozenRoom, Line, Made, Picked, Settled, Stood, decoded, encoded
-from foreserve.fleet.occupancy import FrozenAhead
+from foreserve.fleet.ahead import FrozenAhead
 from foreserve.ports import Pick, QueueView, Refusal
 
 

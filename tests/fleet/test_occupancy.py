@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from foreserve.core import EngineLoad, Ramp, Work
-from foreserve.fleet.occupancy import Occupancy, StepClock
+from foreserve.fleet.occupancy import Occupancy
+from foreserve.fleet.steps import StepClock
 from foreserve.ports import Room
 
 CAPACITY = {"slots": 8.0, "kv_tokens": 1000.0}
@@ -75,6 +76,7 @@ def test_steps_pass_with_time_and_fractions_are_kept():
     occupancy = Occupancy(CAPACITY)
     occupancy.heard(EngineLoad(last_step_s=0.1), 0.0)
     occupancy.start([work("a", 100, 50, most=1000)], 10.0)
+    occupancy.answered(["a"], 10.0)
     for tenth in range(1, 401):
         occupancy.room(10.0 + tenth / 100)
     assert room(occupancy, 14.0).free["kv_tokens"] == pytest.approx(1000 - 140, abs=1)

@@ -209,6 +209,41 @@ async def test_servers_that_are_named_in_return_join_up_to_the_most() -> None:
         ]
 
 
+async def test_named_servers_are_forgotten_when_they_are_of_no_use_or_do_not_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "REPEAT_S", 0.5)
+    async with fleet(places=3, up=2, listed=1) as (cloud, outside, running):
+        cloud.acts = False
+        replicas = running.services["m"].replicas
+
+        def known() -> list[int]:
+            urls = [server.url for server in cloud.servers]
+            return [urls.index(str(seat.spec.options["url"])) for seat in replicas.seats]
+
+        cloud.names = [cloud.servers[1].url]
+        outside.scale(2)
+        await until(lambda: ready(running) == 2)
+        cloud.names = []
+        outside.scale(1)
+        await until(lambda: cloud.told[-1] == 1)
+        await until(lambda: known() == [0])
+        assert cloud.wishes[-1].unused == (cloud.servers[1].url,)
+        cloud.names = [cloud.servers[1].url]
+        outside.scale(2)
+        await until(lambda: ready(running) == 2)
+        cloud.names = [cloud.servers[2].url]
+        await cloud.servers[2].start()
+        await cloud.servers[1].stop()
+        await until(lambda: known() == [0, 2] and ready(running) == 2)
+        assert cloud.wishes[-1].used == (cloud.servers[0].url,)
+        # A place that was listed stays one.
+        await cloud.servers[0].stop()
+        await until(lambda: ready(running) == 1)
+        await asyncio.sleep(1.2)
+        assert known() == [0, 2]
+
+
 async def test_none_is_up_at_the_start_and_the_least_are_asked_for() -> None:
     async with fleet(up=0, bounds=(2, 3), start=False) as (cloud, _, running):
         await until(lambda: ready(running) == 2)

@@ -113,6 +113,22 @@ def test_to_none_and_back(house: House, client: httpx.Client):
     assert replicas(client) == ["ready"]
 
 
+def test_the_policy_lets_an_idle_service_go_to_none_and_the_next_request_wakes_it():
+    kind = simulated(scaling={"idle_s": 0.5, "every_s": 0.1, "window_s": 1.0})
+    with (
+        serving(App(chat=kind, state={"history": False})) as house,
+        httpx.Client(base_url=house.url, timeout=20) as client,
+    ):
+        for generation in (1, 2):
+            assert client.post("/v1/chat/completions", json=body()).status_code == 200
+            names = house.ask(lambda running: [one.name for one in running.services["chat"].replicas.all])
+            assert f"chat/0.{generation}" in names
+            until = time.monotonic() + 15
+            while replicas(client):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+
+
 def test_a_start_that_fails_is_told(tmp_path: Any):
     broken = simulated(engine_options={**ENGINE, "batching": "static", "nonsense": 1}, policy="fcfs")
     with (

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from foreserve.core import EngineLoad, Outcome, Work
-from foreserve.ports import Pick, QueueView, Refusal, Room
+from foreserve.ports import Pick, QueueView, Refusal, Room, Unread
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True, tag_field="call", tag="recording"):
@@ -68,6 +68,12 @@ class FrozenRoom(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     running: int
     load: EngineLoad | None = None
     ahead: Any = None
+    tokens: int = 0
+    unread: Unread | None = None
+    token_s: float | None = None
+    step_s: float | None = None
+    heard: float | None = None
+    holds: dict[str, float] = {}
 
 
 class Picked(Call, frozen=True, kw_only=True):
@@ -174,4 +180,10 @@ def frozen(room: Room) -> FrozenRoom:
         running=room.running,
         load=room.load,
         ahead=None if room.ahead is None else room.ahead.frozen(),
+        tokens=room.tokens,
+        unread=room.unread,
+        token_s=room.token_s,
+        step_s=room.step_s,
+        heard=room.heard,
+        holds=dict(room.holds),
     )

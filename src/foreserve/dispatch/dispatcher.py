@@ -14,14 +14,26 @@ from collections.abc import Callable, Mapping, Sequence
 
 from foreserve.core import Chunk, Finish, Outcome, Work
 from foreserve.dispatch import early
-from foreserve.dispatch.admission import predicted_wait
 from foreserve.dispatch.cold import Anteroom, OnDemand
 from foreserve.dispatch.flight import Again, Flight, ended
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
 from foreserve.dispatch.rooms import Rooms, Runner
 from foreserve.dispatch.stream import Stream
-from foreserve.ports import Admission, Ahead, BatchPolicy, HearsRanks, Pick, Placement, QueueView, Room, Wait, ranked
+from foreserve.dispatch.waiting import summed
+from foreserve.ports import (
+    Admission,
+    Ahead,
+    BatchPolicy,
+    HearsRanks,
+    Pick,
+    Placement,
+    QueueView,
+    Room,
+    Shortlisted,
+    Wait,
+    ranked,
+)
 from foreserve.scaling import Waiting
 
 log = logging.getLogger(__name__)
@@ -67,7 +79,9 @@ class Dispatcher:
         by_rank = ranked(placement)
         self._ranked = by_rank is not None
         self._heard_rank = by_rank.chosen if isinstance(by_rank, HearsRanks) else None
-        self._rooms = Rooms(None if by_rank is None else by_rank.rank)
+        self._listed = placement if by_rank is None and isinstance(placement, Shortlisted) else None
+        in_order = by_rank or self._listed
+        self._rooms = Rooms(None if in_order is None else in_order.rank)
         self._waiting: dict[str, Flight] = {}
         self._running: dict[str, Flight] = {}
         self._by_tenant: dict[str, int] = {}
@@ -113,28 +127,42 @@ class Dispatcher:
         """Start what was picked on the replica that the placement names."""
         flights = [self._waiting[request_id] for request_id in pick.ids]
         works = [flight.work for flight in flights]
-        room = self._room_for(works, pick.among, now)
+        room, cached = self._room_for(works, pick.among, now)
         runner = self._runners[room.replica]
         for flight in flights:
             self._unqueue(flight.work.id)
             self._running[flight.work.id] = flight
             flight.start(room, pick, self._started, now)
         self._started += len(flights)
-        runner.run(works, pick.plan)
+        if cached:
+            runner.run(works, pick.plan, cached)
+        else:
+            runner.run(works, pick.plan)
         self._rooms.changed(room.replica)
 
-    def _room_for(self, works: Sequence[Work], among: Sequence[str], now: float) -> Room:
-        """Where these run. Raises LookupError when they fit nowhere: the policy has picked what it must not."""
+    def _room_for(self, works: Sequence[Work], among: Sequence[str], now: float) -> tuple[Room, int]:
+        """Where these run, and how many tokens of their prompts are cached there.
+
+        Raises LookupError when they fit nowhere: the policy has picked what it must not.
+        """
         if self._ranked:
             room = self._rooms.first(works, among)
             if room is None:
                 raise LookupError(f"{', '.join(work.id for work in works)} picked, and no replica has room")
             if self._heard_rank is not None:
                 self._heard_rank(works, room.replica, now)
-            return room
+            return room, 0
+        if self._listed is not None:
+            near = self._listed.near(works)
+            listed = self._rooms.shortlist(works, among, self._listed.shortlist, near)
+            if not listed:
+                raise LookupError(f"{', '.join(work.id for work in works)} picked, and no replica has room")
+            replica = self._listed.place(works, listed, now)
+            room = next(room for room in listed if room.replica == replica)
+            return room, self._listed.chosen(works, replica, now)
         rooms = (room for room in self._rooms if not among or room.replica in among)
         fitting = {room.replica: room for room in rooms if room.takes(works)}
-        return fitting[self._placement.place(works, list(fitting.values()), now)]
+        return fitting[self._placement.place(works, list(fitting.values()), now)], 0
 
     def _set_latest_starts(self) -> None:
         """Of those that came and were not started in the same turn, as most are."""
@@ -146,9 +174,10 @@ class Dispatcher:
     def chunks(self, runner: Runner, chunks: Sequence[Chunk]) -> None:
         """What one step of a replica produced. Late and repeated chunks are dropped: each is known by its numbers."""
         now = self._loop.time()
-        freed = False
+        freed, begun = False, False
         for chunk in chunks:
             freed = freed or chunk.finish is not None
+            begun = begun or not chunk.index
             flight = self._running.get(chunk.id)
             if flight is None or not flight.expects(runner.name, chunk):
                 continue
@@ -169,6 +198,8 @@ class Dispatcher:
         if freed:
             self._rooms.changed(runner.name)
             self.wake()
+        elif begun:
+            self._rooms.changed(runner.name)
 
     def _finish(self, flight: Flight, finish: Finish, now: float) -> None:
         """The engine is done with a request, one way or the other."""
@@ -474,24 +505,8 @@ class Dispatcher:
         since = [at for at in (self._anteroom.since, None if first is None else first.waits_since) if at is not None]
         if not since:
             return Waiting()
-        seconds, amounts = 0.0, dict[str, float]()
-        for flight in self._waiting.values():
-            work = flight.work
-            seconds += 0.0 if work.forecast is None else work.forecast.seconds
-            for name, amount in work.cost.items():
-                amounts[name] = amounts.get(name, 0.0) + amount
-            if (ramp := work.ramp) is not None:
-                height = min(ramp.base + ramp.steps, ramp.most)
-                amounts[ramp.resource] = amounts.get(ramp.resource, 0.0) + height - work.cost.get(ramp.resource, 0.0)
-        view = self.view()
-        known = view.seconds_per_request is not None
-        return Waiting(
-            count=len(self._waiting) + len(self._anteroom),
-            oldest_s=now - min(since),
-            seconds=seconds,
-            amounts=amounts,
-            predicted_wait_s=view.cold_s + predicted_wait(view) if known else None,
-        )
+        works = (flight.work for flight in self._waiting.values())
+        return summed(works, len(self._waiting) + len(self._anteroom), now - min(since), self.view())
 
     def wake(self) -> None:
         """Look again in this turn of the loop, if anything waits; many calls make one look."""

@@ -22,6 +22,22 @@ class LeastRequests:
         return room.running / max(room.capacity.get("slots", 1), 1), room.replica
 
 
+class LeastTokens:
+    """`least_tokens`: the replica with the fewest tokens in flight, prompts and foreseen answers, by name where equal.
+
+    Where replicas tell how many they hold at most (`kv_tokens`) it is the smallest share of that: the least utilised.
+    """
+
+    by_rank: ClassVar[bool] = True
+
+    def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str:
+        return min(rooms, key=self.rank).replica
+
+    def rank(self, room: Room) -> tuple[float, float, str]:
+        """See `ports.Ranked`."""
+        return room.tokens / (room.most("kv_tokens") or 1.0), room.running, room.replica
+
+
 class RoundRobin:
     """`round_robin`: each replica in turn, by name, skipping those without room."""
 

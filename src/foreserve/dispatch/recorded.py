@@ -36,6 +36,7 @@ from foreserve.ports import (
     Ranked,
     Refusal,
     Room,
+    Shortlisted,
     Wait,
     ranked,
 )
@@ -158,6 +159,27 @@ class RecordedPlacement:
         return replica
 
 
+class RecordedShortlist(RecordedPlacement):
+    """A placement that is shown a short list: which rooms were on it is written, and what has come of it is told."""
+
+    def __init__(self, placement: Shortlisted, tape: Tape) -> None:
+        super().__init__(placement, tape)
+        self.shortlist = placement.shortlist
+        self._listed = placement
+
+    def rank(self, room: Room) -> Any:
+        """See `Shortlisted`."""
+        return self._listed.rank(room)
+
+    def near(self, works: Sequence[Work]) -> Sequence[str]:
+        """See `Shortlisted`."""
+        return self._listed.near(works)
+
+    def chosen(self, works: Sequence[Work], replica: str, now: float) -> int:
+        """See `Shortlisted`. Told in a replay too, by the line of the placement."""
+        return self._listed.chosen(works, replica, now)
+
+
 class RecordedRanks(RecordedPlacement):
     """A placement that ranks: what its ranks have led to is written as if it had been asked."""
 
@@ -222,6 +244,12 @@ def recorded(
     """These, as `made`, from now on written down."""
     tape.write(made)
     order = RecordedOrder(policy, policy, tape) if isinstance(policy, Ahead) else RecordedPolicy(policy, tape)
-    by_rank = ranked(placement)
-    where = RecordedPlacement(placement, tape) if by_rank is None else RecordedRanks(by_rank, tape)
-    return order, where, RecordedAdmission(admission, tape)
+    return order, _placement(placement, tape), RecordedAdmission(admission, tape)
+
+
+def _placement(placement: Placement, tape: Tape) -> Placement:
+    if (by_rank := ranked(placement)) is not None:
+        return RecordedRanks(by_rank, tape)
+    return (
+        RecordedShortlist(placement, tape) if isinstance(placement, Shortlisted) else RecordedPlacement(placement, tape)
+    )

@@ -7,6 +7,7 @@ is looked at when a policy comes to it, and not before.
 from __future__ import annotations
 
 import weakref
+import zlib
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from typing import Any, Protocol, overload
@@ -28,7 +29,10 @@ class Runner(Protocol):
         """What it can take now, `None` when nothing. The same object again only while nothing about it has changed."""
         ...
 
-    def run(self, works: Sequence[Work], plan: Any) -> None: ...
+    def run(self, works: Sequence[Work], plan: Any, cached: int = 0) -> None:
+        """Start them. `cached`: that many tokens of their prompts are expected to be in its cache."""
+        ...
+
     def abort(self, ids: Sequence[str]) -> None: ...
 
 
@@ -47,8 +51,8 @@ class _Place:
 class Rooms:
     """Those that have a free slot, by `rank` (least first) and then as they came; without `rank` as they came.
 
-    A rank may change only with what runs there. `changed` must be called when work was started or has ended there; a
-    replica that takes no more work for another reason is found out when it is looked at.
+    A rank may change only with what runs there. `changed` must be called when work was started, has begun to answer or
+    has ended there; a replica that takes no more work for another reason is found out when it is looked at.
     """
 
     def __init__(self, rank: Callable[[Room], Any] | None = None) -> None:
@@ -123,6 +127,40 @@ class Rooms:
             if (not among or room.replica in among) and room.takes(works):
                 return room
         return None
+
+    def shortlist(self, works: Sequence[Work], among: Collection[str], most: int, near: Collection[str]) -> list[Room]:
+        """The first `most` that take these together, then those of `near`, then two drawn by the first work's id.
+
+        Only of the replicas named in `among`, where it names any. At most twice as many are tried as are wanted, so
+        that a fleet where few have room costs no more; all are where none of those has.
+        """
+        if self._changed:
+            self._look()
+        found: dict[str, Room] = {}
+        places = tuple(self._open)
+        for tried, (_, _, place) in enumerate(places):
+            if len(found) >= most or (found and tried >= 2 * most):
+                break
+            self._try(place, works, among, found)
+        if len(places) > most:
+            drawn = zlib.crc32(works[0].id.encode())
+            for name in near:
+                if (known := self._places.get(name)) is not None:
+                    self._try(known, works, among, found)
+            for at in (drawn % len(places), drawn // len(places) % len(places)):
+                self._try(places[at][2], works, among, found)
+        return list(found.values())
+
+    def _try(self, place: _Place, works: Sequence[Work], among: Collection[str], found: dict[str, Room]) -> None:
+        """Put it among those found if these fit there."""
+        name = place.runner.name
+        if place.key is None or name in found or (among and name not in among):
+            return
+        room = place.runner.room()
+        if room is None:
+            self._close(place)
+        elif room.takes(works):
+            found[name] = room
 
     def show(self) -> Shown:
         """What a policy is given, which may go on looking until the next call of this or of `hide`."""

@@ -70,6 +70,8 @@ class SimulatedCore:
             capacity={name: float(most) for name, most in self._told.items()},
             features=("penalties", "seed", "ignore_eos"),
             facts=facts,
+            # As a server tells that is given more than its cache holds: it queues and preempts by itself.
+            holds={} if "kv_tokens" in self._told else {"kv_tokens": float(profile.kv_tokens)},
         )
 
     # --- what happens

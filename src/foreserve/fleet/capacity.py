@@ -92,6 +92,8 @@ class CapacityProfile:
         self._stood: tuple[int, bool] = (0, False)
         """How many are ready, and whether they are full: one period is of one such standing."""
         self._done: dict[str, float] = {}
+        self._first: dict[str, float] = {}
+        """All that was done before the first period was over."""
 
     # --- what it hears
 
@@ -99,6 +101,8 @@ class CapacityProfile:
         """One more request has left its replica."""
         for name, amount in done(outcome).items():
             self._done[name] = self._done.get(name, 0.0) + amount
+            if not self._mixes:
+                self._first[name] = self._first.get(name, 0.0) + amount
 
     def looked(self, replicas: Sequence[ReplicaView], waiting: Waiting, now: float) -> None:
         """So they stand. A period that has gone on for long enough is learned from; one that has changed is not."""
@@ -152,7 +156,7 @@ class CapacityProfile:
     def at(self, mix: Amounts) -> Capacity | None:
         """What one replica can do of a load with this mix (amounts of any span of time), as far as is known."""
         if not self._mixes:
-            return None
+            return self._guess(_known_of(self._first)) if self._first.get("requests", 0.0) >= FEW else None
         wanted = mix_of(mix)
         newest = list(reversed(self._mixes))
         near = sorted(newest, key=lambda each: _apart(each, wanted) if wanted else 0)
@@ -191,6 +195,13 @@ class CapacityProfile:
             if len(known.fit) == 5 and all(math.isfinite(number) and number >= 0 for number in numbers):
                 made._mixes[mix] = known
         return made
+
+
+def _known_of(all_done: Amounts) -> Known:
+    """What can be said of a mix before any period is over: how large requests are, and how long they take."""
+    requests = all_done["requests"]
+    each = {name: amount / requests for name, amount in all_done.items()}
+    return Known(each=each, fit=[1.0, 1.0, each["seconds"], 1.0, each["seconds"]])
 
 
 def _apart(one: Mix, other: Mix) -> int:

@@ -1,4 +1,4 @@
-"""What one replica holds: sums of plain costs, and a look-ahead map of each resource that works ramp up.
+"""What one replica holds: sums of plain costs, a look-ahead map of each resource that works ramp up, unread prompts.
 
 An engine that is given more than it has room for later preempts and computes again, which loses nothing and costs time:
 the map is there to make that rare, not to make it impossible.
@@ -6,135 +6,69 @@ the map is there to make that rare, not to make it impossible.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
 from foreserve.core import Cost, EngineLoad, Ramp, Work, restore, subtract
-from foreserve.foresight.anticipator import Anticipator, Held
+from foreserve.fleet.ahead import Ahead
+from foreserve.fleet.steps import PromptPace, StepClock
+from foreserve.ports import Unread
 
-WEIGHT = 0.2
-"""Of the newest heartbeat, in the moving rate of steps."""
+KV: Final = "kv_tokens"
+"""The resource that `EngineLoad.kv_fraction` tells of."""
 
+STALE_S: Final = 10.0
+"""After so long without a report nobody is taken to hold less than our own account says."""
 
-class StepClock:
-    """Counts the steps that a replica has taken from the time that passed and the length of its recent steps.
+UNREAD_STEPS: Final = 32
+UNREAD_S: Final = 2.0
+"""What has no first token yet has not begun to grow: its ramp begins anew after so many steps, for so long. After that
+it may have begun unseen: answers that are not streamed come whole."""
 
-    While no step's length is known nothing passes; the time is made up for once one is.
-    """
-
-    def __init__(self) -> None:
-        self._steps_per_s: float | None = None
-        self._since = 0.0
-        self._fraction = 0.0
-
-    def heard(self, last_step_s: float | None) -> None:
-        """A heartbeat told how long the newest step took, in seconds; `None` is not known."""
-        if last_step_s is None or last_step_s <= 0:
-            return
-        # Rates are averaged, not lengths: a heartbeat finds a long step more often than a short one, in proportion.
-        rate = 1.0 / last_step_s
-        self._steps_per_s = (
-            rate if self._steps_per_s is None else self._steps_per_s + WEIGHT * (rate - self._steps_per_s)
-        )
-
-    def begin(self, now: float) -> None:
-        """The replica had nothing to do until now."""
-        self._since, self._fraction = now, 0.0
-
-    def passed(self, now: float) -> int:
-        """Whole steps since the last call; what is left of one is carried over."""
-        if self._steps_per_s is None or now <= self._since:
-            return 0
-        steps = self._fraction + (now - self._since) * self._steps_per_s
-        whole = int(steps)
-        self._since = now
-        self._fraction = steps - whole
-        return whole
+CROWDED: Final = 0.9
+"""Of a resource: where more is held, a first token may have waited for room, and tells nothing of how prompts are read.
+"""
 
 
-class FrozenAhead(msgspec.Struct, frozen=True):
-    """An `Ahead` as it was: `maps` has what each one that is not empty holds, and the step that it is at."""
+class _Prompt(msgspec.Struct):
+    """One that was given and has no first token yet: what must be read of it, and when it was given."""
 
-    capacity: dict[str, float]
-    maps: dict[str, tuple[int, list[Held]]]
-
-
-class Ahead:
-    """What can still begin on one replica, by the maps of its resources (see `ports.LookAhead`)."""
-
-    def __init__(self, capacity: Cost) -> None:
-        self.capacity = capacity
-        """Of each resource, without what is set aside for works that have no ramp of it."""
-        self.maps: dict[str, Anticipator] = {}
-
-    def takes(self, ramps: Sequence[Ramp]) -> bool:
-        """An empty replica takes one, whatever is foreseen of it: nothing would ever become better by waiting."""
-        if len(ramps) <= 1 and not any(self.maps.values()):
-            return True
-        if len(ramps) == 1:
-            resource = ramps[0].resource
-            return resource not in self.capacity or self._fits(resource, ramps)
-        resources = dict.fromkeys(ramp.resource for ramp in ramps if ramp.resource in self.capacity)
-        return all(self._fits(name, [ramp for ramp in ramps if ramp.resource == name]) for name in resources)
-
-    def peak(self, steps: int, ramps: Sequence[Ramp] = ()) -> float:
-        """See `LookAhead`."""
-        return max((max(levels) for levels in self._shares(steps, ramps)), default=0.0)
-
-    def above(self, share: float, steps: int) -> float:
-        """See `LookAhead`."""
-        shares = [*self._shares(steps, ())]
-        return max((sum(each > share for each in levels) / len(levels) for levels in shares), default=0.0)
-
-    def _shares(self, steps: int, ramps: Sequence[Ramp]) -> Iterator[list[float]]:
-        """Of each resource that has a map, what is held at each step as a share of its capacity."""
-        for resource, capacity in self.capacity.items():
-            if resource not in self.maps and not any(ramp.resource == resource for ramp in ramps):
-                continue
-            levels = self.map(resource).window(max(steps, 1))
-            for ramp in ramps:
-                if ramp.resource == resource:
-                    for step in range(min(len(levels), max(ramp.steps, 1))):
-                        levels[step] += ramp.base + step
-            yield [level / capacity if capacity > 0 else float("inf") for level in levels]
-
-    def frozen(self) -> FrozenAhead:
-        """See `LookAhead`."""
-        maps = {resource: (one.now, one.held()) for resource, one in self.maps.items() if one}
-        return FrozenAhead(dict(self.capacity), maps)
-
-    @classmethod
-    def restored(cls, was: FrozenAhead) -> Ahead:
-        """One that takes what the frozen one took."""
-        ahead = cls(was.capacity)
-        ahead.maps = {resource: Anticipator.restored(now, held) for resource, (now, held) in was.maps.items()}
-        return ahead
-
-    def _fits(self, resource: str, ramps: Sequence[Ramp]) -> bool:
-        return self.map(resource).takes(ramps, self.capacity[resource])
-
-    def map(self, resource: str) -> Anticipator:
-        """The map of one resource."""
-        known = self.maps.get(resource)
-        if known is None:
-            known = self.maps[resource] = Anticipator()
-        return known
+    tokens: int
+    since: float
 
 
 class Occupancy:
     """Works that were given to one replica and have not ended. Pure but for its memory: `now` (seconds) is told.
 
     `capacity` is the most that it holds. A resource that a work ramps up is judged by the map alone, the rest of its
-    cost is summed; resources that `capacity` does not name are not limited.
+    cost is summed; resources that `capacity` does not name are not limited. Those of `holds` are foreseen alike, and
+    limit nothing.
     """
 
-    def __init__(self, capacity: Cost) -> None:
+    def __init__(self, capacity: Cost, holds: Cost | None = None) -> None:
         self.capacity = dict(capacity)
         self._held: dict[str, Work] = {}
+        self._sizes: dict[str, int] = {}
+        """Tokens of each, prompt and foreseen answer."""
+        self._whole = 0
+        self._unread: dict[str, _Prompt] = {}
+        self._unread_tokens = 0
         self._free = dict(capacity)
-        self._ahead = Ahead(self._free)
+        self._ahead = Ahead(self._free, {**(holds or {}), **capacity})
         self._clock = StepClock()
+        self._clocked = False
+        """Whether heartbeats tell how long steps are."""
+        self._passed = 0
+        """Steps since unread ramps began anew."""
+        self._began: dict[str, float] = {}
+        """When each answer began, where the pace of answers is needed."""
+        self._pace = PromptPace()
+        self._read_at = 0.0
+        self._heard_at = 0.0
+        self._each = 0.0
+        """What a work held on average when the engine was last heard."""
         self._others = 0.0
         """Slots that are taken by what did not come from us."""
         self._room: tuple[dict[str, float], Ahead] | None = None
@@ -145,40 +79,155 @@ class Occupancy:
         """By id, oldest first."""
         return self._held
 
-    def start(self, works: Sequence[Work], now: float) -> None:
-        """These begin now. What is still held under one of their ids is forgotten."""
+    @property
+    def tokens(self) -> int:
+        """Of the prompts and foreseen answers of all that is held."""
+        return self._whole
+
+    @property
+    def unread(self) -> Unread | None:
+        """Prompts that have no first token yet; `None` without any."""
+        if not self._unread:
+            return None
+        head = next(iter(self._unread.values()))
+        return Unread(
+            tokens=self._unread_tokens, first=head.tokens, since=max(head.since, self._read_at), count=len(self._unread)
+        )
+
+    @property
+    def token_s(self) -> float | None:
+        """Seconds for each token of prompts, as learned; `None` is not known."""
+        return self._pace.token_s
+
+    @property
+    def step_s(self) -> float | None:
+        """The length of a step of late, in seconds; `None` is not known."""
+        return self._clock.step_s
+
+    # --- works come and go
+
+    def start(self, works: Sequence[Work], now: float, cached: int = 0) -> None:
+        """These begin now, with so many tokens of their prompts cached.
+
+        What is still held under one of their ids is forgotten.
+        """
         self._advance(now)
         for work in works:
             if work.id in self._held:
                 self.end(work.id)
             self._held[work.id] = work
+            prompt, size = _tokens(work)
+            self._sizes[work.id] = size
+            self._whole += size
+            hit = min(cached, max(prompt - 1, 0))
+            cached -= hit
+            self._unread[work.id] = _Prompt(prompt - hit, now)
+            self._unread_tokens += prompt - hit
             ramp = self._ramp(work)
-            self._set_free(subtract(self._free, self._plain(work, ramp)))
+            if plain := self._plain(work, ramp):
+                self._set_free(subtract(self._free, plain))
             if ramp is not None:
                 self._ahead.map(ramp.resource).add(work.id, ramp)
+                self._room = None
 
-    def end(self, work_id: str) -> None:
-        """It has ended, however that came about. Unknown ids are ignored."""
+    def answered(self, ids: Collection[str], now: float) -> None:
+        """The first tokens of these have come, together. Engines read in order: what was given before has begun too."""
+        left = {work_id for work_id in ids if work_id in self._unread}
+        if not left:
+            return
+        self._advance(now)
+        tokens, since = 0, max(next(iter(self._unread.values())).since, self._read_at)
+        while left:
+            work_id = next(iter(self._unread))
+            left.discard(work_id)
+            tokens += self._has_begun(work_id, now)
+        if self._ahead.peak(1) < CROWDED:
+            self._pace.read(tokens, now - since)
+        self._read_at = now
+
+    def _has_begun(self, work_id: str, now: float) -> int:
+        """It is unread no more. What was."""
+        unread = self._unread.pop(work_id)
+        self._unread_tokens -= unread.tokens
+        self._begin_anew(work_id)
+        if not self._clocked:
+            self._began[work_id] = now
+        return unread.tokens
+
+    def _begin_anew(self, work_id: str) -> None:
+        """Its ramp begins now, not when it was given."""
+        ramp = self._ramp(self._held[work_id])
+        if ramp is not None:
+            self._ahead.map(ramp.resource).begin_anew(work_id, ramp)
+            self._room = None
+
+    def end(self, work_id: str, now: float | None = None, output_tokens: float = 0.0) -> None:
+        """It has ended, however that came about, after so many tokens. Unknown ids are ignored."""
         work = self._held.pop(work_id, None)
         if work is None:
             return
+        self._whole -= self._sizes.pop(work_id)
+        if (unread := self._unread.pop(work_id, None)) is not None:
+            self._unread_tokens -= unread.tokens
+        began = self._began.pop(work_id, None)
+        if began is not None and now is not None and output_tokens > 1 and now > began and not self._clocked:
+            self._clock.heard((now - began) / (output_tokens - 1))
         ramp = self._ramp(work)
-        # From the capacity, once nothing is held: sums of fractions would drift.
-        self._set_free(restore(self._free, self._plain(work, ramp)) if self._held else dict(self.capacity))
+        if plain := self._plain(work, ramp):
+            # From the capacity, once nothing is held: sums of fractions would drift.
+            self._set_free(restore(self._free, plain) if self._held else dict(self.capacity))
         if ramp is not None:
             self._ahead.map(ramp.resource).remove(work.id)
+            self._room = None
 
     def clear(self) -> None:
         """The replica is gone."""
         for work_id in list(self._held):
             self.end(work_id)
 
+    # --- what the engine says
+
     def heard(self, load: EngineLoad, now: float) -> None:
         """What the engine says of itself."""
         self._advance(now)
+        if load.last_step_s is not None and not self._clocked:
+            self._clocked = True
+            self._began.clear()
         self._clock.heard(load.last_step_s)
         if self._others != (others := float(load.others or 0)):
             self._others, self._room = others, None
+        self._heard_at = now
+        self._compare(load)
+
+    def _compare(self, load: EngineLoad) -> None:
+        """Find what is held beside our own works, or less than they would hold by themselves.
+
+        More is believed only where others run or may run: engines count what they keep cached. Less may be what has not
+        begun, or what works share. Where the engine does not tell, others are taken to hold as much as ours do.
+        """
+        whole = self._ahead.whole.get(KV)
+        if whole is None:
+            return
+        others = load.others
+        if others is None and load.running is not None:
+            others = max(0, load.running + (load.waiting or 0) - len(self._held))
+        held = self._ahead.map(KV).held_now + whole - self._ahead.capacity.get(KV, whole)
+        if self._held:
+            self._each = held / len(self._held)
+        beside = 0.0
+        if load.kv_fraction is not None:
+            told = load.kv_fraction * whole
+            ramps = (self._ramp(self._held[work_id]) for work_id in self._unread)
+            begun = held - sum(ramp.base for ramp in ramps if ramp is not None and ramp.resource == KV)
+            more = 0.0 if others == 0 else told - held
+            beside = more if told > held else min(0.0, told - begun)
+        elif others:
+            beside = others * self._each
+        if beside or KV in self._ahead.beside:
+            self._ahead.beside = {KV: beside} if beside else {}
+            self._room = None
+
+    # --- what can be read
 
     def room(self, now: float) -> tuple[dict[str, float], Ahead]:
         """What is free now, and what can still begin. Both are to be read before the next call and not kept.
@@ -195,9 +244,9 @@ class Occupancy:
                     "slots": max(free["slots"] - self._others, 0.0 if self._held else min(1.0, free["slots"])),
                 }
             for resource, ahead in self._ahead.maps.items():
-                if held := ahead.held_now:
+                if resource in free and (held := ahead.held_now):
                     free = {**free, resource: free[resource] - held}
-            self._room = free, self._ahead
+            self._room = (dict(free) if free is self._free else free), self._ahead
         return self._room
 
     def _advance(self, now: float) -> None:
@@ -207,19 +256,39 @@ class Occupancy:
             self._room = None
             for ahead in self._ahead.maps.values():
                 ahead.advance(steps)
+            self._passed += steps
+            if self._passed >= UNREAD_STEPS:
+                self._passed = 0
+                for work_id, prompt in self._unread.items():
+                    if now - prompt.since < UNREAD_S:
+                        self._begin_anew(work_id)
+        if now - self._heard_at > STALE_S and self._ahead.beside.get(KV, 0.0) < 0.0:
+            self._ahead.beside = {}
+            self._room = None
 
     def _set_free(self, free: dict[str, float]) -> None:
         self._free = self._ahead.capacity = free
         self._room = None
 
     def _ramp(self, work: Work) -> Ramp | None:
-        """The ramp of a work, where it is of something that is limited here."""
+        """The ramp of a work, where it is of something that is anticipated here."""
         ramp = work.ramp
-        return ramp if ramp is not None and ramp.resource in self.capacity else None
+        return ramp if ramp is not None and ramp.resource in self._ahead.whole else None
 
     def _plain(self, work: Work, ramp: Ramp | None) -> Cost:
-        if ramp is None:
-            return work.cost
-        plain = dict(work.cost)
-        plain.pop(ramp.resource, None)
-        return plain
+        """What is summed of its cost: of what is limited here, all but the ramp."""
+        return {
+            name: amount
+            for name, amount in work.cost.items()
+            if name in self.capacity and (ramp is None or name != ramp.resource)
+        }
+
+
+def _tokens(work: Work) -> tuple[int, int]:
+    """Of its prompt, and with its foreseen answer; of what nothing is foreseen, by its ramp or its cost."""
+    forecast, ramp = work.forecast, work.ramp
+    if forecast is not None:
+        return forecast.input_tokens, forecast.input_tokens + round(forecast.output.mean)
+    if ramp is not None:
+        return ramp.base, ramp.base + ramp.steps
+    return 0, round(work.cost.get(KV, 0.0))

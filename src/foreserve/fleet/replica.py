@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from foreserve.core import Cost, EngineInfo, EngineLoad, Work
+from foreserve.core import Chunk, Cost, EngineInfo, EngineLoad, Work
 from foreserve.fleet.occupancy import Occupancy
 from foreserve.messages import Abort, Chunks, Drain, Drained, FromWorker, Heartbeat, Ready, Run, StartFailed
 from foreserve.ports import Connection, Room
@@ -112,21 +112,31 @@ class Replica:
         self._room_at = now
         if self._room is not None and self._room.free is free:
             return self._room
+        occupancy = self._occupancy
         self._room = Room(
             replica=self.name,
             free=free,
             capacity=self.info.capacity,
-            running=len(self._occupancy.held),
+            holds=self.info.holds,
+            running=len(occupancy.held),
             load=self.load,
             ahead=ahead,
+            tokens=occupancy.tokens,
+            unread=occupancy.unread,
+            token_s=occupancy.token_s,
+            step_s=occupancy.step_s,
+            heard=self.heard_at,
         )
         return self._room
 
-    def view(self, now: float, fresh_s: float) -> ReplicaView:
-        """As scaling sees it; what it says of itself is fresh for `fresh_s`. Its `ahead` is not to be kept."""
+    def view(self, now: float, fresh_s: float, *, succeeded: bool = False) -> ReplicaView:
+        """As scaling sees it; what it says of itself is fresh for `fresh_s`. Its `ahead` is not to be kept.
+
+        `succeeded`: it has a successor as soon as it has ended.
+        """
         phase = PHASES[self.state]
-        if phase == "starting":
-            return ReplicaView(name=self.name, phase=phase, since=self.since)
+        if phase == "starting" or (succeeded and phase == "draining"):
+            return ReplicaView(name=self.name, phase="starting", since=self.since)
         return ReplicaView(
             name=self.name,
             phase=phase,
@@ -138,10 +148,10 @@ class Replica:
             known=now - self.heard_at <= fresh_s,
         )
 
-    def run(self, works: Sequence[Work], plan: Any) -> None:
-        """Give it work for which it has room."""
+    def run(self, works: Sequence[Work], plan: Any, cached: int = 0) -> None:
+        """Give it work for which it has room. So many tokens of the prompts are expected to be cached there."""
         self._room = None
-        self._occupancy.start(works, self._now())
+        self._occupancy.start(works, self._now(), cached)
         self._send(Run(works=tuple(works), plan=plan))
 
     def abort(self, ids: Sequence[str]) -> None:
@@ -168,19 +178,17 @@ class Replica:
         self.heard_at = self._now()
         match message:
             case Chunks(chunks=chunks) if self.info is not None:
-                for chunk in chunks:
-                    if chunk.finish is not None:
-                        self._occupancy.end(chunk.id)
+                self._take_note(chunks)
                 self._on_chunks(self, message)
                 self._look_if_empty()
             case Heartbeat(load=load):
                 before, self.load = self.load, load
-                self._occupancy.heard(load, self._now())
+                self._occupancy.heard(load, self.heard_at)
                 if self._on_room is not None and load.others != (before.others if before else None):
                     self._on_room(self)
             case Ready(info=info) if self.state is State.STARTING:
                 self.info = info
-                self._occupancy = Occupancy(info.capacity)
+                self._occupancy = Occupancy(info.capacity, info.holds)
                 self._enter(State.READY)
                 self.ready_at = self.since
                 self.ever_ready = True
@@ -190,6 +198,16 @@ class Replica:
                 self.reason = reason
             case Drained():
                 self._empty.set()
+
+    def _take_note(self, chunks: Sequence[Chunk]) -> None:
+        """Who has begun to answer, and who has ended."""
+        occupancy, now = self._occupancy, self._now()
+        first = [chunk.id for chunk in chunks if not chunk.index and _answers(chunk)]
+        if first:
+            occupancy.answered(first, now)
+        for chunk in chunks:
+            if chunk.finish is not None:
+                occupancy.end(chunk.id, now, chunk.finish.usage.get("output_tokens", 0.0))
 
     def exited(self, reason: str) -> None:
         """See `ports.Listener`."""
@@ -259,3 +277,8 @@ class Replica:
     @functools.cached_property
     def _now(self) -> Callable[[], float]:
         return asyncio.get_running_loop().time
+
+
+def _answers(chunk: Chunk) -> bool:
+    """Whether a first chunk tells that the prompt was read, not that the request was stopped or refused."""
+    return chunk.data is not None or (chunk.finish is not None and chunk.finish.reason in ("stop", "length"))

@@ -2,13 +2,16 @@
 
 The ramps of a replica together are U(a) = A + a * B at step a, where B counts the ramps and A sums their bases, each
 less the step it began at. Both change only where a ramp ends, so the map is two differences at each of those steps:
-what other maps keep in rings of the size of the longest answer is here a table as large as what is held. All numbers
-are integers, so nothing drifts.
+what other maps keep in rings of the size of the longest answer is here a table as large as what is held, with its steps
+in order. All numbers are integers, so nothing drifts.
+
+Between two ends U never falls, so it stands highest right before an end or at the last step that is asked for: what is
+foreseen is read from the ends alone, however many steps lie between them.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
@@ -20,9 +23,6 @@ EXTENSION = 0.2
 """Of its prediction, is what a ramp is extended by when it outlives that, again and again."""
 LEAST_EXTENSION = 16
 """Steps; a short answer that goes on is not asked after every few steps."""
-
-
-_NEVER = 2**63
 
 
 class Held(msgspec.Struct, array_like=True):
@@ -57,13 +57,23 @@ class Profile(msgspec.Struct, frozen=True):
         return self.a[i] + step * self.b[i]
 
 
+class _End:
+    """What changes at one step: A and B, by those ramps that are foreseen to end there."""
+
+    __slots__ = ("ids", "x", "y")
+
+    def __init__(self) -> None:
+        self.x = self.y = 0
+        self.ids: dict[str, None] = {}
+
+
 def _top(held: Held) -> int:
     """More than it holds at any step of its prediction."""
     return held.flat or held.base + held.end - held.began
 
 
 class Anticipator:
-    """The look-ahead map of one resource of one replica. Changes take constant time, a step in `advance` likewise.
+    """The look-ahead map of one resource of one replica. A change takes a bisection of its ends, steps no time at all.
 
     A ramp leaves by `remove` alone, never by the clock: one that outlives its prediction is extended by `EXTENSION` of
     it until it reaches its most, and stays at that.
@@ -74,9 +84,11 @@ class Anticipator:
         """Steps since the beginning."""
         self._a = 0
         self._b = 0
-        self._changes: dict[int, tuple[int, int]] = {}
-        self._soonest = _NEVER
-        """No step before it changes anything."""
+        self._changes: dict[int, _End] = {}
+        self._ends: list[int] = []
+        """The steps of `_changes`, in order. None of them has passed."""
+        self._order: list[tuple[int, int, int]] = []
+        """The same steps with what A and B change by: for reading."""
         self._held: dict[str, Held] = {}
         self._most = 0
         """The sum of what each holds at its highest: U is never above it."""
@@ -98,11 +110,7 @@ class Anticipator:
         made = cls()
         made.now = now
         for order, one in enumerate(held):
-            made._held[f"#{order}"] = one
-            made._most += _top(one)
-            x, y = made._share(one)
-            made._put(now, x, y)
-            made._put(one.end, -x, -y)
+            made._put(f"#{order}", one)
         return made
 
     # --- what changes it
@@ -112,88 +120,99 @@ class Anticipator:
         if ramp_id in self._held:
             raise ValueError(f"{ramp_id} is on the map already")
         steps = max(ramp.steps, 1)
-        held = Held(
-            base=ramp.base,
-            began=self.now,
-            end=self.now + steps,
-            last=self.now + max(ramp.most - ramp.base, steps),
-            extension=max(LEAST_EXTENSION, int(EXTENSION * steps)),
+        now = self.now
+        self._put(
+            ramp_id,
+            Held(
+                ramp.base,
+                now,
+                now + steps,
+                now + max(ramp.most - ramp.base, steps),
+                max(LEAST_EXTENSION, int(EXTENSION * steps)),
+            ),
         )
-        self._held[ramp_id] = held
-        self._most += _top(held)
-        self._put(self.now, held.base - held.began, 1)
-        self._put(held.end, held.began - held.base, -1)
 
     def remove(self, ramp_id: str) -> None:
         """It has ended. Unknown ids are ignored."""
-        held = self._held.pop(ramp_id, None)
+        held = self._held.get(ramp_id)
         if held is not None:
-            self._most -= _top(held)
-            x, y = self._share(held)
-            self._put(held.end, x, y)
-            self._put(self.now, -x, -y)
+            self._take(ramp_id, held)
+
+    def begin_anew(self, ramp_id: str, ramp: Ramp) -> None:
+        """It has not begun before now after all. Unknown ids are ignored."""
+        held = self._held.get(ramp_id)
+        if held is not None and held.began != self.now:
+            self._take(ramp_id, held)
+            self.add(ramp_id, ramp)
 
     def extend(self, ramp_id: str, steps: int) -> None:
         """It is foreseen to go on for so many steps more. Raises KeyError when it is not held."""
         held = self._held[ramp_id]
-        x, y = self._share(held)
-        self._put(held.end, x, y)
-        self._most -= _top(held)
+        self._take(ramp_id, held)
         held.end += steps
-        self._most += _top(held)
-        self._put(held.end, -x, -y)
+        self._put(ramp_id, held)
 
     def advance(self, steps: int) -> None:
         """So many steps have passed. Whoever has outlived its prediction by then is extended."""
-        begun, self.now = self.now, self.now + steps
-        if self.now < self._soonest:
+        self.now += steps
+        ends = self._ends
+        if not ends or ends[0] > self.now:
             return
-        passed: list[int] | range = range(begun + 1, self.now + 1)
-        if steps > len(self._changes):
-            passed = [step for step in self._changes if step <= self.now]
-        ended = False
-        for step in passed:
-            if (change := self._changes.pop(step, None)) is not None:
-                self._a += change[0]
-                self._b += change[1]
-                ended = True
-        self._soonest = min(self._changes, default=_NEVER)
-        if ended:
-            self._profile = None
-            for ramp_id, held in self._held.items():
-                if held.end <= self.now:
-                    self._outlived(ramp_id, held)
+        passed = bisect_right(ends, self.now)
+        outlived = [ramp_id for end in ends[:passed] for ramp_id in self._changes[end].ids]
+        for ramp_id in outlived:
+            held = self._held[ramp_id]
+            self._take(ramp_id, held)
+            self._outlive(held)
+            self._put(ramp_id, held)
 
-    def _outlived(self, ramp_id: str, held: Held) -> None:
+    def _outlive(self, held: Held) -> None:
         """Extend it as often as the steps that have passed ask for."""
-        times = (self.now - held.end) // held.extension + 1
         if not held.flat and held.end < held.last:
-            self.extend(ramp_id, min(times * held.extension, held.last - held.end))
+            times = (self.now - held.end) // held.extension + 1
+            held.end = min(held.end + times * held.extension, held.last)
         if held.end <= self.now:
             if not held.flat:
-                self._most -= _top(held)
                 held.flat = held.base + held.last - held.began
-                self._most += held.flat
-            self.extend(ramp_id, self.now + LEAST_EXTENSION - held.end)
+            held.end = self.now + LEAST_EXTENSION
 
-    def _share(self, held: Held) -> tuple[int, int]:
-        """What it adds to A and B while it lasts."""
-        return (held.flat, 0) if held.flat else (held.base - held.began, 1)
-
-    def _put(self, step: int, x: int, y: int) -> None:
-        """From `step` on A is `x` and B is `y` more."""
-        self._profile = None
-        if step <= self.now:
-            self._a += x
-            self._b += y
-            return
-        if step < self._soonest:
-            self._soonest = step
-        was_x, was_y = self._changes.get(step, (0, 0))
-        if x + was_x or y + was_y:
-            self._changes[step] = (x + was_x, y + was_y)
+    def _put(self, ramp_id: str, held: Held) -> None:
+        """It holds from now until its end, which has not passed."""
+        self._held[ramp_id] = held
+        x, y = (held.flat, 0) if held.flat else (held.base - held.began, 1)
+        at = bisect_left(self._ends, held.end)
+        end = self._changes.get(held.end)
+        if end is None:
+            end = self._changes[held.end] = _End()
+            self._ends.insert(at, held.end)
+            self._order.insert(at, (held.end, -x, -y))
         else:
-            self._changes.pop(step, None)
+            self._order[at] = (held.end, end.x - x, end.y - y)
+        end.ids[ramp_id] = None
+        end.x -= x
+        end.y -= y
+        self._a += x
+        self._b += y
+        self._most += _top(held)
+        self._profile = None
+
+    def _take(self, ramp_id: str, held: Held) -> None:
+        """The opposite."""
+        del self._held[ramp_id]
+        x, y = (held.flat, 0) if held.flat else (held.base - held.began, 1)
+        end = self._changes[held.end]
+        del end.ids[ramp_id]
+        end.x += x
+        end.y += y
+        at = bisect_left(self._ends, held.end)
+        if end.ids:
+            self._order[at] = (held.end, end.x, end.y)
+        else:
+            del self._changes[held.end], self._ends[at], self._order[at]
+        self._a -= x
+        self._b -= y
+        self._most -= _top(held)
+        self._profile = None
 
     # --- what is foreseen
 
@@ -210,17 +229,58 @@ class Anticipator:
         a, b = self._a, self._b
         for step in range(self.now, self.now + steps):
             if (change := self._changes.get(step)) is not None:
-                a, b = a + change[0], b + change[1]
+                a, b = a + change.x, b + change.y
             yield a + step * b
 
-    def peak(self, limit: int) -> int:
-        """The highest of the next `limit` steps, this one included; 0 when nothing is held."""
-        profile = self._read()
-        last = self.now + max(limit, 1) - 1
-        ends = profile.ends[: bisect_right(profile.ends, last)]
-        # Between ends U never falls, so it stands highest right before one, or at the last step.
-        before = [profile.a[i] + (end - 1) * profile.b[i] for i, end in enumerate(ends)]
-        return max(profile.at(last), *before) if before else profile.at(last)
+    def peak(self, limit: int, ramps: Sequence[Ramp] = ()) -> int:
+        """The highest of the next `limit` steps, this one included, were these begun now; 0 when nothing is held."""
+        now, a, b = self.now, self._a, self._b
+        last = now + max(limit, 1) - 1
+        brief: list[tuple[int, int, int]] = []
+        for ramp in ramps:
+            a += ramp.base - now
+            b += 1
+            if ramp.steps < limit:
+                brief.append((now + max(ramp.steps, 1), now - ramp.base, -1))
+        stops = self._order
+        if brief:
+            stops = sorted([*stops[: bisect_right(self._ends, last)], *brief])
+        best = 0
+        for stop, x, y in stops:
+            if stop > last:
+                break
+            level = a + (stop - 1) * b
+            if level > best:
+                best = level
+            a += x
+            b += y
+        return max(best, a + last * b)
+
+    def above(self, level: float, limit: int) -> int:
+        """How many of the next `limit` steps, this one included, hold more than `level`."""
+        found, begin, beyond = 0, self.now, self.now + max(limit, 1)
+        a, b = self._a, self._b
+        for end in (*self._ends[: bisect_left(self._ends, beyond)], beyond):
+            # U rises by b a step from `begin` on.
+            first = begin if a + begin * b > level else end if not b else max(begin, int((level - a) // b) + 1)
+            found += max(0, end - first)
+            if end < beyond:
+                change = self._changes[end]
+                a, b, begin = a + change.x, b + change.y, end
+        return found
+
+    def until(self, amount: float, capacity: float) -> int:
+        """After how many steps `amount` is free for the first time; as many as the last end if it is not even then."""
+        a, b = self._a, self._b
+        if a + self.now * b + amount <= capacity:
+            return 0
+        for end in self._ends:
+            change = self._changes[end]
+            a += change.x
+            b += change.y
+            if a + end * b + amount <= capacity:
+                return end - self.now
+        return self._ends[-1] - self.now if self._ends else 0
 
     def takes(self, ramps: Sequence[Ramp], capacity: float) -> bool:
         """Whether these, begun now, would keep the sum within `capacity` at every step for as long as they last.
@@ -250,10 +310,10 @@ class Anticipator:
 
     def _read(self) -> Profile:
         if self._profile is None:
-            ends = sorted(self._changes)
+            ends = self._ends
             changes = [self._changes[end] for end in ends]
-            a = [*accumulate((x for x, _ in changes), initial=self._a)]
-            b = [*accumulate((y for _, y in changes), initial=self._b)]
+            a = [*accumulate((change.x for change in changes), initial=self._a)]
+            b = [*accumulate((change.y for change in changes), initial=self._b)]
             tops = accumulate((x + (end - 1) * (y + 1) for x, y, end in zip(a, b, ends, strict=False)), max)
-            self._profile = Profile(ends, a, b, [*tops])
+            self._profile = Profile([*ends], a, b, [*tops])
         return self._profile

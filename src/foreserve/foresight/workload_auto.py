@@ -65,7 +65,7 @@ class Outlook:
         for rolling in self.rolling.values():
             rolling.extend(series)
         end = series.first + len(series)
-        back = min(len(series), scored(series.window_s))
+        back = min(len(series), scored(series))
         indices = range(end - back, end)
         came = series.values[len(series) - back :]
         made = {name: rolling.of(range(end - back, end + self.steps)) for name, rolling in self.rolling.items()}

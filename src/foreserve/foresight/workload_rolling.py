@@ -12,11 +12,11 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from foreserve.foresight.workload import DAY_S, Floats, Forecaster, Series
+from foreserve.foresight.workload import Floats, Forecaster, Series
 
 log = logging.getLogger(__name__)
 
-SCORED_DAYS: Final = 3.0
+SCORED_DAYS: Final = 3
 LEAST_SCORED: Final = 72
 MOST_SCORED: Final = 1008
 """How far back forecasts are judged, in days, within bounds in windows."""
@@ -38,9 +38,9 @@ REFIT_MOST: Final = 288
 """Windows between two trainings: one in 14 of those known, within bounds."""
 
 
-def scored(window_s: float) -> int:
+def scored(series: Series) -> int:
     """Windows on which forecasts are judged, at the most."""
-    return min(MOST_SCORED, max(LEAST_SCORED, round(SCORED_DAYS * DAY_S / window_s)))
+    return min(MOST_SCORED, max(LEAST_SCORED, SCORED_DAYS * series.day))
 
 
 def is_dear(forecaster: Forecaster) -> bool:
@@ -107,7 +107,7 @@ class Rolling:
     def _tried(self, series: Series) -> dict[int, float]:
         """What it would have foreseen of late, learning `FOLDS` times."""
         made: dict[int, float] = {}
-        begin = max(FIRST, len(series) - scored(series.window_s))
+        begin = max(FIRST, len(series) - scored(series))
         ends = np.linspace(begin, len(series), (1 if self._dear else FOLDS) + 1).astype(int)
         for begin, end in itertools.pairwise(ends):
             if end <= begin:
@@ -136,7 +136,7 @@ class Rolling:
         if self._now is None or not len(series):
             return
         end = len(series)
-        oldest = series.first + end - scored(series.window_s) - self.steps
+        oldest = series.first + end - scored(series) - self.steps
         if self._from is not None and self._from > series.first + end:  # the clock was set back
             self.made = {index: amount for index, amount in self.made.items() if index < series.first + end}
             self._from = series.first + end - 1
@@ -146,7 +146,7 @@ class Rolling:
         except Exception:  # a user's own may fail in any way
             log.exception("forecaster %s cannot tell", self.name)
         self._from = series.first + end
-        if len(self.made) > 2 * scored(series.window_s):
+        if len(self.made) > 2 * scored(series):
             self.made = {index: amount for index, amount in self.made.items() if index >= oldest}
 
     def of(self, indices: range) -> Floats:

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from foreserve.core import Forecast, Length, Price, Ramp
+from foreserve.core import Forecast, Length, Prefix, Price, Ramp
 from foreserve.foresight.length import Asked
 from foreserve.foresight.length_features import Features
 from foreserve.foresight.service_time import RequestTime
@@ -23,7 +23,7 @@ nothing."""
 class Foreseen(msgspec.Struct, frozen=True, eq=False):
     """What is known of a request before it is priced: lengths in tokens, and what was predicted from.
 
-    `later`: its meaning, where that is found beside it to learn from.
+    `later`: its meaning, where that is found beside it to learn from. `prefix`: how it begins, where that is told.
     """
 
     prompt_tokens: int
@@ -31,6 +31,7 @@ class Foreseen(msgspec.Struct, frozen=True, eq=False):
     length: Length
     features: Features | None = None
     later: asyncio.Future[Meaning | None] | None = None
+    prefix: Prefix | None = None
 
     def learned_from(self) -> Features | None:
         """`features`, with the meaning where it was found by now."""

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
+from foreserve.chosen import placement_name
 from foreserve.clock import wall
 from foreserve.core import EngineInfo, EngineSpec, Outcome, Price, Request, Work
 from foreserve.engines.generation import Generate
@@ -21,6 +24,7 @@ from foreserve.services.llm_engine import SIMULATED, engine_name, need_packages
 from foreserve.services.llm_preparing import Preparing
 from foreserve.services.llm_prompt import OFFLOAD_CHARS, Limits, Sampling, check_length, generate
 from foreserve.services.llm_text import ByteText, Text
+from foreserve.services.prefixes import of_tokens, wanted
 from foreserve.settings import LLMSettings, parse
 
 CONTINUOUS_POLICY = "hrrn"
@@ -68,6 +72,11 @@ class LLM:
         self._preparing = Preparing()
         self._static = self._engine == "transformers" or settings.engine_options.get("batching") == "static"
         self.foreseer = Foreseer(settings.foresight, words=self._engine != SIMULATED)
+
+    @property
+    def placement(self) -> str:
+        """The placement used when the settings say `auto`: looking ahead, but for one batch at a time."""
+        return "least_requests" if self._static else "anticipated"
 
     # --- before it starts
 
@@ -137,7 +146,10 @@ class LLM:
     def price(self, request: Request) -> Price:
         payload: Generate = request.payload
         cost = tokens_cost(len(payload.prompt), payload.max_tokens)
-        return self.foreseer.price(request.id, request.about, cost, ramps=not self._static)
+        price = self.foreseer.price(request.id, request.about, cost, ramps=not self._static)
+        if not wanted(self.settings, placement_name(self), self.settings.bounds[1]):
+            return price
+        return msgspec.structs.replace(price, prefix=of_tokens(payload.prompt))
 
     def settled(self, outcome: Outcome) -> None:
         self.foreseer.settled(outcome)

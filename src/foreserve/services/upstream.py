@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from foreserve.chosen import placement_name
 from foreserve.core import Chunk, EngineInfo, EngineSpec, Outcome, Price, Request, Work
 from foreserve.engines.forwarding import Answer, Body, Forward, Head
 from foreserve.errors import ConfigError
@@ -15,6 +16,7 @@ from foreserve.registry import entry, load
 from foreserve.services.foreseeing import Foreseer
 from foreserve.services.foreseen import Foreseen, tokens_cost
 from foreserve.services.observing import Observer
+from foreserve.services.prefixes import of_bytes, wanted
 from foreserve.services.upstream_asked import asked_upstream
 from foreserve.settings import QueueSettings, UpstreamSettings, parse
 
@@ -36,6 +38,7 @@ class Upstream:
 
     name = "upstream"
     policy = "hrrn"
+    placement = "anticipated"
 
     def __init__(self, urls: Sequence[str] | str | None = None, /, **words: Any) -> None:
         if urls is not None:
@@ -118,7 +121,11 @@ class Upstream:
         """One slot, and a rough count of tokens where the answer is foreseen or the request bounds it."""
         payload: Forward = request.payload
         cost = tokens_cost(len(payload.body) / BYTES_PER_TOKEN, payload.max_tokens, self._context)
-        return self.foreseer.price(request.id, request.about, cost, ramps=True)
+        price = self.foreseer.price(request.id, request.about, cost, ramps=True)
+        known = request.about
+        if isinstance(known, Foreseen) and known.prefix is not None:
+            return msgspec.structs.replace(price, prefix=known.prefix)
+        return price
 
     def settled(self, outcome: Outcome) -> None:
         self.foreseer.settled(outcome)
@@ -149,7 +156,14 @@ class Upstream:
         if self.observer is not None:
             return None
         asked = asked_upstream(payload.path, messages, prompt, payload.max_tokens, self._context, tenant)
-        return None if asked is None else (await self.foreseer.about([asked]))[0]
+        if asked is None:
+            return None
+        about = (await self.foreseer.about([asked]))[0]
+        told = messages if messages is not None else prompt
+        most = 2 if self.asked.may_join is not None else len(self.asked.urls)  # any number may come
+        if told is None or not wanted(self.settings, placement_name(self), most):
+            return about
+        return msgspec.structs.replace(about, prefix=of_bytes(memoryview(told)))
 
     def name_there(self, asked: str) -> str:
         """What the servers call the model that a client calls `asked`."""

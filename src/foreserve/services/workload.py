@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Final
 
 import msgspec
@@ -21,9 +22,6 @@ from foreserve.scaling import LoadForecast, Window
 from foreserve.settings import ScalingSettings
 
 log = logging.getLogger(__name__)
-
-LEVEL: Final = 0.8
-"""The chance with which what is foreseen at most is not exceeded: a number of replicas is to do for four in five."""
 
 MOST_WINDOWS: Final = 12_096
 """The newest windows that are forecast from: twelve weeks of ten minutes, eight days of one."""
@@ -118,17 +116,21 @@ class ServiceLoad:
                 self.take_up(await offload(lambda: store.windows(self.name, self.settings.window_s, since)))
             except Exception:
                 log.exception("%s: the history of its load cannot be read; it begins anew", self.name)
-        self._demand = Demand(self.settings.window_s, wall(), self._keep, self._before, self.settings.day_s)
-        self._before = []
-        self._others.set()
+        self._begin()
         self._tasks = [
             asyncio.create_task(self._watch(), name=f"windows of {self.name}"),
             asyncio.create_task(self._foresee(), name=f"forecasts of {self.name}"),
         ]
 
     def take_up(self, windows: Sequence[Window]) -> None:
-        """What came before, oldest first, to be told before the start."""
+        """What came before now, oldest first. To be told before anything has come."""
         self._before = [*self._before, *windows]
+        if self._demand is not None:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._demand = Demand(self.settings.window_s, wall(), self._keep, self._before, self.settings.day_s)
+        self._others.set()
 
     async def stop(self) -> None:
         """End what runs beside the loop; keep what is over. Idempotent."""
@@ -195,7 +197,7 @@ class ServiceLoad:
             expected={measure: one.expected for measure, one in told.items()},
             low={measure: one.low for measure, one in told.items()},
             high={measure: one.high for measure, one in told.items()},
-            level=LEVEL,
+            level=self.settings.level,
             model=lead.model,
             why=lead.why,
         )
@@ -205,15 +207,15 @@ class ServiceLoad:
         if not recent.get(REQUESTS):
             return None
         width = self.settings.window_s
-        # Of so many requests a few more or less are no surprise (Poisson, 0.84 standard deviations at this level).
-        off = 0.84 / math.sqrt(recent[REQUESTS] * width)
+        # Of so many requests a few more or less are no surprise (Poisson).
+        off = NormalDist().inv_cdf(self.settings.level) / math.sqrt(recent[REQUESTS] * width)
         return LoadForecast(
             at=wall(),
             window_s=width,
             expected={name: each * width for name, each in recent.items()},
             low={name: each * width * max(0.0, 1.0 - off) for name, each in recent.items()},
             high={name: each * width * (1.0 + off) for name, each in recent.items()},
-            level=LEVEL,
+            level=self.settings.level,
             model="recent",
             why="what came of late: no window is over yet",
         )
@@ -222,12 +224,14 @@ class ServiceLoad:
 
     async def _watch(self) -> None:
         """Tell each time a window is over."""
-        demand = self._demand
-        assert demand is not None
         while True:
+            demand = self._demand
+            assert demand is not None
             left = (demand.index + 1) * demand.window_s - wall()
             # In parts, so that a clock that is set does not leave it waiting for long.
             await asyncio.sleep(min(max(left, 0.001), demand.window_s))
+            demand = self._demand
+            assert demand is not None
             if demand.advance(wall()) or self._pending(demand):
                 self._others.set()
 
@@ -242,11 +246,11 @@ class ServiceLoad:
 
     async def _foresee(self) -> None:
         """Make the forecasts of each window, and have forecasters learn. A failure leaves what was foreseen before."""
-        demand = self._demand
-        assert demand is not None
         while True:
             await self._others.wait()
             self._others.clear()
+            demand = self._demand
+            assert demand is not None
             if self._store is not None:
                 self._keep_changed(demand, self._store)
             series, steps = demand.series(), self._steps
@@ -267,7 +271,7 @@ class ServiceLoad:
         outlooks = self._outlooks.pop(steps, {})
         for measure in series:
             if measure not in outlooks:
-                outlooks[measure] = Outlook(self._offered(), steps, LEVEL)
+                outlooks[measure] = Outlook(self._offered(), steps, self.settings.level)
         self._outlooks[steps] = outlooks
         while len(self._outlooks) > MOST_OUTLOOKS:
             oldest = next(iter(self._outlooks))

@@ -30,9 +30,9 @@ from foreserve.dispatch.decisions import (
 from foreserve.dispatch.journal import CLOSED
 from foreserve.dispatch.recorded import answered
 from foreserve.errors import ConfigError
-from foreserve.fleet.occupancy import Ahead as OccupancyAhead
-from foreserve.fleet.occupancy import FrozenAhead
-from foreserve.ports import Admission, Ahead, BatchPolicy, HearsRanks, Placement, Room, ranked
+from foreserve.fleet.ahead import Ahead as MappedAhead
+from foreserve.fleet.ahead import FrozenAhead
+from foreserve.ports import Admission, Ahead, BatchPolicy, HearsRanks, Placement, Room, Shortlisted, ranked
 from foreserve.settings import QueueSettings
 
 Asked = Picked | Placed | Stood | Admitted
@@ -201,7 +201,10 @@ class _Service:
         rooms = self._thawed(entry.rooms)
         by_rank = ranked(self._placement)
         if by_rank is None:
-            return self._placement.place(works, rooms, entry.now)
+            placed = self._placement.place(works, rooms, entry.now)
+            if isinstance(self._placement, Shortlisted):
+                self._placement.chosen(works, entry.replica, entry.now)
+            return placed
         replica = min(rooms, key=by_rank.rank).replica  # of equals the first: they are recorded in their order
         if isinstance(by_rank, HearsRanks):
             by_rank.chosen(works, entry.replica, entry.now)
@@ -228,7 +231,13 @@ class _Service:
             capacity=room.capacity,
             running=room.running,
             load=room.load,
-            ahead=None if ahead is None else OccupancyAhead.restored(msgspec.convert(ahead, FrozenAhead, strict=False)),
+            ahead=None if ahead is None else MappedAhead.restored(msgspec.convert(ahead, FrozenAhead, strict=False)),
+            tokens=room.tokens,
+            unread=room.unread,
+            token_s=room.token_s,
+            step_s=room.step_s,
+            heard=room.heard,
+            holds=room.holds,
         )
 
 

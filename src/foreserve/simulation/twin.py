@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 import msgspec
 
 from foreserve.app import Progress, Served
+from foreserve.chosen import placement_name
 from foreserve.core import Chunk, EngineInfo, EngineSpec, Outcome, Price, Request, Work
 from foreserve.engines.generation import Count, Sized
 from foreserve.engines.profile import EngineProfile
@@ -17,6 +18,7 @@ from foreserve.ports import Decoded, Resumed
 from foreserve.services.foreseeing import Foreseer
 from foreserve.services.foreseen import Foreseen, tokens_cost
 from foreserve.services.llm import CONTINUOUS_POLICY, LLM, STATIC_POLICY
+from foreserve.services.prefixes import of_hashes, wanted
 from foreserve.services.upstream import Upstream
 from foreserve.simulation.oracle import Oracle
 from foreserve.traces.row import TraceRow
@@ -57,6 +59,15 @@ class Twin:
     def policy(self) -> str:
         """See `Kind`."""
         return STATIC_POLICY if self._static else CONTINUOUS_POLICY
+
+    def memory_bytes(self) -> int:
+        """What one replica holds, as the profile tells it, for services that share a machine."""
+        return self.profile.host_bytes
+
+    @property
+    def placement(self) -> str:
+        """See `LLM.placement`."""
+        return "least_requests" if self._static else "anticipated"
 
     def prepare(self, progress: Progress | None) -> None:
         """Nothing is needed."""
@@ -102,7 +113,10 @@ class Twin:
     def price(self, request: Request) -> Price:
         payload: Sized = request.payload
         cost = tokens_cost(payload.prompt_tokens, payload.max_tokens)
-        return self.foreseer.price(request.id, request.about, cost, ramps=not self._static)
+        price = self.foreseer.price(request.id, request.about, cost, ramps=not self._static)
+        if not payload.prefix or not wanted(self.settings, placement_name(self), self._replicas):
+            return price
+        return msgspec.structs.replace(price, prefix=of_hashes(payload.prefix, payload.block_tokens))
 
     def settled(self, outcome: Outcome) -> None:
         self.foreseer.settled(outcome)

@@ -11,7 +11,7 @@ import yaml
 
 from foreserve.app import App, policy_name
 from foreserve.appfile import load_app_file
-from foreserve.chosen import make_admission, make_placement, make_policy
+from foreserve.chosen import make_admission, make_placement, make_policy, placement_name
 from foreserve.errors import ConfigError
 from foreserve.registry import choices
 from foreserve.settings import AppSettings, parse
@@ -166,7 +166,7 @@ def check_policies(kinds: Mapping[str, Any]) -> None:
     """Whether every policy, placement and admission can be made. Raises ConfigError."""
     for name, kind in kinds.items():
         policy = make_policy(name, policy_name(kind), kind.settings.policy_options)
-        make_placement(name, kind.settings.placement)
+        make_placement(name, placement_name(kind))
         make_admission(name, kind.settings.queue, policy)
 
 
