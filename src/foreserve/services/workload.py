@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Final
 
 import msgspec
@@ -21,9 +22,6 @@ from foreserve.scaling import LoadForecast, Window
 from foreserve.settings import ScalingSettings
 
 log = logging.getLogger(__name__)
-
-LEVEL: Final = 0.8
-"""What is foreseen at most is so at this chance, as PreServe's floor has it in our form."""
 
 MOST_WINDOWS: Final = 50_000
 CHOOSE_EVERY: Final = 60
@@ -109,7 +107,9 @@ class ServiceLoad:
             log.exception("%s: the history of its load cannot be read; it begins anew", self.name)
 
     def take_up(self, windows: Sequence[Window]) -> None:
-        """What came before, oldest first; what is told later replaces it."""
+        """What came before now, oldest first; what is told later replaces it. Before anything has come."""
+        if self._demand is not None:
+            self._demand = Demand(self.settings.window_s, wall(), self._keep)
         for window in windows:
             if window.window_s == self.settings.window_s:
                 self._windows[round(window.at / window.window_s)] = window.amounts
@@ -192,7 +192,7 @@ class ServiceLoad:
         found = {}
         for measure, series in self._series.items():
             chosen = self._chosen.get((measure, steps)) or self._untried(steps)
-            if (told := chosen.foresee(series, LEVEL)) is not None:
+            if (told := chosen.foresee(series, self.settings.level)) is not None:
                 found[measure] = (told, chosen)
         if not found or not self._windows:
             return None
@@ -203,7 +203,7 @@ class ServiceLoad:
             expected={measure: told[0] for measure, (told, _) in found.items()},
             low={measure: told[1] for measure, (told, _) in found.items()},
             high={measure: told[2] for measure, (told, _) in found.items()},
-            level=LEVEL,
+            level=self.settings.level,
             model=lead[1].name,
             why=lead[1].why(self.settings.window_s),
         )
@@ -217,15 +217,15 @@ class ServiceLoad:
         if not recent.get("requests"):
             return None
         width = self.settings.window_s
-        # Of so many requests a few more or less are no surprise (Poisson, 0.84 standard deviations at this level).
-        off = 0.84 / math.sqrt(recent["requests"] * width)
+        # Of so many requests a few more or less are no surprise (Poisson).
+        off = NormalDist().inv_cdf(self.settings.level) / math.sqrt(recent["requests"] * width)
         return LoadForecast(
             at=wall(),
             window_s=width,
             expected={name: each * width for name, each in recent.items()},
             low={name: each * width * max(0.0, 1.0 - off) for name, each in recent.items()},
             high={name: each * width * (1.0 + off) for name, each in recent.items()},
-            level=LEVEL,
+            level=self.settings.level,
             model="recent",
             why="what came of late: no window is over yet",
         )
