@@ -99,7 +99,7 @@ class _Now(Collector):
             told = [replica.load.others for replica in status.replicas if replica.load is not None]
             if known := [count for count in told if count is not None]:
                 others.add_metric([name], sum(known))
-        yield from (waiting, running, replicas, wanted, others)
+        yield from (waiting, running, replicas, wanted, others, asked, granted)
 
 
 @router.get("/metrics", **describe("Prometheus metrics", reply="text/plain"))
