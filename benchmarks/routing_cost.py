@@ -126,18 +126,14 @@ def _fleet(replicas: int) -> dict[str, Replica]:
     info = EngineInfo(batching="continuous", capacity={"slots": 4096.0}, holds={"kv_tokens": 36_896.0})
     fleet = {}
     for number in range(replicas):
-        replica = Replica(
-            f"s/{number}.1", on_ready=lambda _: None, on_chunks=lambda *_: None, on_gone=lambda _: None
-        )
+        replica = Replica(f"s/{number}.1", on_ready=lambda _: None, on_chunks=lambda *_: None, on_gone=lambda _: None)
         replica.connect(_Silent())
         replica.heard(Ready(info, 1))
         fleet[replica.name] = replica
     return fleet
 
 
-def _place(
-    placement: Placement, listed: Shortlisted | None, rooms: Rooms, work: Work, now: float
-) -> tuple[str, int]:
+def _place(placement: Placement, listed: Shortlisted | None, rooms: Rooms, work: Work, now: float) -> tuple[str, int]:
     """As the dispatcher does."""
     works = [work]
     if listed is not None:

@@ -195,6 +195,7 @@ class Running:
                 shares.hold(name, least)
             return None
         bounded = Bounded(ToZero(policy, settings.scaling.idle_s))
+        shares = self._shares if fleet is replicas else None  # servers of others take nothing of this machine
         return ServiceScaling(
             name, settings.scaling, (least, most), bounded, replicas, fleet, dispatcher, self._scaled, shares
         )

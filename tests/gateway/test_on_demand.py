@@ -65,6 +65,8 @@ def test_the_first_request_waits_for_a_start(client: httpx.Client):
     metrics = client.get("/metrics").text
     assert 'foreserve_replica_start_seconds_count{service="chat"} 1.0' in metrics
     assert 'foreserve_replicas_wanted{service="chat"} 1.0' in metrics
+    assert 'foreserve_scaling_wanted{service="chat"} 1.0' in metrics
+    assert 'foreserve_scaling_granted{service="chat"} 1.0' in metrics
     assert client.get("/v1/models/chat").json()["max_model_len"] == 8192
 
 

@@ -60,6 +60,8 @@ class Outside:
         self._joins = joins
         self._places = frozenset(places)
         self._wanted: int | None = None
+        self._early = 0
+        """The most that was wanted before it was known what is there."""
         self._asked_at = 0.0
         self._began = 0.0
         self._told: int | None = None
@@ -93,7 +95,8 @@ class Outside:
     def scale(self, wanted: int) -> None:
         """See to it that there are so many. Never blocks; the same number again changes nothing."""
         if self._wanted is None:
-            return  # what is there is not known yet
+            self._early = max(self._early, wanted)  # what is there is not known yet
+            return
         if wanted > self._wanted:
             self._asked_at = loop_now()
         if wanted != self._wanted:
@@ -119,7 +122,7 @@ class Outside:
 
     async def _run(self) -> None:
         await asyncio.sleep(GRACE_S)
-        self._wanted = max(self._least, self._ready())
+        self._wanted = max(self._least, self._ready(), self._early)
         self._asked_at = loop_now()
         if self._ready() >= self._wanted:
             self._told, self._not_before = self._wanted, loop_now() + REPEAT_S
