@@ -33,6 +33,8 @@ from foreserve.models.catalog import locate
 
 CLIENTS = 6
 MAX_TOKENS = 24
+PEER_PYTHON = sys.executable
+"""The interpreter that has xllamacpp."""
 LIMIT_S = 120.0
 """No request may take longer: what does is counted as hung."""
 
@@ -48,7 +50,7 @@ class Peer:
 
     async def start(self) -> None:
         """Until its health says 200."""
-        command = [sys.executable, str(ROOT / "tests/peer/llamacpp_server.py"), str(locate("smollm2", "bench").path)]
+        command = [PEER_PYTHON, str(ROOT / "tests/peer/llamacpp_server.py"), str(locate("smollm2", "bench").path)]
         self._process = await asyncio.to_thread(
             subprocess.Popen,
             [*command, str(self.port)],

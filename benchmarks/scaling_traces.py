@@ -86,11 +86,17 @@ def servegen(
     return _load(name, iter(trace), days * DAY_S / SPEED, SPEED, longer)
 
 
+def servegen_path() -> Path | None:
+    """The archive, where it is on this machine."""
+    path = data.folder() / SERVEGEN
+    return path if path.exists() else None
+
+
 @cache
 def _clients() -> tuple[Path, list[Client]] | None:
     """Of `m-small`, from the archive."""
-    path = data.folder() / SERVEGEN
-    if not path.exists():
+    path = servegen_path()
+    if path is None:
         return None
     logging.getLogger("foreserve.traces.servegen_data").setLevel(logging.ERROR)  # clients without lengths are known
     return path, read_clients(path)

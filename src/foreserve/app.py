@@ -146,6 +146,8 @@ class Running:
         self._shares = Shares(machine.replicas, machine.memory_gb) if bounded else None
         self._expiring: asyncio.Task[None] | None = None
         self.services = {name: self._wire(name, kind) for name, kind in app.services.items()}
+        if self._shares is not None:
+            self._shares.check(self._leasts())
 
     def _wire(self, name: str, kind: Served) -> Service:
         """Everything that one service consists of, and who tells whom."""
@@ -186,12 +188,16 @@ class Running:
         """Who decides how many replicas there are, where that is left open."""
         settings = kind.settings
         least, most = settings.bounds
+        shares = None if isinstance(settings, UpstreamSettings) else self._shares  # servers run elsewhere
         policy = make_scaling_policy(name, settings.scaling)  # also where nobody asks it: what is wrong is told
         if least == most or (isinstance(settings, UpstreamSettings) and not settings.scaled):
+            if shares is not None:
+                shares.hold(name, least)
             return None
         bounded = Bounded(ToZero(policy, settings.scaling.idle_s))
+        shares = self._shares if fleet is replicas else None  # servers of others take nothing of this machine
         return ServiceScaling(
-            name, settings.scaling, (least, most), bounded, replicas, fleet, dispatcher, self._scaled, self._shares
+            name, settings.scaling, (least, most), bounded, replicas, fleet, dispatcher, self._scaled, shares
         )
 
     def _scaled(self, decision: ScalingDecision) -> None:
@@ -201,6 +207,28 @@ class Running:
             self.loads.decided(decision)
         for tell in self.scaled:
             tell(decision)
+
+    def fleet(self, name: str) -> Replicas | Outside:
+        """What scaling scales of a service."""
+        return self.outside.get(name) or self.services[name].replicas
+
+    async def add(self, name: str, kind: Served) -> None:
+        """Serve one more, from now on. What is learned of it lives as long as the server.
+
+        Raises EngineStartError when no replica of it could be started; nothing is left then.
+        """
+        self.app.services[name] = kind
+        self.services[name] = service = self._wire(name, kind)
+        try:
+            if hasattr(kind, "foreseer"):
+                self.foreseers[name] = kind.foreseer
+                await kind.foreseer.start(name, None, None)
+            await service.replicas.start()
+        except BaseException:
+            del self.app.services[name], self.services[name]
+            if (foreseer := self.foreseers.pop(name, None)) is not None:
+                await foreseer.stop()
+            raise
 
     def _least(self, settings: ServiceSettings) -> int | None:
         """How many replicas are started at the start; of servers that run already, all that do."""
@@ -302,12 +330,18 @@ class Running:
         if scaled and state.history:
             keep = {name: self.services[name].settings.scaling.keep_days for name in scaled}
             self.loads = await offload(lambda: LoadStore.open(state_folder(state), keep))
-        for name, scaling in scaled.items():
-            if self._shares is not None:
-                kind: Any = self.app.services[name]
-                memory = await offload(kind.memory_bytes) if hasattr(kind, "memory_bytes") else 0
-                self._shares.memory_gb[name] = memory / 2**30
+        if self._shares is not None:
+            for name, kind in self.app.services.items():
+                if hasattr(kind, "memory_bytes"):
+                    self._shares.memory_gb[name] = await offload(kind.memory_bytes) / 2**30
+            self._shares.check(self._leasts())
+        for scaling in scaled.values():
             await scaling.prepare(self.loads)
+
+    def _leasts(self) -> dict[str, int]:
+        """Of each service that takes room on this machine; servers that run elsewhere take none."""
+        settings = {name: kind.settings for name, kind in self.app.services.items()}
+        return {n: each.bounds[0] for n, each in settings.items() if not isinstance(each, UpstreamSettings)}
 
     async def _start_all(self) -> None:
         """Side by side. When one fails, or this is cancelled, nothing of it runs on."""
@@ -385,7 +419,7 @@ def _outside(
         teller = Command(scaling.command)
     else:
         teller = Webhook(scaling.webhook or "", scaling.webhook_key_env)
-    return Outside(name, replicas, teller, settings.bounds[0], joins)
+    return Outside(name, replicas, teller, settings.bounds[0], joins, settings.urls)
 
 
 def _decisions(state: StateSettings) -> Journal | None:

@@ -26,7 +26,7 @@ _TABLES = Tables(
 CREATE TABLE windows (
     service TEXT NOT NULL, at REAL NOT NULL, window_s REAL NOT NULL, amounts BLOB NOT NULL,
     PRIMARY KEY (service, window_s, at)
-) WITHOUT ROWID;
+);
 CREATE TABLE notes (service TEXT NOT NULL, what TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY (service, what));
 CREATE TABLE decisions (
     n INTEGER PRIMARY KEY AUTOINCREMENT, service TEXT NOT NULL, at REAL NOT NULL, data BLOB NOT NULL

@@ -61,7 +61,8 @@ class ScalingSettings(Settings, frozen=True, kw_only=True):
     `policy` is a scaling policy by name, `policy_options` its keyword arguments. It is asked every `every_s` seconds.
     What came is counted in windows of `window_s` seconds, kept for `keep_days`; `forecaster` foresees it, by name, or
     `auto`: the one that would have been best on this service's own history. The load is taken to have the season of a
-    day of `day_s`, which is shorter where a trace is played faster. `idle_s` is how long a service that may go
+    day of `day_s`, which is shorter where a trace is played faster; what is foreseen at most is enough with the chance
+    `level`. `idle_s` is how long a service that may go
     to no replicas keeps the last one when nothing comes. A replica that is wanted no more may take `drain_s` to finish
     what it runs; then what can goes on elsewhere. Where replicas are servers that we cannot start, `command` (a
     program and its arguments) or `webhook` (an address) is told how many are wanted; `webhook_key_env` names the
@@ -75,6 +76,7 @@ class ScalingSettings(Settings, frozen=True, kw_only=True):
     window_s: float = 60.0
     keep_days: float = 28.0
     day_s: float = 86_400.0
+    level: float = 0.8
     idle_s: float = 300.0
     drain_s: float = 300.0
     command: list[str] | None = None
@@ -86,6 +88,8 @@ class ScalingSettings(Settings, frozen=True, kw_only=True):
             raise ValueError("`command` and `webhook` are both set; one of them is told")
         for name in ("every_s", "window_s", "keep_days", "day_s", "idle_s", "drain_s"):
             _above(name, getattr(self, name), 0)
+        if not 0.5 <= self.level < 1.0:
+            raise ValueError(f"`level` is {self.level}; it must be at least 0.5 and below 1")
         if self.command is not None and not self.command:
             raise ValueError("`command` names no program")
         if self.webhook is not None and not self.webhook.startswith(("http://", "https://")):

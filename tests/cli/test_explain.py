@@ -221,8 +221,8 @@ def test_an_unknown_service_names_those_there_are(history: History) -> None:
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
-        ((), "give one REQUEST_ID, or --last N"),
-        (("r1", "--last", "2"), "give one REQUEST_ID, or --last N"),
+        ((), "give one REQUEST_ID, --last N or --scaling"),
+        (("r1", "--last", "2"), "give one REQUEST_ID, --last N or --scaling"),
         (("r1", "--service", "chat"), "--service goes with --last"),
         (("r1", "--app", "app.py"), "give one of them"),
     ],

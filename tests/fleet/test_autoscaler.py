@@ -146,8 +146,13 @@ def test_a_queue_that_is_gone_before_a_start_adds_none():
 
 
 def test_a_queue_of_which_nothing_is_known_adds_one_at_a_time():
-    stand = view(1, capacity=None, recent={}, waiting=Waiting(count=5))
+    stand = view(1, capacity=None, recent={}, waiting=Waiting(count=9))
     assert play(Hybrid(), stand, range(0, 100, 2)) == [(0, 2)]
+
+
+def test_what_finds_a_free_slot_at_once_adds_none():
+    stand = view(1, capacity=None, recent={}, waiting=Waiting(count=8))
+    assert play(Hybrid(), stand, range(0, 100, 2)) == []
 
 
 def test_more_than_was_foreseen_adds_before_a_queue_has_built_up():
@@ -171,7 +176,7 @@ def test_fewer_once_per_window():
         (foreseen(1.0, [*(replica(n) for n in range(3)), replica(3, known=False)]), "nothing fresh is known of s/3.1"),
         (foreseen(1.0, 4, recent={"tokens": 33.0}), ""),
         (
-            view(4, recent={"tokens": 1.0}, forecast=forecast({"tokens": 60 * 8.0}, {"tokens": 60 * 7.0})),
+            view(4, recent={"tokens": 1.0}, forecast=forecast({"tokens": 60 * 8.0}, low={"tokens": 60 * 6.0})),
             "foreseen to rise",
         ),
         (foreseen(1.0, [replica(n, running=7) for n in range(4)]), "keeps 3.5 replicas full"),

@@ -83,6 +83,33 @@ def test_a_queue_of_whole_batches_says_that_they_are_full():
     assert "first guess" in at(half).why
 
 
+def test_the_first_requests_already_allow_a_guess():
+    profile = CapacityProfile()
+    serve(profile, rate=4.0, running=4, seconds=4.0, took=2.0)
+    assert at(profile).per_s["requests"] == pytest.approx(4.0)
+    assert "a first guess: 8 at once, 2 s each" in at(profile).why
+
+
+def test_memory_that_is_full_is_so_only_while_something_waits_for_it():
+    for oldest_s, words in ((0.2, "a first guess"), (2.0, "on full replicas")):
+        profile = CapacityProfile()
+        for now in range(0, 60, 2):
+            profile.looked([replica(running=4, share=1.0)], Waiting(count=2, oldest_s=oldest_s), float(now))
+            for _ in range(4):
+                profile.ended(ended())
+        assert words in at(profile).why
+
+
+def test_a_guess_knows_that_memory_holds_fewer_than_there_are_slots():
+    profile = CapacityProfile()
+    for now in range(0, 60, 2):
+        profile.looked([replica(running=10, share=0.5, slots=128.0)], Waiting(), float(now))
+        for _ in range(10):
+            profile.ended(ended(2.0))
+    assert at(profile).why.startswith("a first guess: 20 at once, 2 s each")
+    assert at(profile).per_s["requests"] == pytest.approx(10.0, rel=0.05)
+
+
 def test_little_load_tells_nothing_but_how_long_a_request_takes():
     profile = CapacityProfile()
     serve(profile, rate=0.5, running=1, took=2.0)
@@ -148,10 +175,12 @@ def test_a_mix_that_was_never_seen_is_taken_for_the_nearest():
 
 def test_a_period_in_which_a_replica_came_or_left_tells_nothing():
     profile = CapacityProfile()
+    serve(profile, rate=2.0, running=8)
+    known = profile.state()
     for now in range(0, 60, 2):
-        profile.looked([replica(n, running=8) for n in range(1 + now // 2 % 2)], Waiting(), float(now))
+        profile.looked([replica(n, running=8) for n in range(1 + now // 2 % 2)], Waiting(), 100.0 + now)
         profile.ended(ended())
-    assert profile.at(LLM) is None
+    assert profile.state() == known
 
 
 def test_what_did_not_end_well_was_work_too():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,7 +68,8 @@ async def fleet(
             await server.stop()
         cloud = Cloud(servers)
         urls = [server.url for server in servers[:listed]]
-        words: dict[str, Any] = {"replicas": bounds, "scaling": {"command": ["true"]}, "probe_limit_s": 2.0}
+        scaling = {"command": ["true"], "every_s": 1000.0}  # the test decides, not the policy
+        words: dict[str, Any] = {"replicas": bounds, "scaling": scaling, "probe_limit_s": 2.0}
         running = App(state={"history": False}, m=Upstream(urls, model="m", **words)).run()
         outside = running.outside["m"]
         outside._teller = cloud
@@ -209,6 +212,41 @@ async def test_servers_that_are_named_in_return_join_up_to_the_most() -> None:
         ]
 
 
+async def test_named_servers_are_forgotten_when_they_are_of_no_use_or_do_not_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "REPEAT_S", 0.5)
+    async with fleet(places=3, up=2, listed=1) as (cloud, outside, running):
+        cloud.acts = False
+        replicas = running.services["m"].replicas
+
+        def known() -> list[int]:
+            urls = [server.url for server in cloud.servers]
+            return [urls.index(str(seat.spec.options["url"])) for seat in replicas.seats]
+
+        cloud.names = [cloud.servers[1].url]
+        outside.scale(2)
+        await until(lambda: ready(running) == 2)
+        cloud.names = []
+        outside.scale(1)
+        await until(lambda: cloud.told[-1] == 1)
+        await until(lambda: known() == [0])
+        assert cloud.wishes[-1].unused == (cloud.servers[1].url,)
+        cloud.names = [cloud.servers[1].url]
+        outside.scale(2)
+        await until(lambda: ready(running) == 2)
+        cloud.names = [cloud.servers[2].url]
+        await cloud.servers[2].start()
+        await cloud.servers[1].stop()
+        await until(lambda: known() == [0, 2] and ready(running) == 2)
+        assert cloud.wishes[-1].used == (cloud.servers[0].url,)
+        # A place that was listed stays one.
+        await cloud.servers[0].stop()
+        await until(lambda: ready(running) == 1)
+        await asyncio.sleep(1.2)
+        assert known() == [0, 2]
+
+
 async def test_none_is_up_at_the_start_and_the_least_are_asked_for() -> None:
     async with fleet(up=0, bounds=(2, 3), start=False) as (cloud, _, running):
         await until(lambda: ready(running) == 2)
@@ -225,6 +263,30 @@ async def test_from_none_the_first_request_waits_for_a_server() -> None:
         await until(lambda: cloud.servers[0]._runner is None)
         assert (await ask(running, "second")).kind is OutcomeKind.DONE
         assert cloud.told == [1, 0, 1]
+
+
+async def test_load_makes_a_real_command_start_a_server(tmp_path: Path) -> None:
+    async def slow(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.2)
+        return await one.answer(request)
+
+    wanted = tmp_path / "wanted"
+    script = f"import os; open({str(wanted)!r}, 'a').write(os.environ['FORESERVE_WANTED'] + ' ')"
+    async with scripted() as one, scripted() as two:
+        await two.stop()
+        one.script = two.script = slow
+        scaling = {"command": [sys.executable, "-c", script], "every_s": 0.2}
+        kind = Upstream([one.url, two.url], model="m", max_running=1, replicas=(1, 2), scaling=scaling)
+        running = App(state={"history": False}, m=kind).run()
+        await running.start()
+        work = [asyncio.create_task(ask(running, f"r{n}")) for n in range(40)]
+        await until(wanted.exists)
+        await two.start()
+        assert {(await one).kind for one in work} == {OutcomeKind.DONE}
+        assert wanted.read_text().split()[0] == "2"
+        assert two.seen
+        await running.stop(1.0)
+        running.ledger.check(idle=True)
 
 
 @pytest.mark.parametrize(

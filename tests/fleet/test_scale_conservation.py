@@ -139,7 +139,7 @@ def play(
                     await asyncio.sleep(amount)
             assert len([one for one in house.replicas.all if one.state is not State.GONE]) <= MOST
             views = house.replicas.views(asyncio.get_running_loop().time())
-            assert sum(view.phase in ("starting", "ready") for view in views) <= house.replicas.wanted
+            assert sum(view.phase in ("starting", "ready") for view in views) == house.replicas.wanted
         if stop_at_once:
             house.dispatcher.give_up("stopping")
             await house.replicas.stop(10.0)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foreserve.errors import ConfigError
 from foreserve.fleet.sharing import Claim, Granted, Shares, share
 
 
@@ -179,3 +180,28 @@ def test_who_has_not_asked_yet_keeps_what_it_holds():
     shares = Shares(replicas=2)
     _, b = Service("a", shares, 2, 2.0, active=2), Service("b", shares, 1, 1.0)
     assert b.ask(waits_s=9.0).share == 0
+
+
+def test_a_fixed_number_of_replicas_takes_its_room_and_is_never_asked_for_it():
+    shares = Shares(replicas=3)
+    shares.hold("fixed", 2)
+    a = Service("a", shares, 3, 3.0)
+    assert a.ask(waits_s=900.0).replicas == 1
+
+
+def test_leasts_that_do_not_fit_are_told_before_anything_starts():
+    shares = Shares(replicas=2, memory_gb=4.0)
+    shares.check({"a": 1, "b": 1})
+    with pytest.raises(
+        ConfigError, match=r"machine.replicas is 2, and the services' least numbers come to 3 \(a 1, b 2\)"
+    ):
+        shares.check({"a": 1, "b": 2})
+    shares.memory_gb = {"a": 3.0, "b": 1.5}
+    with pytest.raises(ConfigError, match=r"machine.memory_gb is 4.* take about 4.5 \(a replica of each: a 3 GiB"):
+        shares.check({"a": 1, "b": 1})
+
+
+def test_memory_is_heeded_once_it_is_known():
+    shares = Shares(memory_gb=4.0)
+    shares.memory_gb = {"a": 3.0}
+    assert Service("a", shares, 2, 2.0).ask().replicas == 1

@@ -40,9 +40,9 @@ def replica(
 
 def forecast(high: dict[str, float], expected: dict[str, float] | None = None, **words: Any) -> LoadForecast:
     """Of the window of 60 s that begins in 40 s."""
-    told = {"at": 1040.0, "window_s": 60.0, "level": 0.8, "model": "gradient_boosting", **words}
+    told: dict[str, Any] = {"at": 1040.0, "window_s": 60.0, "level": 0.8, "model": "gradient_boosting"}
     expected = high if expected is None else expected
-    return LoadForecast(expected=expected, low=dict.fromkeys(high, 0.0), high=high, **told)
+    return LoadForecast(**{**told, "expected": expected, "low": dict.fromkeys(high, 0.0), "high": high, **words})
 
 
 def view(replicas: int | list[ReplicaView] = 1, **words: Any) -> ScalingView:

@@ -65,6 +65,8 @@ def test_the_first_request_waits_for_a_start(client: httpx.Client):
     metrics = client.get("/metrics").text
     assert 'foreserve_replica_start_seconds_count{service="chat"} 1.0' in metrics
     assert 'foreserve_replicas_wanted{service="chat"} 1.0' in metrics
+    assert 'foreserve_scaling_wanted{service="chat"} 1.0' in metrics
+    assert 'foreserve_scaling_granted{service="chat"} 1.0' in metrics
     assert client.get("/v1/models/chat").json()["max_model_len"] == 8192
 
 
@@ -111,6 +113,22 @@ def test_to_none_and_back(house: House, client: httpx.Client):
         events = [json.loads(line[6:]) for line in reply.iter_lines() if line.startswith("data: {")]
     assert events[-1]["choices"][0]["finish_reason"]
     assert replicas(client) == ["ready"]
+
+
+def test_the_policy_lets_an_idle_service_go_to_none_and_the_next_request_wakes_it():
+    kind = simulated(scaling={"idle_s": 0.5, "every_s": 0.1, "window_s": 1.0})
+    with (
+        serving(App(chat=kind, state={"history": False})) as house,
+        httpx.Client(base_url=house.url, timeout=20) as client,
+    ):
+        for generation in (1, 2):
+            assert client.post("/v1/chat/completions", json=body()).status_code == 200
+            names = house.ask(lambda running: [one.name for one in running.services["chat"].replicas.all])
+            assert f"chat/0.{generation}" in names
+            until = time.monotonic() + 15
+            while replicas(client):
+                assert time.monotonic() < until
+                time.sleep(0.05)
 
 
 def test_a_start_that_fails_is_told(tmp_path: Any):

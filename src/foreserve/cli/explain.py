@@ -1,4 +1,4 @@
-"""`foreserve explain`: why a request took as long as it did, beside what had been foreseen of it."""
+"""`foreserve explain`: why a request took as long as it did, and why there are as many replicas as there are."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import typer
 from rich.console import Console
 
 from foreserve.appfile import load_app_file
+from foreserve.cli import explain_scaling
 from foreserve.cli.ending import wrong
 from foreserve.cli.explain_report import newest_table, parts_table, request_table
 from foreserve.cli.explain_words import paragraph, parts_line, summary, summary_line
 from foreserve.errors import ConfigError
+from foreserve.rows import state_folder
+from foreserve.scaling import ScalingDecision
 from foreserve.settings import StateSettings
 from foreserve.state import HistoryReader, Past, history_file
 
@@ -30,9 +33,18 @@ def explain(
         typer.Argument(metavar="[REQUEST_ID]", help="The request's id, as its reply's x-request-id has it."),
     ] = None,
     last: Annotated[
-        int | None, typer.Option(min=1, max=MOST, help="The requests that ended last, a line each, and a summary.")
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST,
+            help="The requests that ended last, a line each, and a summary. With --scaling: so many decisions. "
+            f"[default: {explain_scaling.LAST}]",
+        ),
     ] = None,
-    service: Annotated[str | None, typer.Option(help="With --last: those of one service alone.")] = None,
+    service: Annotated[str | None, typer.Option(help="With --last or --scaling: those of one service alone.")] = None,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="The decisions on how many replicas there are, a line each, oldest first.")
+    ] = False,
     app: Annotated[
         str | None, typer.Option(metavar="APP", help="The app file that is served, for where its history is.")
     ] = None,
@@ -45,11 +57,17 @@ def explain(
 
     Reads the request history, beside the server or after its end; no text of prompts or answers is kept there. Exit
     status: 0, or 2 when there is no such request or an option is wrong. Examples: `foreserve explain req-7f3a`,
-    `foreserve explain --last 20 --service chat`.
+    `foreserve explain --last 20 --service chat`, `foreserve explain --scaling`.
     """
     try:
+        if scaling:
+            if request_id is not None:
+                raise ConfigError("--scaling tells of replicas; give a REQUEST_ID or --scaling, not both")
+            folder = state_folder(_settings(app, state))
+            _show_scaling(explain_scaling.found(folder, last or explain_scaling.LAST, service), json)
+            return
         if (request_id is None) == (last is None):
-            raise ConfigError("give one REQUEST_ID, or --last N; see foreserve explain --help")
+            raise ConfigError("give one REQUEST_ID, --last N or --scaling; see foreserve explain --help")
         if service is not None and last is None:
             raise ConfigError("--service goes with --last; an id alone names its request")
         history = HistoryReader(history_file(_settings(app, state)))
@@ -116,6 +134,15 @@ def _show_last(found: list[Past], json: bool) -> None:
     console = _console()
     console.print(newest_table(found))
     console.print(summary_line(figures), markup=False, highlight=False)
+
+
+def _show_scaling(kept: list[ScalingDecision], json: bool) -> None:
+    words = explain_scaling.sentences(kept)
+    if json:
+        _write({"decisions": kept, "words": words})
+        return
+    for line in words:
+        _console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _console() -> Console:

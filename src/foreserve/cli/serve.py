@@ -29,7 +29,7 @@ from foreserve.errors import ConfigError, ForeserveError
 from foreserve.gateway.http import create_app
 from foreserve.preflight import check
 from foreserve.preflight import port as port_free
-from foreserve.services.discovery import upstream_services
+from foreserve.services.discovery import Discovery
 from foreserve.settings import ApiKey, Environment, ServerSettings
 
 console = Console(stderr=True)
@@ -93,7 +93,7 @@ def serve(
     environment = Environment.read()
     _log_to_console(environment.log_level)
     try:
-        app = _app(app_file, upstream or [], observe, max_running, probe)
+        app, found = _app(app_file, upstream or [], observe, max_running, probe)
         server = _server(app, host, port, api_key or [], admin_key or [])
         app.settings = msgspec.structs.replace(app.settings, server=server)
         if record_decisions is not None:
@@ -102,24 +102,27 @@ def serve(
         if dry_run:
             _report(app)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(app))
+            runner.run(_serve(app, found))
     except ForeserveError as error:
         wrong(str(error))
 
 
-def _app(app_file: str | None, upstream: list[str], observe: bool, max_running: int | None, probe: bool | None) -> App:
-    """What is to be served. Raises ConfigError."""
+def _app(
+    app_file: str | None, upstream: list[str], observe: bool, max_running: int | None, probe: bool | None
+) -> tuple[App, Discovery | None]:
+    """What is to be served, and what may find more of it. Raises ConfigError."""
     if bool(app_file) == bool(upstream):
         wrong("give an app file, or --upstream URL; see foreserve serve --help")
     if app_file:
         if observe or max_running or probe is not None:
             wrong("--observe, --max-running and --probe go with --upstream; in an app file they are Upstream(…)'s")
-        return load_app_file(app_file)
+        return load_app_file(app_file), None
     words: dict[str, Any] = {"observe": observe, "probe": probe}
     if max_running:
         words["max_running"] = max_running
-    services: dict[str, Any] = dict(asyncio.run(upstream_services(upstream, **words)))
-    return App(**services)
+    found = Discovery(upstream, **words)
+    services: dict[str, Any] = dict(asyncio.run(found.services()))
+    return App(**services), found
 
 
 def _server(app: App, host: str | None, port: int | None, keys: list[str], admin_keys: list[str]) -> ServerSettings:
@@ -150,6 +153,10 @@ def _report(app: App) -> NoReturn:
     wrong = sum(not finding.ok for finding in findings)
     console.print("all is well; nothing was started" if not wrong else f"{wrong} to mend; nothing was started")
     raise typer.Exit(EXIT_FAILED if wrong else 0)
+
+
+FIND_S = 5.0
+"""How often servers that have not answered yet are asked what they serve."""
 
 
 class _Server(uvicorn.Server):
@@ -185,7 +192,7 @@ class _Server(uvicorn.Server):
         return int(self.servers[0].sockets[0].getsockname()[1])
 
 
-async def _serve(app: App) -> None:
+async def _serve(app: App, found: Discovery | None = None) -> None:
     """Serve until a signal. The HTTP server is up at once, so that probes see what is being waited for."""
     settings = app.settings.server
     if not (finding := port_free(settings)).ok:
@@ -194,12 +201,15 @@ async def _serve(app: App) -> None:
 
     @contextlib.asynccontextmanager
     async def lifespan(http: FastAPI) -> AsyncIterator[None]:
-        starting = asyncio.create_task(_start(running, server))
+        starting = [asyncio.create_task(_start(running, server))]
+        if found is not None and found.silent:
+            starting.append(asyncio.create_task(_find_more(running, found)))
         try:
             yield
         finally:
-            starting.cancel()
-            await asyncio.wait([starting])
+            for task in starting:
+                task.cancel()
+            await asyncio.wait(starting)
             await running.stop()
 
     http = create_app(running, lifespan)
@@ -250,6 +260,23 @@ async def _start(running: Running, server: _Server) -> None:
     settings = running.settings.server
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     _greet(running, f"http://{host}:{server.port()}")
+
+
+async def _find_more(running: Running, found: Discovery) -> None:
+    """Of servers that did not answer at the start: the models that they have alone, once they do."""
+    missing: dict[str, Any] = {}
+    while found.silent or missing:
+        await asyncio.sleep(FIND_S)
+        if not running.started:
+            continue
+        try:
+            missing |= await found.more()
+            for name in list(missing):
+                await running.add(name, missing[name])
+                del missing[name]
+                log.info("%s is served as well now", name)
+        except ForeserveError as error:
+            log.warning("%s", error)
 
 
 def _greet(running: Running, url: str) -> None:

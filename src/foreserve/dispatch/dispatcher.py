@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from foreserve.core import Chunk, Finish, Outcome, Work
 from foreserve.dispatch import early
-from foreserve.dispatch.admission import predicted_wait
 from foreserve.dispatch.cold import Anteroom, OnDemand
 from foreserve.dispatch.flight import Again, Flight, ended
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
 from foreserve.dispatch.rooms import Rooms, Runner
 from foreserve.dispatch.stream import Stream
+from foreserve.dispatch.waiting import summed
 from foreserve.ports import (
     Admission,
     Ahead,
@@ -505,24 +505,8 @@ class Dispatcher:
         since = [at for at in (self._anteroom.since, None if first is None else first.waits_since) if at is not None]
         if not since:
             return Waiting()
-        seconds, amounts = 0.0, dict[str, float]()
-        for flight in self._waiting.values():
-            work = flight.work
-            seconds += 0.0 if work.forecast is None else work.forecast.seconds
-            for name, amount in work.cost.items():
-                amounts[name] = amounts.get(name, 0.0) + amount
-            if (ramp := work.ramp) is not None:
-                height = min(ramp.base + ramp.steps, ramp.most)
-                amounts[ramp.resource] = amounts.get(ramp.resource, 0.0) + height - work.cost.get(ramp.resource, 0.0)
-        view = self.view()
-        known = view.seconds_per_request is not None
-        return Waiting(
-            count=len(self._waiting) + len(self._anteroom),
-            oldest_s=now - min(since),
-            seconds=seconds,
-            amounts=amounts,
-            predicted_wait_s=view.cold_s + predicted_wait(view) if known else None,
-        )
+        works = (flight.work for flight in self._waiting.values())
+        return summed(works, len(self._waiting) + len(self._anteroom), now - min(since), self.view())
 
     def wake(self) -> None:
         """Look again in this turn of the loop, if anything waits; many calls make one look."""

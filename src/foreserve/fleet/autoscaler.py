@@ -20,12 +20,15 @@ from foreserve.fleet.autoscaler_need import (
     whole,
 )
 from foreserve.fleet.autoscaler_words import amount, asked, times, waits
-from foreserve.fleet.autoscaler_wrappers import CoolDown, CoolUp, Hysteresis
+from foreserve.fleet.autoscaler_wrappers import Careful, CoolDown, CoolUp, Hysteresis
 from foreserve.scaling import ReplicaView, Scale, ScalingView
 
 RISING = 1.1
-"""From this many times what came of late on, a forecast is said to rise."""
+"""A forecast rises when even its low quantile is more than so many times what came of late."""
 
+
+CLEAR_S = 10.0
+"""What would have less to do before it is too many is not added for what waits, however short a start is."""
 
 QUIET_S = 10.0
 """An overload that was not seen for so long, or for a start, has ended."""
@@ -116,7 +119,7 @@ class Forecast:
 
     def __init__(self, target: float = 0.85, margin: float = 0.15, down_s: float | None = None) -> None:
         _positive(target=target, down_s=down_s)
-        self._policy = CoolDown(Hysteresis(_Foreseen(target), down=margin), down_s)
+        self._policy = CoolDown(Careful(Hysteresis(_Foreseen(target), down=margin)), down_s)
 
     def decide(self, view: ScalingView, now: float) -> Scale:
         return self._policy.decide(view, now)
@@ -134,7 +137,8 @@ class _Foreseen:
             return Scale(wanted=view.active, why="held: what one replica can do is not known yet")
         needed = found.replicas / self._target
         figures = {"need": needed, "per_s": found.per_s, "per_replica_s": found.each, "target": self._target}
-        return Scale(wanted=whole(needed), why=asked(found, view.forecast, view), figures=figures)
+        wanted = max(whole(needed), min(1, view.active))  # whether there is to be none is not asked here
+        return Scale(wanted=wanted, why=asked(found, view.forecast, view), figures=figures)
 
     def need(self, view: ScalingView) -> Need | None:
         """What is to come in replicas kept busy."""
@@ -151,7 +155,7 @@ class Hybrid:
 
     Overload is a look-ahead map that is fuller than `overloaded` for more than a tenth of the steps ahead, or a queue
     whose wait is predicted beyond `wait_s`: as many are added as have cleared it `clear_s` after their start (one start
-    time, where that is not given), once for each episode, since those that start count as there.
+    time and at least 10 s, where that is not given), once for each episode, since those that start count as there.
 
     Fewer at most once per `down_s` (one window), when every replica is known, nothing is foreseen to rise, what came of
     late and what is held fits on the rest at `target`, and `margin` of a replica is left over. While nothing can be
@@ -177,7 +181,7 @@ class Hybrid:
             adding=CoolUp(_Anticipated(wait_s, clear_s, overloaded), up_s),
             leaving=_Leaving(target, consolidate, wait_s),
         )
-        self._policy = CoolDown(tiers, down_s)
+        self._policy = CoolDown(Careful(tiers), down_s)
 
     def decide(self, view: ScalingView, now: float) -> Scale:
         return self._policy.decide(view, now)
@@ -233,9 +237,9 @@ class _Anticipated:
             figures["predicted_wait_s"] = wait_s
         by_queue = view.active
         if (wait_s is not None and wait_s > self._wait_s) or flow > max(view.active, 1):
-            clear_s = max(self._wait_s, view.start_s) if self._clear_s is None else self._clear_s
+            clear_s = max(self._wait_s, view.start_s, CLEAR_S) if self._clear_s is None else self._clear_s
             by_queue = max(view.active, whole(to_clear(view, clear_s, flow)))
-        elif wait_s is None and view.waiting.count and not _starting(view):
+        elif wait_s is None and _without_slot(view) > 0 and not _starting(view):
             by_queue = view.active + 1
         wanted = max(by_map, by_queue)
         if wanted <= view.active:
@@ -272,13 +276,14 @@ class _Leaving:
             if enough is None:
                 return view.active, "" if not known else f"one is {100 * max(known):.0f} % full"
             return enough, f"none is foreseen above {100 * self._consolidate:.0f} % full"
-        expected = {name: value / view.forecast.window_s for name, value in view.forecast.expected.items()}
-        coming = need(expected, view.capacity)
-        if coming is not None and coming.replicas > RISING * late.replicas and coming.replicas - late.replicas > 0.1:
+        least = {name: value / view.forecast.window_s for name, value in view.forecast.low.items()}
+        coming = need(least, view.capacity)
+        # Even at the low quantile: what came of late is a few requests, and always a little off what is expected.
+        if coming is not None and coming.replicas > RISING * late.replicas + 0.1:
             return view.active, "no fewer: the load is foreseen to rise"
         waiting = backlog(view) / max(self._wait_s, view.start_s)
         enough = max(1, whole((late.replicas + waiting) / self._target), whole(sum(known) / self._target))
-        return enough, "" if enough < view.active else f"what runs now keeps {amount(sum(known))} replicas full"
+        return enough, f"what runs now keeps {amount(sum(known))} replicas full" if enough >= view.active > 1 else ""
 
 
 def _works(replica: ReplicaView) -> bool:
@@ -287,6 +292,11 @@ def _works(replica: ReplicaView) -> bool:
 
 def _starting(view: ScalingView) -> bool:
     return any(replica.phase == "starting" for replica in view.replicas)
+
+
+def _without_slot(view: ScalingView) -> float:
+    """How many wait for which no slot is free: others have only just come, and start at once."""
+    return view.waiting.count - sum(each.slots - each.running for each in view.replicas if each.phase == "ready")
 
 
 def _wait(view: ScalingView) -> float | None:

@@ -7,10 +7,11 @@ new and finish what they run; only then is it told, so that what is stopped hold
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import statistics
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Final
 
 from foreserve.clock import now as loop_now
@@ -34,7 +35,9 @@ _STARTS: Final = 9
 class Outside:
     """Stands in for `replicas` where scaling is concerned: `scale`, `views` and `start_s` are as there.
 
-    `least` is the number that there always should be. `joins` takes in addresses that were told in return.
+    `least` is the number that there always should be. `joins` takes in addresses that were told in return. `places` are
+    addresses that stay the same however often their servers come and go; any other is forgotten once its server is told
+    to be of no use, or was lost and does not come back.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Outside:
         teller: Teller,
         least: int,
         joins: Callable[[Sequence[str]], Awaitable[None]],
+        places: Collection[str] = (),
     ) -> None:
         self.service = service
         self.why = ""
@@ -54,7 +58,10 @@ class Outside:
         self._teller = teller
         self._least = least
         self._joins = joins
+        self._places = frozenset(places)
         self._wanted: int | None = None
+        self._early = 0
+        """The most that was wanted before it was known what is there."""
         self._asked_at = 0.0
         self._began = 0.0
         self._told: int | None = None
@@ -88,7 +95,8 @@ class Outside:
     def scale(self, wanted: int) -> None:
         """See to it that there are so many. Never blocks; the same number again changes nothing."""
         if self._wanted is None:
-            return  # what is there is not known yet
+            self._early = max(self._early, wanted)  # what is there is not known yet
+            return
         if wanted > self._wanted:
             self._asked_at = loop_now()
         if wanted != self._wanted:
@@ -114,7 +122,7 @@ class Outside:
 
     async def _run(self) -> None:
         await asyncio.sleep(GRACE_S)
-        self._wanted = max(self._least, self._ready())
+        self._wanted = max(self._least, self._ready(), self._early)
         self._asked_at = loop_now()
         if self._ready() >= self._wanted:
             self._told, self._not_before = self._wanted, loop_now() + REPEAT_S
@@ -159,6 +167,9 @@ class Outside:
             self._wished = wanted
             self._wishes += 1
         seats = [(str(seat.spec.options.get("url", "")), seat) for seat in self._replicas.seats]
+        if wanted == self._told:
+            self._forget(url for url, seat in seats if seat.wanted and not seat.ready and seat.generation > 1)
+            seats = [(url, seat) for url, seat in seats if not seat.closing]
         wish = Wish(
             id=f"{self.service}-{id(self):x}-{self._wishes}",
             service=self.service,
@@ -179,8 +190,14 @@ class Outside:
         log.info("%s: told that %d servers are wanted, of which %d serve", self.service, wanted, wish.current)
         self._told, self.problem = wanted, ""
         self._not_before, self._backoff_s = loop_now() + REPEAT_S, FIRST_BACKOFF_S
+        self._forget(wish.unused)
         if servers:
             await self._joins(servers)
+
+    def _forget(self, urls: Iterable[str]) -> None:
+        for url in [url for url in urls if url not in self._places]:
+            with contextlib.suppress(LookupError):
+                self._replicas.leave(url)
 
     def _came(self) -> None:
         """A server is ready."""

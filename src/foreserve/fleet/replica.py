@@ -129,11 +129,14 @@ class Replica:
         )
         return self._room
 
-    def view(self, now: float, fresh_s: float) -> ReplicaView:
-        """As scaling sees it; what it says of itself is fresh for `fresh_s`. Its `ahead` is not to be kept."""
+    def view(self, now: float, fresh_s: float, *, succeeded: bool = False) -> ReplicaView:
+        """As scaling sees it; what it says of itself is fresh for `fresh_s`. Its `ahead` is not to be kept.
+
+        `succeeded`: it has a successor as soon as it has ended.
+        """
         phase = PHASES[self.state]
-        if phase == "starting":
-            return ReplicaView(name=self.name, phase=phase, since=self.since)
+        if phase == "starting" or (succeeded and phase == "draining"):
+            return ReplicaView(name=self.name, phase="starting", since=self.since)
         return ReplicaView(
             name=self.name,
             phase=phase,

@@ -99,9 +99,12 @@ class Replicas:
         return statistics.median(self._starts) if self._starts else 0.0
 
     def views(self, now: float) -> tuple[ReplicaView, ...]:
-        """Each of them as scaling sees it. A lost one that is wanted counts as starting. Not to be kept."""
+        """Each of them as scaling sees it. Not to be kept.
+
+        One that is wanted and lost, or about to end, has a successor coming: it counts as starting.
+        """
         return tuple(
-            seat.replica.view(now, seat.spec.liveness_s * (LOOKS - 2) / LOOKS)
+            seat.replica.view(now, seat.spec.liveness_s * (LOOKS - 2) / LOOKS, succeeded=seat.wanted)
             for seat in self._seats
             if seat.replica is not None
         )

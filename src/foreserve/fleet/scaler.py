@@ -232,7 +232,8 @@ class Scaler:
 
     def _record(self, decision: ScalingDecision, now: float) -> None:
         last, self.last = self.last, decision
-        same = last is not None and (last.wanted, last.granted) == (decision.wanted, decision.granted)
+        told = (decision.wanted, decision.granted, decision.shared)
+        same = last is not None and (last.wanted, last.granted, last.shared) == told
         if same and now - self._recorded_at < self._settings.window_s:
             return
         self._recorded_at = now
@@ -244,10 +245,10 @@ class Scaler:
 def needed(view: ScalingView, scale: Scale) -> float:
     """What a service needs of a shared machine, in fractions of replicas: foreseen, running or waiting.
 
-    A policy that tells no figure `need` needs what it wants.
+    Where a policy wants more than there is and than it tells as the figure `need`, all of that is needed.
     """
-    told = scale.figures.get("need")
-    if told is None or scale.wanted > max(view.active, told):
+    told = scale.figures.get("need", 0.0)
+    if scale.wanted > max(view.active, told):
         return float(scale.wanted)
     runs = sum(min(1.0, each.running / each.slots) for each in view.replicas if each.slots > 0)
     waiting = backlog(view) / max(view.start_s, 1.0)

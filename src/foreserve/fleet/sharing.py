@@ -6,10 +6,12 @@ where the difference is worth a start, and not soon after it came.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
+
+from foreserve.errors import ConfigError
 
 WORTH_A_START: Final = 0.25
 """Of a replica: by so much more must another need it that one is stopped here and started there."""
@@ -151,13 +153,41 @@ class Shares:
         self._looks[service] = look
         self._pokes[service] = poke
 
+    def hold(self, service: str, replicas: int) -> None:
+        """A service with a fixed number of them: it never asks and never gives one up."""
+        self._claims[service] = Claim(
+            service=service, wanted=replicas, need=float(replicas), least=replicas, active=replicas
+        )
+
+    def check(self, leasts: Mapping[str, int]) -> None:
+        """Whether the machine has room for the least of each service. Raises ConfigError, which names them.
+
+        To be called again once `memory_gb` is known.
+        """
+        told = ", ".join(f"{name} {count}" for name, count in leasts.items() if count)
+        if self._replicas is not None and (count := sum(leasts.values())) > self._replicas:
+            raise ConfigError(
+                f"machine.replicas is {self._replicas}, and the services' least numbers come to {count} ({told}); "
+                f"valid: at least {count}, or a smaller least, as in `replicas: [0, 2]`"
+            )
+        taken_gb = sum(self.memory_gb.get(name, 0.0) * count for name, count in leasts.items())
+        if self._memory_gb is not None and taken_gb > self._memory_gb:
+            each = ", ".join(f"{name} {self.memory_gb[name]:.2g} GiB" for name in leasts if self.memory_gb.get(name))
+            raise ConfigError(
+                f"machine.memory_gb is {self._memory_gb:g}, and the services' least numbers ({told}) take about "
+                f"{taken_gb:.2g} (a replica of each: {each}); valid: more memory, or a smaller least, as in "
+                "`replicas: [0, 2]`"
+            )
+
     def ask(self, claim: Claim) -> Granted:
         """What this service gets now. Whoever holds more than its share by that is asked to ask again."""
-        claim = msgspec.structs.replace(claim, memory_gb=self.memory_gb.get(claim.service, 0.0))
         self._claims[claim.service] = claim
         for name, look in self._looks.items():
             if name != claim.service:
                 self._claims[name] = self._fresh(name, look())
+        for name, gb in self.memory_gb.items():
+            if name in self._claims:
+                self._claims[name] = msgspec.structs.replace(self._claims[name], memory_gb=gb)
         granted = share([*self._claims.values()], self._replicas, self._memory_gb)
         for name, poke in self._pokes.items():
             if name != claim.service and granted[name].share < self._claims[name].active:
@@ -167,6 +197,5 @@ class Shares:
     def _fresh(self, name: str, stands: tuple[int, int, int]) -> Claim:
         """Its last claim, with what it holds now. Before it has asked for the first time it keeps what it has."""
         active, isolated, leaving = stands
-        memory_gb = self.memory_gb.get(name, 0.0)
         known = self._claims.get(name) or Claim(service=name, wanted=active, need=float(active), least=active)
-        return msgspec.structs.replace(known, active=active, isolated=isolated, leaving=leaving, memory_gb=memory_gb)
+        return msgspec.structs.replace(known, active=active, isolated=isolated, leaving=leaving)

@@ -7,7 +7,6 @@ A forecaster sees one measure of one service (its requests, its tokens) as a ser
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import ClassVar, Final, Protocol
 
 import msgspec
@@ -54,7 +53,7 @@ class Forecaster(Protocol):
     """Foresees one measure. Deterministic in these calls: no clock, no global random state.
 
     One is made for each measure. `learns` says whether `fit` is worth calling: it is then called rarely, off the loop,
-    and what it returns takes over; else never.
+    and what it returns takes over; else never. With `dear = True` beside it that is still rarer, and never simulated.
     """
 
     learns: ClassVar[bool]
@@ -107,9 +106,4 @@ def offered(name: str, where: str) -> dict[str, Forecaster]:
 
 def words(name: str) -> str:
     """A forecaster's name for people."""
-    return name.replace("_", " ")
-
-
-def some(values: Sequence[float]) -> str:
-    """A share as people read it: 0.0412 is `4.1 %`."""
-    return ", ".join(f"{100 * value:.1f} %" for value in values)
+    return name.replace("_", " ").replace(" + ", " with ")

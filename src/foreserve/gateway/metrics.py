@@ -83,6 +83,8 @@ class _Now(Collector):
         replicas = GaugeMetricFamily("foreserve_replicas", "Replicas, by state", labels=["service", "state"])
         wanted = GaugeMetricFamily("foreserve_replicas_wanted", "Replicas there should be", labels=["service"])
         others = GaugeMetricFamily("foreserve_others", "Requests on its servers that came past us", labels=["service"])
+        asked = GaugeMetricFamily("foreserve_scaling_wanted", "What the scaling policy wants", labels=["service"])
+        granted = GaugeMetricFamily("foreserve_scaling_granted", "What the machine has room for", labels=["service"])
         for name, service in self._running.services.items():
             status = service.status()
             waiting.add_metric([name], status.waiting)
@@ -91,10 +93,13 @@ class _Now(Collector):
             for state in State:
                 replicas.add_metric([name, state.value], states.count(state.value))
             wanted.add_metric([name], status.wanted)
+            if status.scaling is not None and (decision := status.scaling.decision) is not None:
+                asked.add_metric([name], decision.wanted)
+                granted.add_metric([name], decision.granted)
             told = [replica.load.others for replica in status.replicas if replica.load is not None]
             if known := [count for count in told if count is not None]:
                 others.add_metric([name], sum(known))
-        yield from (waiting, running, replicas, wanted, others)
+        yield from (waiting, running, replicas, wanted, others, asked, granted)
 
 
 @router.get("/metrics", **describe("Prometheus metrics", reply="text/plain"))

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import aiohttp
@@ -18,41 +18,63 @@ from foreserve.services.upstream import Upstream
 log = logging.getLogger(__name__)
 
 
-async def upstream_services(
-    urls: Sequence[str], *, observe: bool = False, api_key_env: str | None = None, connect_s: float = 5.0, **words: Any
-) -> dict[str, Upstream]:
+class Discovery:
     """The services of `foreserve serve --upstream URL ...`, by model; who lists it is its replica.
 
-    A server that does not answer now counts as a replica of every model: it joins those that it serves when it is
-    back. `words` are further `UpstreamSettings`. Raises ConfigError when no server answers, or one wants another key.
+    A server that does not answer at first counts as a replica of every model: it joins those that it serves when it is
+    back. What it has alone is found by `more`. `words` are further `UpstreamSettings`.
     """
-    addresses = list(dict.fromkeys(base_url(url) for url in urls))
-    for url in addresses:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"--upstream: {url!r} is not an http:// or https:// address")
-    answers = await _ask(addresses, api_key_env, connect_s)
-    silent = [url for url in addresses if isinstance(answers[url], Unreachable)]
-    if len(silent) == len(addresses):
-        raise ConfigError("no upstream server answers: " + "; ".join(str(answers[url]) for url in silent))
-    for url in silent:
-        log.warning("%s; it will be used when it answers", answers[url])
-    hosts: dict[str | None, list[str]] = {}
-    for url in addresses:
-        served = answers[url]
-        if isinstance(served, Served):
-            for model in served.models or (None,):
-                hosts.setdefault(model, []).append(url)
-    services: dict[str, Upstream] = {}
-    for model, at in hosts.items():
-        services[_name(model, services)] = Upstream(
-            [url for url in addresses if url in at or url in silent],
-            model=model,
-            observe=observe,
-            api_key_env=api_key_env,
-            connect_s=connect_s,
-            **words,
-        )
-    return services
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        observe: bool = False,
+        api_key_env: str | None = None,
+        connect_s: float = 5.0,
+        **words: Any,
+    ) -> None:
+        self._addresses = list(dict.fromkeys(base_url(url) for url in urls))
+        for url in self._addresses:
+            if not url.startswith(("http://", "https://")):
+                raise ConfigError(f"--upstream: {url!r} is not an http:// or https:// address")
+        self._api_key_env = api_key_env
+        self._connect_s = connect_s
+        self._words = {"observe": observe, "api_key_env": api_key_env, "connect_s": connect_s, **words}
+        self._names: dict[str | None, str] = {}
+        self.silent: list[str] = []
+        """Those that have not answered yet."""
+
+    async def services(self) -> dict[str, Upstream]:
+        """Those of all servers that answer now. Raises ConfigError when none does, or one wants another key."""
+        answers = await _ask(self._addresses, self._api_key_env, self._connect_s)
+        self.silent = [url for url in self._addresses if isinstance(answers[url], Unreachable)]
+        if len(self.silent) == len(self._addresses):
+            raise ConfigError("no upstream server answers: " + "; ".join(str(answers[url]) for url in self.silent))
+        for url in self.silent:
+            log.warning("%s; it will be used when it answers", answers[url])
+        return self._made(answers)
+
+    async def more(self) -> dict[str, Upstream]:
+        """Those that none of the servers had which answered before. Raises ConfigError as `services` does."""
+        answers = await _ask(self.silent, self._api_key_env, self._connect_s)
+        self.silent = [url for url in self.silent if isinstance(answers[url], Unreachable)]
+        return self._made(answers)
+
+    def _made(self, answers: dict[str, Served | Unreachable]) -> dict[str, Upstream]:
+        hosts: dict[str | None, list[str]] = {}
+        for url in self._addresses:
+            served = answers.get(url)
+            if isinstance(served, Served):
+                for model in served.models or (None,):
+                    if model not in self._names:
+                        hosts.setdefault(model, []).append(url)
+        services: dict[str, Upstream] = {}
+        for model, at in hosts.items():
+            name = self._names[model] = _name(model, self._names.values())
+            urls = [url for url in self._addresses if url in at or url in self.silent]
+            services[name] = Upstream(urls, model=model, **self._words)
+        return services
 
 
 async def _ask(urls: Sequence[str], api_key_env: str | None, connect_s: float) -> dict[str, Served | Unreachable]:
@@ -74,7 +96,7 @@ async def _ask(urls: Sequence[str], api_key_env: str | None, connect_s: float) -
     return answers
 
 
-def _name(model: str | None, taken: dict[str, Upstream]) -> str:
+def _name(model: str | None, taken: Collection[str]) -> str:
     """A service's name: the model's own where it can be one. llama.cpp lists the path of its file: that file's name."""
     name = model or "upstream"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}", name):

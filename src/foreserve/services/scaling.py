@@ -96,8 +96,8 @@ class ServiceScaling:
 
     def start(self) -> None:
         """Decide from now on: the replicas have been started."""
-        if self._replicas.on_demand:
-            self._dispatcher.wait_for(self._replicas, self.scaler.poke)
+        # In place of what the fleet does by itself, which would not ask whether the machine has room.
+        self._dispatcher.wanted_one = self.scaler.poke
         self.scaler.start()
 
     async def stop(self) -> None:

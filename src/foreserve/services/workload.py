@@ -1,39 +1,43 @@
-"""What comes to one live service, and what will: counts, keeps, chooses a forecaster now and then, and foresees."""
+"""What comes to one live service, and what will: counts, keeps, trains forecasters beside the loop, and foresees."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Final
 
 import msgspec
-import numpy as np
 
 from foreserve.clock import offload, wall
 from foreserve.core import Outcome, Work
-from foreserve.foresight.demand import Demand
-from foreserve.foresight.workload import AUTO, Series, offered
-from foreserve.foresight.workload_choice import Chosen, choose
+from foreserve.foresight.demand import REQUESTS, Demand
+from foreserve.foresight.workload import Forecaster, Series, offered
+from foreserve.foresight.workload_auto import Foreseen, Outlook
+from foreserve.foresight.workload_rolling import is_dear
 from foreserve.loads import LoadStore
 from foreserve.scaling import LoadForecast, Window
 from foreserve.settings import ScalingSettings
 
 log = logging.getLogger(__name__)
 
-LEVEL: Final = 0.8
-"""What is foreseen at most is so at this chance, as PreServe's floor has it in our form."""
+MOST_WINDOWS: Final = 12_096
+"""The newest windows that are forecast from: twelve weeks of ten minutes, eight days of one."""
 
-MOST_WINDOWS: Final = 50_000
-CHOOSE_EVERY: Final = 60
-"""Windows after which the forecasters are tried anew; sooner while there are few."""
+UPDATE_COST_S: Final = 0.05
+LEARN_COST_S: Final = 2.0
+"""What looking at a new window and one training are taken to last on a virtual clock."""
 
-CHOOSE_COST_S: Final = 1.0
-"""What that is taken to last on a virtual clock."""
+MOST_OUTLOOKS: Final = 3
+"""Horizons of which what has been tried is held."""
 
-FIRST: Final = "last_value"
-"""Who serves before any could be tried."""
+LEADS: Final = ("output_tokens", "seconds", REQUESTS)
+"""The measure whose forecaster is named for the whole, the first of these that is foreseen."""
+
+Key = tuple[str, int]
+"""A measure, and how many windows ahead."""
 
 
 class WorkloadStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,10 +53,9 @@ class WorkloadStatus(msgspec.Struct, frozen=True, kw_only=True):
 def foreseen_of(work: Work) -> dict[str, float]:
     """What is foreseen of a request when it comes; what was turned away before it was priced counts as one of late."""
     if work.forecast is None:
-        return {"requests": 1.0}
+        return {"input_tokens": float(work.ramp.base)} if work.ramp is not None else {}
     forecast = work.forecast
     return {
-        "requests": 1.0,
         "input_tokens": float(forecast.input_tokens),
         "output_tokens": forecast.output.mean,
         "seconds": forecast.seconds,
@@ -60,76 +63,94 @@ def foreseen_of(work: Work) -> dict[str, float]:
 
 
 def truth_of(outcome: Outcome) -> dict[str, float]:
-    """What it was, of a request that was done; of one that was not nobody knows."""
+    """What it came to, of a request that was done; what others would have come to nobody knows."""
     if outcome.started is None or outcome.code:
         return {}
-    told = {"seconds": outcome.ended - outcome.started}
-    if (tokens := outcome.usage.get("output_tokens", 0.0)) > 0:
-        told["output_tokens"] = tokens
-    if (tokens := outcome.usage.get("prompt_tokens", 0.0)) > 0:
-        told["input_tokens"] = tokens
+    told = {"seconds": max(0.0, outcome.ended - outcome.started)}
+    for measure, name in (("input_tokens", "prompt_tokens"), ("output_tokens", "output_tokens")):
+        if (tokens := outcome.usage.get(name, 0.0)) > 0:
+            told[measure] = tokens
     return told
 
 
 class ServiceLoad:
     """Of one service. All methods but `start` and `stop` are cheap, and never raise for what comes.
 
-    Raises ConfigError for a forecaster that is none.
+    A forecast is made once for each window, when the one before is over; in between it is read off. Raises ConfigError
+    for a forecaster that is none.
     """
 
     def __init__(self, name: str, settings: ScalingSettings) -> None:
         self.name = name
         self.settings = settings
-        self._store: LoadStore | None = None
-        self._candidates = offered(settings.forecaster, f"service {name!r}: scaling.forecaster")
+        self._offered()
         self._keep = min(MOST_WINDOWS, math.ceil(settings.keep_days * 86_400.0 / settings.window_s))
-        self._windows: dict[int, Mapping[str, float]] = {}
-        """By index, in order."""
+        self._store: LoadStore | None = None
         self._demand: Demand | None = None
-        self._chosen: dict[tuple[str, int], Chosen] = {}
-        self._chosen_at: dict[int, int] = {}
-        """By horizon, the newest window when its forecasters were tried."""
-        self._series: dict[str, Series] = {}
-        self._told: dict[int, LoadForecast | None] = {}
-        """What was foreseen of the series as it is now, by horizon."""
-        self._choosing: asyncio.Task[None] | None = None
+        self._before: list[Window] = []
+        self._steps = 2
+        self._outlooks: dict[int, dict[str, Outlook]] = {}
+        """By horizon and measure, the horizon that was asked for last at the end."""
+        self._told: dict[int, dict[str, Foreseen]] = {}
+        self._others = asyncio.Event()
+        """Other windows are over, or another horizon is asked for."""
+        self._turn = asyncio.Lock()
+        """Who holds it may change what is known of forecasters."""
+        self._tasks: list[asyncio.Task[None]] = []
+        self._learning: asyncio.Task[None] | None = None
+
+    def _offered(self) -> dict[str, Forecaster]:
+        found = offered(self.settings.forecaster, f"service {self.name!r}: scaling.forecaster")
+        if self.settings.forecaster == "auto" and _virtual():
+            return {name: one for name, one in found.items() if not is_dear(one)}
+        return found
 
     # --- it starts and ends
 
     async def start(self, store: LoadStore | None = None) -> None:
-        """Take up what came before. Without a store nothing outlives `stop`."""
-        at, self._store = wall(), store
-        self._demand = Demand(self.settings.window_s, at, self._keep)
-        if store is None:
-            return
-        since = at - self._keep * self.settings.window_s
-        try:
-            self.take_up(await offload(lambda: store.windows(self.name, self.settings.window_s, since)))
-        except Exception:
-            log.exception("%s: the history of its load cannot be read; it begins anew", self.name)
+        """Take up what came before, and count from now on. Without a store nothing outlives `stop`."""
+        self._store = store
+        if store is not None:
+            since = wall() - self._keep * self.settings.window_s
+            try:
+                self.take_up(await offload(lambda: store.windows(self.name, self.settings.window_s, since)))
+            except Exception:
+                log.exception("%s: the history of its load cannot be read; it begins anew", self.name)
+        self._begin()
+        self._tasks = [
+            asyncio.create_task(self._watch(), name=f"windows of {self.name}"),
+            asyncio.create_task(self._foresee(), name=f"forecasts of {self.name}"),
+        ]
 
     def take_up(self, windows: Sequence[Window]) -> None:
-        """What came before, oldest first; what is told later replaces it."""
-        for window in windows:
-            if window.window_s == self.settings.window_s:
-                self._windows[round(window.at / window.window_s)] = window.amounts
-        self._windows = dict(sorted(self._windows.items()))
-        self._new()
+        """What came before now, oldest first. To be told before anything has come."""
+        self._before = [*self._before, *windows]
+        if self._demand is not None:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._demand = Demand(self.settings.window_s, wall(), self._keep, self._before, self.settings.day_s)
+        self._others.set()
 
     async def stop(self) -> None:
         """End what runs beside the loop; keep what is over. Idempotent."""
-        if self._choosing is not None:
-            self._choosing.cancel()
-            await asyncio.wait([self._choosing])
-            self._choosing = None
-        self._pass()
+        tasks = [*self._tasks, *([self._learning] if self._learning is not None else [])]
+        self._tasks, self._learning = [], None
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._demand is not None and self._store is not None:
+            self._demand.stop(wall())
+            self._keep_changed(self._demand, self._store)
+        self._store = None
 
     # --- what comes
 
     def came(self, work: Work, at: float) -> None:
         """A request has come, at `at` (seconds since the epoch), whether it is taken in or not."""
         if self._demand is not None:
-            self._demand.came(work.id, at, foreseen_of(work))
+            self._demand.came(work.id, foreseen_of(work), at)
 
     def settled(self, outcome: Outcome) -> None:
         """It has ended."""
@@ -147,137 +168,144 @@ class ServiceLoad:
 
         Before a first window is over what comes of late is taken to go on; `None` before anything has come.
         """
-        self._pass()
         steps = 1 + max(1, math.ceil(horizon_s / self.settings.window_s))
-        if steps not in self._told:
-            self._told[steps] = self._foresee(steps)
-        if steps not in self._chosen_at or self._due(steps):
-            self._choose(steps)
-        told = self._told[steps]
-        return self._going_on() if told is None else told
+        if steps != self._steps:
+            self._steps = steps
+            self._others.set()
+        near = min(self._told, key=lambda each: abs(each - steps), default=None)
+        told = {} if near is None else self._told[near]
+        current = math.inf if self._demand is None else self._demand.index
+        told = {measure: one for measure, one in told.items() if one.index >= current}
+        return self._forecast(told) if told else self._going_on()
 
     def status(self) -> WorkloadStatus:
         """A snapshot."""
-        steps = max(self._chosen_at, key=lambda each: self._chosen_at[each], default=0)
-        chosen = {measure: one for (measure, ahead), one in self._chosen.items() if ahead == steps}
+        told = self._told.get(self._steps, {})
         return WorkloadStatus(
-            windows=len(self._windows),
+            windows=0 if self._demand is None else self._demand.known,
             window_s=self.settings.window_s,
-            forecasters={measure: one.name for measure, one in chosen.items()},
-            why={measure: one.why(self.settings.window_s) for measure, one in chosen.items()},
+            forecasters={measure: one.model for measure, one in told.items()},
+            why={measure: one.why for measure, one in told.items()},
             recent=self.recent(0.0),
         )
 
-    def _pass(self) -> None:
-        """Take in the windows that are over."""
-        if self._demand is None:
-            return
-        told = self._demand.told(wall())
-        if not told:
-            return
-        for window in told:
-            self._windows[round(window.at / window.window_s)] = window.amounts
-            if self._store is not None:
-                self._store.record(self.name, window)
-        for index in list(self._windows)[: max(0, len(self._windows) - self._keep)]:
-            del self._windows[index]
-        self._new()
-
-    def _new(self) -> None:
-        """The series are others than before."""
-        self._told.clear()
-        self._series = _series(self._windows, self.settings, self._keep)
-
-    def _foresee(self, steps: int) -> LoadForecast | None:
-        found = {}
-        for measure, series in self._series.items():
-            chosen = self._chosen.get((measure, steps)) or self._untried(steps)
-            if (told := chosen.foresee(series, LEVEL)) is not None:
-                found[measure] = (told, chosen)
-        if not found or not self._windows:
-            return None
-        lead = found.get("output_tokens") or found.get("requests") or next(iter(found.values()))
+    def _forecast(self, told: dict[str, Foreseen]) -> LoadForecast:
+        lead = next((told[measure] for measure in LEADS if measure in told), next(iter(told.values())))
         return LoadForecast(
-            at=(max(self._windows) + steps) * self.settings.window_s,
+            at=lead.index * self.settings.window_s,
             window_s=self.settings.window_s,
-            expected={measure: told[0] for measure, (told, _) in found.items()},
-            low={measure: told[1] for measure, (told, _) in found.items()},
-            high={measure: told[2] for measure, (told, _) in found.items()},
-            level=LEVEL,
-            model=lead[1].name,
-            why=lead[1].why(self.settings.window_s),
+            expected={measure: one.expected for measure, one in told.items()},
+            low={measure: one.low for measure, one in told.items()},
+            high={measure: one.high for measure, one in told.items()},
+            level=self.settings.level,
+            model=lead.model,
+            why=lead.why,
         )
-
-    def _untried(self, steps: int) -> Chosen:
-        name = FIRST if FIRST in self._candidates else next(iter(self._candidates))
-        return Chosen(name, self._candidates[name], steps)
 
     def _going_on(self) -> LoadForecast | None:
         recent = self.recent(0.0)
-        if not recent.get("requests"):
+        if not recent.get(REQUESTS):
             return None
         width = self.settings.window_s
-        # Of so many requests a few more or less are no surprise (Poisson, 0.84 standard deviations at this level).
-        off = 0.84 / math.sqrt(recent["requests"] * width)
+        # Of so many requests a few more or less are no surprise (Poisson).
+        off = NormalDist().inv_cdf(self.settings.level) / math.sqrt(recent[REQUESTS] * width)
         return LoadForecast(
             at=wall(),
             window_s=width,
             expected={name: each * width for name, each in recent.items()},
             low={name: each * width * max(0.0, 1.0 - off) for name, each in recent.items()},
             high={name: each * width * (1.0 + off) for name, each in recent.items()},
-            level=LEVEL,
+            level=self.settings.level,
             model="recent",
             why="what came of late: no window is over yet",
         )
 
-    # --- who foresees
+    # --- beside the loop
 
-    def _due(self, steps: int) -> bool:
-        since = (max(self._windows) if self._windows else 0) - self._chosen_at[steps]
-        return since >= CHOOSE_EVERY or (since > 0 and since >= len(self._windows) // 4)
+    async def _watch(self) -> None:
+        """Tell each time a window is over."""
+        while True:
+            demand = self._demand
+            assert demand is not None
+            left = (demand.index + 1) * demand.window_s - wall()
+            # In parts, so that a clock that is set does not leave it waiting for long.
+            await asyncio.sleep(min(max(left, 0.001), demand.window_s))
+            demand = self._demand
+            assert demand is not None
+            if demand.advance(wall()) or self._pending(demand):
+                self._others.set()
 
-    def _choose(self, steps: int) -> None:
-        """Try them beside the loop; what is found takes over when it is done."""
-        if self._choosing is None or self._choosing.done():
-            self._chosen_at[steps] = max(self._windows) if self._windows else 0
-            if len(self._windows) >= 2:
-                self._choosing = asyncio.create_task(self._try(steps), name=f"forecasters of {self.name}")
+    def _pending(self, demand: Demand) -> bool:
+        """Whether the newest forecast is older than the window that runs: somebody else has seen the last one end."""
+        told = self._told.get(self._steps)
+        return told is None or any(one.index - self._steps < demand.index - 1 for one in told.values())
 
-    async def _try(self, steps: int) -> None:
-        series = dict(self._series)
-        before = {measure: one.name for (measure, ahead), one in self._chosen.items() if ahead == steps}
+    def _keep_changed(self, demand: Demand, store: LoadStore) -> None:
+        for window in demand.changed():
+            store.record(self.name, window)
 
-        def tried() -> dict[str, Chosen]:
-            found = {}
-            for measure, one in series.items():
-                fresh = offered(self.settings.forecaster, self.name)
-                found[measure] = choose(one, fresh, steps, before.get(measure), FIRST)
-            return found
+    async def _foresee(self) -> None:
+        """Make the forecasts of each window, and have forecasters learn. A failure leaves what was foreseen before."""
+        while True:
+            await self._others.wait()
+            self._others.clear()
+            demand = self._demand
+            assert demand is not None
+            if self._store is not None:
+                self._keep_changed(demand, self._store)
+            series, steps = demand.series(), self._steps
+            if not series:
+                continue
+            try:
+                async with self._turn:
+                    outlooks = self._of(steps, series)
+                    told = await offload(lambda: _update(outlooks, series), UPDATE_COST_S)  # noqa: B023 - awaited here
+                self._tell(steps, told)
+            except Exception:
+                log.exception("%s: its load cannot be foreseen", self.name)
+                continue
+            if self._learning is None or self._learning.done():
+                self._learning = asyncio.create_task(self._learn(outlooks, series), name=f"learning of {self.name}")
 
-        try:
-            found = await offload(tried, CHOOSE_COST_S)
-        except Exception:
-            log.exception("%s: its forecasters could not be tried; those in place stay", self.name)
-            return
-        for measure, chosen in found.items():
-            if before.get(measure) != chosen.name and self.settings.forecaster == AUTO:
-                log.info("%s: %s are foreseen by %s", self.name, measure, chosen.why(self.settings.window_s))
-            self._chosen[measure, steps] = chosen
-        self._told.clear()
+    def _of(self, steps: int, series: dict[str, Series]) -> dict[str, Outlook]:
+        outlooks = self._outlooks.pop(steps, {})
+        for measure in series:
+            if measure not in outlooks:
+                outlooks[measure] = Outlook(self._offered(), steps, self.settings.level)
+        self._outlooks[steps] = outlooks
+        while len(self._outlooks) > MOST_OUTLOOKS:
+            oldest = next(iter(self._outlooks))
+            del self._outlooks[oldest]
+            self._told.pop(oldest, None)
+        return outlooks
+
+    def _tell(self, steps: int, told: dict[str, Foreseen]) -> None:
+        before = self._told.get(steps, {})
+        for measure, one in told.items():
+            if measure in before and before[measure].model != one.model:
+                log.info("%s: %s are foreseen by %s", self.name, measure, one.why)
+        self._told[steps] = told
+
+    async def _learn(self, outlooks: dict[str, Outlook], series: dict[str, Series]) -> None:
+        """Train those that are due, one after the other; each serves from the next window on."""
+        learned = False
+        for measure, one in series.items():
+            for rolling in outlooks[measure].due(one):
+                result = await offload(lambda: rolling.learn(one), LEARN_COST_S)  # noqa: B023 - awaited here
+                async with self._turn:
+                    rolling.take(result, one)
+                learned = True
+        if learned:
+            self._others.set()
 
 
-def _series(windows: Mapping[int, Mapping[str, float]], settings: ScalingSettings, keep: int) -> dict[str, Series]:
-    """By measure; a window that is not there is not known."""
-    if not windows:
-        return {}
-    first, last = min(windows), max(windows)
-    first = max(first, last - keep + 1)
-    measures = dict.fromkeys(name for amounts in windows.values() for name in amounts)
-    found = {}
-    for measure in measures:
-        values = np.full(last - first + 1, np.nan)
-        for index, amounts in windows.items():
-            if index >= first:
-                values[index - first] = amounts.get(measure, 0.0)
-        found[measure] = Series(first, settings.window_s, values, settings.day_s)
-    return found
+def _update(outlooks: dict[str, Outlook], series: dict[str, Series]) -> dict[str, Foreseen]:
+    found = {measure: outlooks[measure].update(one) for measure, one in series.items()}
+    return {measure: one for measure, one in found.items() if one is not None}
+
+
+def _virtual() -> bool:
+    try:
+        return bool(getattr(asyncio.get_running_loop(), "virtual", False))
+    except RuntimeError:
+        return False

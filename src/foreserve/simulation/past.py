@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from foreserve.app import Running
+from foreserve.clock import wall
 from foreserve.core import Outcome, OutcomeKind
 from foreserve.errors import ConfigError
 from foreserve.scaling import Window
@@ -31,12 +33,21 @@ class Past:
     trace: Trace
     span_s: float
 
-    def windows(self, service: str, first: str, window_s: float, epoch: float) -> list[Window]:
-        """What came to one service, in whole windows; those that name none were for the `first`. `epoch`: its end.
+    async def learned_by(self, running: Running, twins: Mapping[str, Twin], block_tokens: int) -> None:
+        """By everything that learns, of the services of an app that has started: the past ends now."""
+        first = next(iter(twins))
+        for name in twins:
+            scaling = running.services[name].scaling
+            if scaling is not None:
+                scaling.load.take_up(self.windows(name, first, twins[name].settings.scaling.window_s, wall()))
+        await self.teach(twins, block_tokens)
 
-        Each begins at a multiple of `window_s` of the time that calendars tell.
+    def windows(self, service: str, first: str, window_s: float, end: float) -> list[Window]:
+        """What came to one service, in whole windows; those that name none were for the `first`. It ends at `end`.
+
+        Each begins at a multiple of `window_s`; both are seconds since the epoch.
         """
-        begin = epoch - self.span_s
+        begin = end - self.span_s
         found: dict[int, dict[str, float]] = {}
         for row in self._rows():
             if (row.service or first) != service:
@@ -46,8 +57,8 @@ class Past:
             amounts["input_tokens"] += row.input_tokens
             amounts["output_tokens"] += row.output_tokens
         nothing = dict.fromkeys(_MEASURES, 0.0)
-        whole = range(-int(-begin // window_s), int(epoch // window_s))
-        return [Window(at=at * window_s, window_s=window_s, amounts=found.get(at, dict(nothing))) for at in whole]
+        whole = range(-int(-begin // window_s), int(end // window_s))
+        return [Window(at=at * window_s, window_s=window_s, amounts=found.get(at, nothing)) for at in whole]
 
     async def teach(self, twins: Mapping[str, Twin], block_tokens: int) -> None:
         """Each service learns the lengths of its last answers, as if they had ended just now."""

@@ -12,7 +12,7 @@ import msgspec
 from foreserve.app import App, Running
 from foreserve.core import Request
 from foreserve.ports import Launcher
-from foreserve.settings import ServerSettings, StateSettings
+from foreserve.settings import MachineSettings, ServerSettings, StateSettings
 from foreserve.simulation.drive import Drive
 from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.twin import Twin
@@ -37,6 +37,7 @@ def set_stage(
     block_tokens: int,
     before: Callable[[Request, TraceRow], None],
     server: ServerSettings | None = None,
+    machine: MachineSettings | None = None,
     state: StateSettings,
 ) -> Stage:
     """The twins as an app with this `state`: wired, not yet started.
@@ -44,7 +45,7 @@ def set_stage(
     `before` hears of each request that is about to be submitted, as `Drive` tells it.
     """
     served: dict[str, Any] = dict(twins)
-    running = App(server=server, state=state, **served).run(launcher)
+    running = App(server=server, state=state, machine=machine, **served).run(launcher)
     drive = Drive(running, twins, oracle, block_tokens=block_tokens, before=before)
     return Stage(running=running, launcher=launcher, drive=drive, twins=twins)
 

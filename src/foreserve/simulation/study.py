@@ -25,8 +25,10 @@ from foreserve.simulation.launcher import SimulatedLauncher
 from foreserve.simulation.measured import Measured
 from foreserve.simulation.need import Need
 from foreserve.simulation.oracle import Oracle
+from foreserve.simulation.past import Past
 from foreserve.simulation.replica import SimulatedConnection
 from foreserve.simulation.stage import FaultPlan, set_stage
+from foreserve.simulation.summary import span
 from foreserve.simulation.survey import Survey, begun
 from foreserve.simulation.twin import Twin, can_be_simulated
 from foreserve.simulation.verdict import nothing_done, ordered
@@ -71,13 +73,15 @@ def simulate(
     name: str = "",
     notes: Sequence[str] = (),
     decisions: Path | None = None,
+    past: Past | None = None,
 ) -> Result:
     """Play a trace to an app on a virtual clock and tell how it went. The same arguments give the same Result.
 
     `profiles` are by service. `seed` is noted down with the result: it is that of `faults`, of what made the trace, and
     of the true lengths that a recording's rows lack. `progress` hears now and then how many requests have ended,
     `observers` every outcome. `surveyed` saves a reading of the trace where the caller has done it; `notes` are put
-    before the result's own; decisions are recorded in `decisions`. Raises ConfigError for a service without a profile,
+    before the result's own; decisions are recorded in `decisions`. Of the `past`, which ends where the trace begins, it
+    is learned how the load goes and how long answers are. Raises ConfigError for a service without a profile,
     a wrong setting and a row of the trace that cannot be played; LedgerError, after any run, if a request was lost or
     ended twice.
     """
@@ -87,10 +91,12 @@ def simulate(
         seen = surveyed
     oracle = Oracle()
     twins = make_twins(app, profiles, oracle, seen)
-    main = _run(app, twins, oracle, trace, seen, seed, faults, progress, observers, decisions)
+    main = _run(app, twins, oracle, trace, seen, seed, faults, progress, observers, decisions, past)
     # Small matrices are slower on several cores, far slower beside other work, and would be summed in another order.
     with threadpool_limits(1, user_api="blas"):
-        measured, preemptions, findings, found = clock.run(main, epoch=trace.header.epoch)
+        measured, preemptions, findings, found = clock.run(
+            main, epoch=trace.header.epoch or (0.0 if past is None else past.span_s)
+        )
     services = measured.services(preemptions)
     odd = [
         words
@@ -113,6 +119,7 @@ def simulate(
                 *odd,
                 *notes,
                 *missing(trace),
+                *([] if past is None else [learned(past)]),
                 *remarks(app, twins, seen),
                 *([] if faults is None else [happened(faults)]),
                 *found,
@@ -138,8 +145,8 @@ def make_twins(app: App, profiles: Mapping[str, EngineProfile], oracle: Oracle, 
             raise NoProfile(name)
         if kind.settings.bounds[1] == 0:
             raise ConfigError(
-                f"service {name!r} has no replicas: nothing would be served; set `{name}.replicas` to 1 or more (there "
-                "is no autoscaler yet that would start one)"
+                f"service {name!r} has no replicas: nothing would be served; set `{name}.replicas` to 1 or more, or to "
+                "[0, 1] for one that is started when a request comes"
             )
         twin = Twin(name, kind, profiles[name], oracle)
         foresight = twin.foreseer.settings
@@ -163,6 +170,11 @@ def missing(trace: Trace) -> list[str]:
     """What a recording says that it has not, in words."""
     lost = trace.header.lost
     return [f"{lost:,} more requests came while the trace was recorded and are not in it"] if lost else []
+
+
+def learned(past: Past) -> str:
+    """What was learned from before the trace, in words."""
+    return f"{span(past.span_s)} before it were not played: loads and lengths were learned from them"
 
 
 def most_trainings(rows: int) -> int:
@@ -208,6 +220,7 @@ async def _run(
     progress: Callable[[int], None] | None,
     observers: Sequence[Callable[[Outcome], None]],
     decisions: Path | None,
+    past: Past | None,
 ) -> tuple[Measured, dict[str, int], list[Finding], list[str]]:
     """What was measured, how often each service's engines preempted, under faults what did not hold, and notes."""
     raised: list[BaseException] = []
@@ -228,6 +241,7 @@ async def _run(
         block_tokens=trace.header.block_tokens,
         before=before,
         server=app.settings.server,
+        machine=app.settings.machine,
         state=simulated_state(app, decisions),
     )
     running = stage.running
@@ -236,11 +250,14 @@ async def _run(
     measured = Measured(running, needs, seen.tenants, width_for(seen.span_s, seen.rows))
     launcher.launched.append(measured.launched)
     running.observers += [measured.ended, *observers]
+    running.scaled.append(measured.scaled)
     if progress is not None:
         running.observers.append(_counted(progress))
     if faults is not None:
         faults.launching(launcher)
     await running.start()
+    if past is not None:
+        await past.learned_by(running, twins, trace.header.block_tokens)
     if checks is not None:
         checks.begin()
     try:

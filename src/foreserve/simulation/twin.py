@@ -60,6 +60,10 @@ class Twin:
         """See `Kind`."""
         return STATIC_POLICY if self._static else CONTINUOUS_POLICY
 
+    def memory_bytes(self) -> int:
+        """What one replica holds, as the profile tells it, for services that share a machine."""
+        return self.profile.host_bytes
+
     @property
     def placement(self) -> str:
         """See `LLM.placement`."""
