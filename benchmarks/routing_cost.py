@@ -34,7 +34,7 @@ _FINISH = Finish(reason="stop", usage={"output_tokens": 200.0})
 class _Silent:
     """A connection to nobody."""
 
-    pid = None
+    pid: int | None = None
 
     def send(self, message: ToWorker) -> None: ...
     async def stop(self, grace_s: float) -> None: ...

@@ -20,7 +20,7 @@ from foreserve.fleet.autoscaler_need import (
     whole,
 )
 from foreserve.fleet.autoscaler_words import amount, asked, times, waits
-from foreserve.fleet.autoscaler_wrappers import CoolDown, CoolUp, Hysteresis
+from foreserve.fleet.autoscaler_wrappers import Careful, CoolDown, CoolUp, Hysteresis
 from foreserve.scaling import ReplicaView, Scale, ScalingView
 
 RISING = 1.1
@@ -119,7 +119,7 @@ class Forecast:
 
     def __init__(self, target: float = 0.85, margin: float = 0.15, down_s: float | None = None) -> None:
         _positive(target=target, down_s=down_s)
-        self._policy = CoolDown(Hysteresis(_Foreseen(target), down=margin), down_s)
+        self._policy = CoolDown(Careful(Hysteresis(_Foreseen(target), down=margin)), down_s)
 
     def decide(self, view: ScalingView, now: float) -> Scale:
         return self._policy.decide(view, now)
@@ -181,7 +181,7 @@ class Hybrid:
             adding=CoolUp(_Anticipated(wait_s, clear_s, overloaded), up_s),
             leaving=_Leaving(target, consolidate, wait_s),
         )
-        self._policy = CoolDown(tiers, down_s)
+        self._policy = CoolDown(Careful(tiers), down_s)
 
     def decide(self, view: ScalingView, now: float) -> Scale:
         return self._policy.decide(view, now)
