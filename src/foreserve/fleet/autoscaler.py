@@ -117,7 +117,7 @@ class Forecast:
     `margin` of a replica is left over, and once per `down_s` (one window where that is not given).
     """
 
-    def __init__(self, target: float = 0.85, margin: float = 0.15, down_s: float | None = None) -> None:
+    def __init__(self, target: float = 1.0, margin: float = 0.15, down_s: float | None = None) -> None:
         _positive(target=target, down_s=down_s)
         self._policy = CoolDown(Careful(Hysteresis(_Foreseen(target), down=margin)), down_s)
 
@@ -164,7 +164,7 @@ class Hybrid:
 
     def __init__(
         self,
-        target: float = 0.85,
+        target: float = 1.0,
         wait_s: float = 2.0,
         clear_s: float | None = None,
         overloaded: float = OVERLOADED,
