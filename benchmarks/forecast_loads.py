@@ -125,7 +125,7 @@ def azure(name: str, path: Path, window_s: float) -> Load:
     series, noise = {}, {}
     for column, measure in enumerate(MEASURES, 1):
         amounts = table[within, column]
-        series[measure] = Series(0, window_s, np.bincount(place[within], amounts, count))
+        series[measure] = Series(0, window_s, np.bincount(place[within], amounts, count).astype(np.float64))
         # As if each had come by itself: the sum of squares.
         noise[measure] = np.sqrt(np.bincount(place[within], amounts**2, count))
     return Load(f"{name}_{window_s:g}s", series, count // 4, noise)
