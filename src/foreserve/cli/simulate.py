@@ -68,7 +68,7 @@ def simulate(
         str | None,
         typer.Option(
             metavar="SPAN",
-            help="So much of the trace's beginning is not played, only learned from: how loads go, how long answers are.",
+            help="So much of the trace's beginning is only learned from, not played: loads and lengths of answers.",
             rich_help_panel=_RUNS,
         ),
     ] = None,
