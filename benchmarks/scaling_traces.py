@@ -63,10 +63,14 @@ class Load(msgspec.Struct, frozen=True):
     def between(self, start_s: float, end_s: float) -> Load:
         """A part of it; `start_s` becomes 0."""
         first, last = np.searchsorted(self.arrival, (start_s, end_s))
-        columns = (self.arrival[first:last] - start_s, *(
-            column[first:last] for column in (self.input_tokens, self.output_tokens, self.tenant)
-        ))  # fmt: skip
-        return Load(self.name, *columns, span_s=min(end_s, self.span_s) - start_s, day_s=self.day_s)
+        return msgspec.structs.replace(
+            self,
+            arrival=self.arrival[first:last] - start_s,
+            input_tokens=self.input_tokens[first:last],
+            output_tokens=self.output_tokens[first:last],
+            tenant=self.tenant[first:last],
+            span_s=min(end_s, self.span_s) - start_s,
+        )
 
 
 def servegen(
@@ -86,11 +90,17 @@ def servegen(
     return _load(name, iter(trace), days * DAY_S / SPEED, SPEED, longer)
 
 
+def servegen_path() -> Path | None:
+    """The archive, where it is on this machine."""
+    path = data.folder() / SERVEGEN
+    return path if path.exists() else None
+
+
 @cache
 def _clients() -> tuple[Path, list[Client]] | None:
     """Of `m-small`, from the archive."""
-    path = data.folder() / SERVEGEN
-    if not path.exists():
+    path = servegen_path()
+    if path is None:
         return None
     logging.getLogger("foreserve.traces.servegen_data").setLevel(logging.ERROR)  # clients without lengths are known
     return path, read_clients(path)

@@ -73,9 +73,9 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
 
     With `ahead`, the resource of a work's ramp is judged there, and what `free` says of it is only what is free now.
 
-    `holds` has what the engine bounds by itself: that limits nothing. `tokens` are those of the prompts and foreseen answers of all that runs there. `token_s` is how long it takes to
-    read a token of a prompt and `step_s` how long a step takes, as of late; `None` is not known. `heard` is when it
-    last said anything, in loop seconds.
+    `holds` has what the engine bounds by itself: that limits nothing. `tokens` are those of the prompts and foreseen
+    answers of all that runs there. `token_s` is how long it takes to read a token of a prompt and `step_s` how long a
+    step takes, as of late; `None` is not known. `heard` is when it last said anything, in loop seconds.
     """
 
     replica: str

@@ -50,11 +50,12 @@ class LoadForecast(msgspec.Struct, frozen=True, kw_only=True):
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """How much one replica can do, by measure and second, at the mix of late. A measure that is not known is not there.
 
-    `why` tells in words where that is known from.
+    `why` tells in words where that is known from. What is not `measured` is a guess, and may be far off.
     """
 
     per_s: dict[str, float]
     why: str = ""
+    measured: bool = True
 
 
 ReplicaPhase = Literal["starting", "ready", "isolated", "draining"]

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from foreserve.fleet.autoscaler_wrappers import Bounded, CoolDown, CoolUp, Hysteresis, ToZero
-from foreserve.scaling import Scale, ScalingView, Waiting
+from foreserve.fleet.autoscaler_wrappers import Bounded, Careful, CoolDown, CoolUp, Hysteresis, ToZero
+from foreserve.scaling import Capacity, Scale, ScalingView, Waiting
 from tests.fleet.views import after, forecast, foreseen, replica, view
 
 
@@ -137,6 +137,21 @@ def test_without_a_time_of_its_own_it_is_one_window_of_the_forecast():
 def test_more_is_never_held_back_by_the_cool_down_for_fewer():
     cooled = CoolDown(Says(5), 60.0)
     assert cooled.decide(view(1), 0.0).wanted == 5
+
+
+# --- while capacity is a guess
+
+
+def test_by_a_guess_no_more_than_twice_as_many_as_are_ready():
+    guess = Capacity(per_s={"tokens": 1.0}, measured=False)
+    two = [replica(0), replica(1)]
+    scale = Careful(Says(9)).decide(view(two, capacity=guess), 0.0)
+    assert (scale.wanted, "9 would be wanted by a guess" in scale.why) == (4, True)
+    starting = [*two, replica(2, "starting"), replica(3, "starting")]
+    assert Careful(Says(9)).decide(view(starting, capacity=guess), 0.0).wanted == 4, "until they are ready"
+    assert Careful(Says(9)).decide(view(0, capacity=guess), 0.0).wanted == 1
+    assert Careful(Says(9)).decide(view(2), 0.0).wanted == 9
+    assert Careful(Says(1)).decide(view(2, capacity=guess), 0.0).wanted == 1
 
 
 # --- hysteresis

@@ -90,6 +90,26 @@ def test_the_first_requests_already_allow_a_guess():
     assert "a first guess: 8 at once, 2 s each" in at(profile).why
 
 
+def test_memory_that_is_full_is_so_only_while_something_waits_for_it():
+    for oldest_s, words in ((0.2, "a first guess"), (2.0, "on full replicas")):
+        profile = CapacityProfile()
+        for now in range(0, 60, 2):
+            profile.looked([replica(running=4, share=1.0)], Waiting(count=2, oldest_s=oldest_s), float(now))
+            for _ in range(4):
+                profile.ended(ended())
+        assert words in at(profile).why
+
+
+def test_a_guess_knows_that_memory_holds_fewer_than_there_are_slots():
+    profile = CapacityProfile()
+    for now in range(0, 60, 2):
+        profile.looked([replica(running=10, share=0.5, slots=128.0)], Waiting(), float(now))
+        for _ in range(10):
+            profile.ended(ended(2.0))
+    assert at(profile).why.startswith("a first guess: 20 at once, 2 s each")
+    assert at(profile).per_s["requests"] == pytest.approx(10.0, rel=0.05)
+
+
 def test_little_load_tells_nothing_but_how_long_a_request_takes():
     profile = CapacityProfile()
     serve(profile, rate=0.5, running=1, took=2.0)

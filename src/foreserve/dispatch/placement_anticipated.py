@@ -17,12 +17,17 @@ from foreserve.ports import Room
 STEPS: Final = 100
 """How far the map is read ahead; the paper's l."""
 
-SHARE_S: Final = 3.0
-"""Seconds of waiting for a first token that a whole KV cache less is worth: everybody's steps are shorter there."""
+POWER: Final = 4
+LOAD: Final = 1.0
+"""A cache that is foreseen to be full is worth the time of reading as many tokens as it holds; one that is not, the
+fourth power of its share of that: it hardly matters how far from full a replica is, and very much how near."""
 
-FULL: Final = 0.95
-FULL_S: Final = 20.0
-"""Above this share somebody will be preempted or has to wait: that is worth so many seconds for a whole cache more."""
+SHARE_S: Final = 3.0
+"""The same time, in seconds, where a replica does not tell what its cache holds: its slots are then what may be full.
+"""
+
+UNREAD: Final = 5.0
+"""Tokens in the cache that one of a prompt that is still to be read stands for, in the order of the short list."""
 
 TOKEN_S: Final = 1e-4
 """Seconds for each token of a prompt, while no replica is known to have read any."""
@@ -38,15 +43,15 @@ NEAR: Final = 4
 
 
 class Anticipated:
-    """`anticipated`: the replica where the first token is foreseen soonest and the KV cache stays emptiest.
+    """`anticipated`: the replica where the first token is foreseen soonest, and where fewest will be short of room.
 
     For each replica on the short list, in seconds: what is left to read of the prompts that it has been given, and of
-    these less what it should have cached; `SHARE_S` times the highest share of its KV cache in the next `STEPS` steps,
-    were these begun there now, and `FULL_S` times what of that is above `FULL`; where it tells no such share, that of
-    its slots. Slow replicas count as many times as much as they are slow, silent ones their silence. The least wins,
-    of equals the one that stands first.
+    these less what it should have cached; `LOAD` times the reading of as much as its KV cache holds, by the fourth
+    power of the highest share of it in the next `STEPS` steps, were these begun there now. Slow replicas count as many
+    times as much as they are slow, silent ones their silence. The least wins, of equals the one that stands first.
 
-    The short list is made of those with the fewest tokens in flight, prompts that are not read yet counted three times.
+    The short list is of those with the emptiest caches, by what they hold now and have to read. Two more are drawn by
+    the request's id, so that what stands first in the order of one gateway is not all that it ever looks at.
     """
 
     shortlist: ClassVar[int] = 4
@@ -59,8 +64,12 @@ class Anticipated:
     def rank(self, room: Room) -> tuple[float, float, str]:
         """See `ports.Shortlisted`. A replica that can hold more may be given more."""
         unread = 0 if room.unread is None else room.unread.tokens
-        tokens = (2.0 * unread + room.tokens) / (room.most("kv_tokens") or 1.0)
-        return tokens, room.running / max(room.capacity.get("slots", 1.0), 1.0), room.replica
+        busy = room.running / max(room.capacity.get("slots", 1.0), 1.0)
+        most = room.most("kv_tokens")
+        if most is None:
+            return 2.0 * unread + room.tokens, busy, room.replica
+        now = 0.0 if room.ahead is None else room.ahead.peak(1)
+        return now + UNREAD * unread / max(most, 1.0), busy, room.replica
 
     def near(self, works: Sequence[Work]) -> Sequence[str]:
         """See `ports.Shortlisted`."""
@@ -84,7 +93,7 @@ class Anticipated:
             token_s = room.token_s or usual_s
             unread = room.unread
             missing = prompt - hits.get(room.replica, 0) if hits else prompt
-            seconds = _load_s(room, ramps)
+            seconds = _load_s(room, ramps, token_s)
             if missing > 0:
                 seconds += missing * token_s
             if unread is not None:
@@ -149,14 +158,12 @@ def _sent(prefixes: Prefixes, works: Sequence[Work], replica: str, caches: Mappi
     return sum(prefixes.sent(work, replica, caches.get(replica)) for work in works if work.prefix is not None)
 
 
-def _load_s(room: Room, ramps: Sequence[Ramp]) -> float:
+def _load_s(room: Room, ramps: Sequence[Ramp], token_s: float) -> float:
     """What the load is worth that is foreseen of a replica, in seconds."""
-    if room.ahead is None or not ramps:
-        return SHARE_S * room.running / max(room.capacity.get("slots", 1.0), 1.0)
-    peak = room.ahead.peak(STEPS, ramps)
-    if not peak:  # it tells nothing of what these will hold
-        peak = room.running / max(room.capacity.get("slots", 1.0), 1.0)
-    return SHARE_S * peak + (FULL_S * (peak - FULL) if peak > FULL else 0.0)
+    most = room.most("kv_tokens")
+    if most is None or room.ahead is None:
+        return SHARE_S * (room.running / max(room.capacity.get("slots", 1.0), 1.0)) ** POWER
+    return LOAD * most * token_s * room.ahead.peak(STEPS, ramps) ** POWER
 
 
 def _median(values: list[float]) -> float:

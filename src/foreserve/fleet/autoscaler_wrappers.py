@@ -130,6 +130,23 @@ class CoolDown:
         return scale if most == scale.wanted else changed(scale, most, f"{most} were wanted within {down_s:g} s")
 
 
+class Careful:
+    """While what one replica can do is only guessed, no more than twice as many as are ready."""
+
+    def __init__(self, policy: ScalingPolicy) -> None:
+        self._policy = policy
+
+    def decide(self, view: ScalingView, now: float) -> Scale:
+        scale = self._policy.decide(view, now)
+        if view.capacity is not None and view.capacity.measured:
+            return scale
+        ready = sum(replica.phase == "ready" for replica in view.replicas)
+        most = max(2 * ready, view.active, 1)
+        if scale.wanted <= most:
+            return scale
+        return changed(scale, most, f"{scale.wanted} would be wanted by a guess of what one can do; {most} for now")
+
+
 class Hysteresis:
     """More where the need and `up` ask for more, fewer where even the need and `down` ask for fewer; between them hold.
 

@@ -17,6 +17,7 @@ import msgspec
 
 from foreserve.core import Outcome
 from foreserve.fleet.autoscaler_need import COARSE, share_held
+from foreserve.fleet.capacity_cost import RequestCost
 from foreserve.scaling import Amounts, Capacity, ReplicaView, Waiting
 
 PERIOD_S: Final = 10.0
@@ -25,7 +26,13 @@ MOST_PERIOD_S: Final = 120.0
 
 FEW: Final = 8
 FULL: Final = 0.9
-"""Replicas are full when as much of them is held on average."""
+"""Replicas are full when so much of them is held on average."""
+
+WAITED_S: Final = 1.0
+"""What has waited so long was not only on its way to a slot."""
+
+LEAST_HELD: Final = 0.1
+"""Of its memory: what is less tells nothing of how many fit."""
 
 WEIGHT: Final = 0.2
 """Of the newest period, in the moving mean of a mix."""
@@ -88,10 +95,13 @@ class CapacityProfile:
     def __init__(self) -> None:
         self._mixes: OrderedDict[Mix, Known] = OrderedDict()
         self._slots = 0.0
+        self._beside: float | None = None
+        """How many requests a replica holds when it is full, as far as its memory tells."""
         self._since: float | None = None
         self._stood: tuple[int, bool] = (0, False)
         """How many are ready, and whether they are full: one period is of one such standing."""
         self._done: dict[str, float] = {}
+        self._cost = RequestCost()
         self._first: dict[str, float] = {}
         """All that was done before the first period was over."""
 
@@ -99,7 +109,11 @@ class CapacityProfile:
 
     def ended(self, outcome: Outcome) -> None:
         """One more request has left its replica."""
-        for name, amount in done(outcome).items():
+        amounts = done(outcome)
+        if amounts:
+            fine = {name: amount for name, amount in amounts.items() if name not in COARSE}
+            self._cost.ended(fine, amounts["seconds"])
+        for name, amount in amounts.items():
             self._done[name] = self._done.get(name, 0.0) + amount
             if not self._mixes:
                 self._first[name] = self._first.get(name, 0.0) + amount
@@ -109,11 +123,8 @@ class CapacityProfile:
         ready = [replica for replica in replicas if replica.phase == "ready"]
         working = [replica for replica in replicas if replica.phase in ("ready", "isolated", "draining")]
         self._slots = max((replica.slots for replica in ready), default=self._slots)
-        shares = [share_held(replica) for replica in ready]
-        known = [share for share in shares if share is not None]
-        # A batch engine always has some waiting for the next batch; only a whole batch of them says that it is full.
-        queue = self._slots > 0 and waiting.count >= self._slots * max(len(ready), 1)
-        full = bool(ready) and (queue or (len(known) == len(ready) and sum(known) >= FULL * len(known)))
+        self._at_once(ready)
+        full = _full(ready, waiting)
         stood = (len(working), full)
         if self._since is None or stood != self._stood:
             self._begin(stood, now)
@@ -126,6 +137,14 @@ class CapacityProfile:
             if requests and stood[0]:
                 self._learn({name: amount / (elapsed * stood[0]) for name, amount in self._done.items()}, full)
             self._begin(stood, now)
+
+    def _at_once(self, ready: Sequence[ReplicaView]) -> None:
+        """How many a replica can run side by side where its memory holds fewer than it has slots."""
+        for replica in ready:
+            held = share_held(replica)
+            if held is not None and held > LEAST_HELD and replica.running >= FEW and replica.slots > 0:
+                fits = min(replica.running / held, replica.slots)
+                self._beside = fits if self._beside is None else self._beside + WEIGHT * (fits - self._beside)
 
     def _begin(self, stood: tuple[int, bool], now: float) -> None:
         self._since, self._stood, self._done = now, stood, {}
@@ -155,6 +174,30 @@ class CapacityProfile:
 
     def at(self, mix: Amounts) -> Capacity | None:
         """What one replica can do of a load with this mix (amounts of any span of time), as far as is known."""
+        found = self._of_alike(mix)
+        return None if found is None else self._turned(found, mix)
+
+    def _turned(self, found: Capacity, mix: Amounts) -> Capacity:
+        """What that is of this mix, by what its requests cost against those that it was found of.
+
+        All measures then ask for as many replicas: by the fullest of them alone a mix that is a little off would ask
+        for far too many.
+        """
+        requests, then = mix.get("requests", 0.0), found.per_s.get("requests", 0.0)
+        fine = {name: amount for name, amount in mix.items() if name not in COARSE and amount > 0}
+        if requests <= 0 or then <= 0 or not fine:
+            return found
+        each = {name: amount / requests for name, amount in fine.items()}
+        known = {name: amount / then for name, amount in found.per_s.items() if name not in COARSE}
+        now, before = self._cost.of(each), self._cost.of(known)
+        if now is None or before is None or set(each) != set(known):
+            return found
+        rate = then * before / now
+        per_s = {**found.per_s, "requests": rate, **{name: rate * amount for name, amount in each.items()}}
+        return msgspec.structs.replace(found, per_s=per_s)
+
+    def _of_alike(self, mix: Amounts) -> Capacity | None:
+        """What is known of the nearest mix."""
         if not self._mixes:
             return self._guess(_known_of(self._first)) if self._first.get("requests", 0.0) >= FEW else None
         wanted = mix_of(mix)
@@ -171,14 +214,15 @@ class CapacityProfile:
         """What full replicas would do, by how long a request takes and how that grows with those beside it."""
         if self._slots <= 0:
             return None
-        took = _took(known.fit, self._slots)
+        at_once = self._slots if self._beside is None else min(self._slots, self._beside)
+        took = _took(known.fit, at_once)
         if took <= 0:
             return None
-        rate = self._slots / took
+        rate = at_once / took
         guessed = {name: rate * amount for name, amount in known.each.items()}
         per_s = {name: max(amount, known.most.get(name, 0.0)) for name, amount in guessed.items()}
-        why = f"a first guess: {self._slots:g} at once, {took:.3g} s each{_of(known)}; no replica was full yet"
-        return Capacity(per_s=per_s, why=why)
+        why = f"a first guess: {at_once:.3g} at once, {took:.3g} s each{_of(known)}; no replica was full yet"
+        return Capacity(per_s=per_s, why=why, measured=False)
 
     # --- over a restart
 
@@ -195,6 +239,21 @@ class CapacityProfile:
             if len(known.fit) == 5 and all(math.isfinite(number) and number >= 0 for number in numbers):
                 made._mixes[mix] = known
         return made
+
+
+def _full(ready: Sequence[ReplicaView], waiting: Waiting) -> bool:
+    """Whether they get done what they can.
+
+    Their slots are taken; or whole batches wait (a batch engine always has some waiting for the next one, which says
+    nothing); or their memory is foreseen to be full, and so something has waited.
+    """
+    slots = sum(replica.slots for replica in ready)
+    if not ready or slots <= 0:
+        return False
+    if sum(replica.running for replica in ready) >= FULL * slots or waiting.count >= slots:
+        return True
+    held = [share for share in map(share_held, ready) if share is not None]
+    return waiting.oldest_s >= WAITED_S and len(held) == len(ready) and sum(held) >= FULL * len(held)
 
 
 def _known_of(all_done: Amounts) -> Known:

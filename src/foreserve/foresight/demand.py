@@ -104,7 +104,8 @@ class Demand:
             if math.isfinite(self._columns[REQUESTS][place]):
                 for name, amount in less.items():
                     column = self._column(name)
-                    column[place] = max(0.0, column[place] + amount)
+                    before = column[place] if math.isfinite(column[place]) else 0.0
+                    column[place] = max(0.0, before + amount)
                 self._changed[index] = None
 
     # --- time
@@ -165,19 +166,20 @@ class Demand:
         self._changed[self._index] = None
 
     def _append(self, amounts: Mapping[str, float] | None) -> None:
-        """One more window; `None` is not known."""
+        """One more window; `None` is not known. Nor is a measure of which nothing is told though requests came."""
         for name in amounts or ():
             self._column(name)
+        came = math.nan if amounts is None else amounts.get(REQUESTS, 0.0)
         for name, column in self._columns.items():
-            column.append(math.nan if amounts is None else max(0.0, amounts.get(name, 0.0)))
+            column.append(_amount(came, None if amounts is None else amounts.get(name)))
         if (over := len(self._columns[REQUESTS]) - self._keep) > max(16, self._keep // 16):
             for column in self._columns.values():
                 del column[:over]
             self._first += over
 
     def _column(self, name: str) -> array[float]:
-        if name not in self._columns:  # none of it has come before
-            self._columns[name] = array("d", (each * 0.0 for each in self._columns[REQUESTS]))
+        if name not in self._columns:
+            self._columns[name] = array("d", (_amount(came, None) for came in self._columns[REQUESTS]))
         return self._columns[name]
 
     # --- what is told
@@ -193,22 +195,24 @@ class Demand:
         return self._index
 
     def series(self) -> dict[str, Series]:
-        """By measure, up to the last window that is over; empty before one is known."""
-        known = np.flatnonzero(np.isfinite(np.array(self._columns[REQUESTS])))
-        if not len(known):
-            return {}
-        begin = max(int(known[0]), len(self._columns[REQUESTS]) - self._keep)
-        return {
-            name: Series(self._first + begin, self.window_s, np.array(self._columns[name])[begin:], self._day_s)
-            for name in sorted(self._columns)
-        }
+        """By measure, from the first window that is known to the last that is over; none where none is known."""
+        found = {}
+        for name in sorted(self._columns):
+            values = np.array(self._columns[name])[-self._keep :]
+            known = np.flatnonzero(np.isfinite(values))
+            if len(known):
+                first = self._first + len(self._columns[name]) - len(values) + int(known[0])
+                found[name] = Series(first, self.window_s, values[known[0] :], self._day_s)
+        return found
 
     def changed(self) -> list[Window]:
         """Windows that are over or were corrected since this was last asked, oldest first."""
         found = []
         for index in sorted(self._changed):
             if 0 <= (place := index - self._first) < len(self._columns[REQUESTS]):
-                amounts = {name: column[place] for name, column in self._columns.items()}
+                amounts = {
+                    name: column[place] for name, column in self._columns.items() if math.isfinite(column[place])
+                }
                 found.append(Window(at=index * self.window_s, window_s=self.window_s, amounts=amounts))
         self._changed.clear()
         return found
@@ -219,10 +223,20 @@ class Demand:
         found = {REQUESTS: 0.0, **dict.fromkeys(self._each, 0.0)}
         for part, amounts in self._parts:
             begin = part * self._part_s
-            within = min(1.0, (begin + self._part_s - (at - span_s)) / self._part_s) if begin <= at else 0.0
+            # Of the oldest part only the end is of late; but all of it, where nobody had watched before.
+            within = (begin + self._part_s - max(at - span_s, begin)) / self._part_s if begin <= at else 0.0
+            if within > 0.0 and at - span_s <= self._began:
+                within = 1.0
             if within > 0.0:
                 _add(found, {name: within * amount for name, amount in amounts.items()})
         return {name: amount / span_s for name, amount in found.items()}
+
+
+def _amount(came: float, amount: float | None) -> float:
+    """Of one measure, in a window in which so many requests came; `nan` is not known."""
+    if amount is None or math.isnan(came):
+        return 0.0 if came == 0.0 else math.nan
+    return max(0.0, amount)
 
 
 def _add(amounts: dict[str, float], more: Mapping[str, float]) -> None:

@@ -289,9 +289,8 @@ class ServiceLoad:
     async def _learn(self, outlooks: dict[str, Outlook], series: dict[str, Series]) -> None:
         """Train those that are due, one after the other; each serves from the next window on."""
         learned = False
-        for measure, outlook in outlooks.items():
-            for rolling in outlook.due(series[measure]):
-                one = series[measure]
+        for measure, one in series.items():
+            for rolling in outlooks[measure].due(one):
                 result = await offload(lambda: rolling.learn(one), LEARN_COST_S)  # noqa: B023 - awaited here
                 async with self._turn:
                     rolling.take(result, one)

@@ -49,8 +49,11 @@ class Pdf:
     """A distribution over numbers of tokens, to draw from."""
 
     def __init__(self, values: NDArray[np.int64], weights: NDArray[np.float64]) -> None:
+        shares = weights / weights.sum()
+        self.mean = float(values @ shares)
+        self.variance = float((values - self.mean) ** 2 @ shares)
         self._values = values
-        self._cumulated = np.cumsum(weights / weights.sum())
+        self._cumulated = np.cumsum(shares)
 
     def draw(self, uniform: NDArray[np.float64]) -> NDArray[np.int64]:
         """A number for each of `uniform` (0 to 1)."""
