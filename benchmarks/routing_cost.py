@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Forecast, Length, Ramp, Work
-from foreserve.dispatch.placement_anticipated import Anticipated
 from foreserve.dispatch.rooms import Rooms
 from foreserve.fleet.replica import Replica
 from foreserve.loadgen.arrivals import generator
@@ -146,18 +145,3 @@ def _place(placement: Placement, listed: Shortlisted | None, rooms: Rooms, work:
         return room.replica, 0
     fitting: list[Room] = [room for room in rooms if room.takes(works)]
     return placement.place(works, fitting, now), 0
-
-
-def main() -> None:
-    """The costs alone, with lengths that are drawn."""
-    rng = generator(0)
-    lengths = []
-    for prompt, mean in zip(rng.lognormal(4.5, 1.0, 1000), rng.lognormal(5.3, 0.7, 1000), strict=True):
-        length = Length(mean=mean, p50=mean, p80=1.5 * mean, p95=2.5 * mean, source="fast")
-        lengths.append((int(prompt) + 1, length))
-    for replicas in (1, 4, 16, 64, 256):
-        print(replicas, [f"{us:.0f}" for us in decision_us(Anticipated(), lengths, replicas, 2000, 3)])
-
-
-if __name__ == "__main__":
-    main()

@@ -63,10 +63,14 @@ class Load(msgspec.Struct, frozen=True):
     def between(self, start_s: float, end_s: float) -> Load:
         """A part of it; `start_s` becomes 0."""
         first, last = np.searchsorted(self.arrival, (start_s, end_s))
-        columns = (self.arrival[first:last] - start_s, *(
-            column[first:last] for column in (self.input_tokens, self.output_tokens, self.tenant)
-        ))  # fmt: skip
-        return Load(self.name, *columns, span_s=min(end_s, self.span_s) - start_s, day_s=self.day_s)
+        return msgspec.structs.replace(
+            self,
+            arrival=self.arrival[first:last] - start_s,
+            input_tokens=self.input_tokens[first:last],
+            output_tokens=self.output_tokens[first:last],
+            tenant=self.tenant[first:last],
+            span_s=min(end_s, self.span_s) - start_s,
+        )
 
 
 def servegen(

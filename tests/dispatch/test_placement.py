@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import pytest
 
 from foreserve.core import Work
-from foreserve.dispatch.placement import LeastRequests, RoundRobin
+from foreserve.dispatch.placement import LeastRequests, LeastTokens, RoundRobin
 from foreserve.ports import Placement, Room, ranked
 from foreserve.simulation.clock import run
 from tests.dispatch.harness import House
@@ -120,3 +120,12 @@ def test_a_placement_of_a_users_own_is_asked_by_what_is_its_own(placement: Place
 def test_of_the_built_ins_the_default_ranks():
     assert ranked(LeastRequests()) is not None
     assert ranked(RoundRobin()) is None
+
+
+def test_least_tokens_goes_by_what_is_in_flight_and_by_the_cache_where_that_is_told():
+    few = Room(replica="few", free={}, capacity={"kv_tokens": 1000.0}, running=9, tokens=300)
+    many = Room(replica="many", free={}, capacity={}, holds={"kv_tokens": 4000.0}, running=9, tokens=800)
+    assert LeastTokens().place([], [few, many], 0.0) == "many"
+    untold = [Room(replica=name, free={}, capacity={}, running=n, tokens=5) for n, name in enumerate("ba")]
+    assert LeastTokens().place([], untold, 0.0) == "b"
+    assert ranked(LeastTokens()) is not None

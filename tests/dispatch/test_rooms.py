@@ -194,3 +194,52 @@ def test_what_was_shown_stays_as_it_was_and_nothing_more_is_seen_of_it_afterward
     rooms.hide()
     with pytest.raises(RuntimeError, match="during the pick alone"):
         list(unseen)
+
+
+def test_a_short_list_has_the_first_that_take_it_then_the_near_ones_then_two_that_are_drawn():
+    rooms, replicas = fleet(40)
+    for number, replica in enumerate(replicas):
+        start(rooms, replica, number // 16)  # 16 run none, 16 run one, 8 run two
+    listed = [room.replica for room in rooms.shortlist([WORK], (), 3, ("r039", "nobody"))]
+    assert listed[:4] == ["r000", "r001", "r002", "r039"]
+    assert 4 <= len(listed) <= 6
+    assert listed == [room.replica for room in rooms.shortlist([WORK], (), 3, ("r039",))], "the same for one request"
+    drawn = set()
+    for number in range(200):
+        some = rooms.shortlist([Work(id=f"q{number}", payload=None, cost={}, arrival=0.0)], (), 3, ())
+        drawn |= {room.replica for room in some[3:]}
+    assert len(drawn) > 30, "all are looked at in time"
+
+
+def test_a_short_list_has_only_what_may_and_can_take_it():
+    rooms, (a, b, c) = fleet(3)
+    start(rooms, b, 3)
+    two = [Work(id=str(n), payload=None, cost={"slots": 1.0}, arrival=0.0) for n in range(2)]
+    assert [room.replica for room in rooms.shortlist(two, (), 2, ("r001",))] == [a.name, c.name]
+    assert [room.replica for room in rooms.shortlist(two, (b.name, c.name), 2, ())] == [c.name]
+    assert rooms.shortlist(two, (b.name,), 2, ()) == []
+    a.leaves = True
+    assert [room.replica for room in rooms.shortlist(two, (), 1, (a.name,))] == [c.name]
+
+
+def test_where_the_first_have_no_room_for_it_the_list_goes_on_until_one_has():
+    rooms, replicas = fleet(50)
+    for replica in replicas[:49]:
+        start(rooms, replica, 2)
+    start(rooms, replicas[49], 1)
+    three = [Work(id=str(n), payload=None, cost={"slots": 1.0}, arrival=0.0) for n in range(3)]
+    for replica in replicas[:49]:
+        replica.slots = 4
+    assert [room.replica for room in rooms.shortlist(three, (), 4, ())] == ["r049"]
+
+
+def test_a_short_list_of_many_costs_no_more_than_one_of_few():
+    looks = []
+    for count in (20, 400):
+        rooms, replicas = fleet(count)
+        assert rooms
+        before = sum(replica.looked_at for replica in replicas)
+        for number in range(50):
+            rooms.shortlist([Work(id=f"q{number}", payload=None, cost={}, arrival=0.0)], (), 4, ())
+        looks.append(sum(replica.looked_at for replica in replicas) - before)
+    assert looks[1] <= looks[0] + 50

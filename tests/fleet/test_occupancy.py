@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from foreserve.core import EngineLoad, Ramp, Work
-from foreserve.fleet.occupancy import Occupancy
+from foreserve.core import EngineLoad, Forecast, Length, Ramp, Work
+from foreserve.fleet.occupancy import STALE_S, Occupancy
 from foreserve.fleet.steps import StepClock
 from foreserve.ports import Room
 
@@ -131,3 +131,140 @@ def test_what_others_hold_is_no_room_of_ours_but_one_slot() -> None:
     assert occupancy.room(0.0)[0]["slots"] < 1.0
     occupancy.heard(EngineLoad(), 0.0)
     assert occupancy.room(0.0)[0] == {"slots": 3.0}
+
+
+HOLDS = {"kv_tokens": 10_000.0}
+
+
+def foreseen(name: str, prompt: int, output: int) -> Work:
+    length = Length(mean=output, p50=output, p80=output, p95=output, source="fast")
+    forecast = Forecast(input_tokens=prompt, output=length, most_tokens=4000, seconds=1.0)
+    ramp = Ramp(resource="kv_tokens", base=prompt, steps=output, most=prompt + 4000)
+    cost = {"slots": 1.0, "kv_tokens": float(prompt + output)}
+    return Work(id=name, payload=None, cost=cost, arrival=0.0, forecast=forecast, ramp=ramp)
+
+
+def theirs(*works: Work, now: float = 0.0) -> Occupancy:
+    """Of an engine that bounds its cache by itself."""
+    occupancy = Occupancy({"slots": 64.0}, HOLDS)
+    occupancy.start(works, now)
+    return occupancy
+
+
+def test_what_an_engine_bounds_by_itself_is_foreseen_and_limits_nothing() -> None:
+    occupancy = theirs(foreseen("long", 1000, 512), foreseen("short", 200, 50))
+    ahead = occupancy.room(0.0)[1]
+    assert (ahead.peak(1), ahead.peak(60)) == (0.12, 0.1298)
+    assert room(occupancy).takes([foreseen("vast", 10**6, 10**6)])
+    assert room(occupancy).free == {"slots": 62.0}
+    assert ahead.peak(50, [foreseen("more", 700, 10).ramp]) == pytest.approx(0.1927)  # type: ignore[list-item]
+    assert ahead.above(0.1049, 60) == pytest.approx(60 / 60)
+    assert ahead.above(0.12, 60) == pytest.approx(49 / 60), "all steps of both but the first"
+    assert ahead.until(foreseen("big", 8900, 1).ramp) == 50  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("order", ["abc", "cba", "bca"])
+@pytest.mark.parametrize("answered", [(), ("a",), ("a", "b", "c")])
+def test_every_account_is_restored_however_requests_end(order: str, answered: tuple[str, ...]) -> None:
+    """Early, late, before and after the first token; and all at once when the replica is gone."""
+    for cleared in (False, True):
+        occupancy = theirs(*(foreseen(name, 100 * n, 10 * n) for n, name in enumerate("abc", 1)))
+        occupancy.heard(EngineLoad(last_step_s=0.01), 0.0)
+        assert (occupancy.tokens, occupancy.unread.tokens if occupancy.unread else 0) == (660, 600)
+        if answered:
+            occupancy.answered(answered, 0.5)
+        if cleared:
+            occupancy.clear()
+        for n, name in enumerate(order):
+            occupancy.end(name, 1.0 + n)
+            occupancy.end(name, 1.0 + n)
+        assert (occupancy.tokens, occupancy.unread, dict(occupancy.held)) == (0, None, {})
+        free, ahead = occupancy.room(9.0)
+        assert free == {"slots": 64.0}
+        assert ahead.peak(10_000) == 0.0
+
+
+def test_prompts_are_unread_until_their_first_token_or_that_of_one_given_later() -> None:
+    occupancy = theirs(foreseen("a", 300, 10), foreseen("b", 200, 10), foreseen("c", 500, 10), now=1.0)
+    unread = occupancy.unread
+    assert unread is not None
+    assert (unread.tokens, unread.first, unread.since, unread.count) == (1000, 300, 1.0, 3)
+    occupancy.answered(["b"], 1.5)
+    unread = occupancy.unread
+    assert unread is not None
+    assert (unread.tokens, unread.first, unread.since, unread.count) == (500, 500, 1.5, 1)
+    assert occupancy.token_s == pytest.approx(0.5 / 500)
+    occupancy.answered(["c", "a", "unknown"], 2.0)
+    assert occupancy.unread is None
+
+
+def test_what_is_cached_need_not_be_read_but_for_the_last_token() -> None:
+    occupancy = Occupancy({"slots": 4.0}, HOLDS)
+    occupancy.start([foreseen("a", 300, 10)], 0.0, cached=256)
+    occupancy.start([foreseen("b", 300, 10)], 0.0, cached=4000)
+    assert occupancy.unread is not None
+    assert occupancy.unread.tokens == 44 + 1
+    assert occupancy.tokens == 620, "what it holds is another matter"
+
+
+def test_a_ramp_grows_from_its_first_token_on() -> None:
+    occupancy = theirs(foreseen("a", 1000, 100))
+    occupancy.heard(EngineLoad(last_step_s=0.01), 0.0)
+    assert occupancy.room(1.0)[1].peak(1) <= 0.1 + 0.0032, "its step clock goes, and it waits to be read"
+    occupancy.answered(["a"], 1.2)
+    assert occupancy.room(1.2)[1].peak(1) == 0.1
+    assert occupancy.room(1.7)[1].peak(1) == pytest.approx(0.105, abs=2e-4)
+
+
+def test_answers_that_come_whole_grow_unseen() -> None:
+    occupancy = theirs(foreseen("a", 1000, 2000))
+    occupancy.heard(EngineLoad(last_step_s=0.01), 0.0)
+    for tenth in range(1, 101):
+        occupancy.room(tenth / 10)
+    assert occupancy.room(10.0)[1].peak(1) > 0.16
+
+
+def test_traffic_that_comes_past_us_is_counted_until_a_report_says_otherwise() -> None:
+    occupancy = theirs(foreseen("a", 1000, 100))
+    occupancy.heard(EngineLoad(kv_fraction=0.4, running=3, waiting=0), 0.0)
+    ahead = occupancy.room(0.0)[1]
+    assert ahead.peak(1) == pytest.approx(0.4)
+    assert ahead.above(0.39, 10) == 1.0
+    occupancy.end("a")
+    assert occupancy.room(100.0)[1].peak(1) == pytest.approx(0.3), "silence makes nobody idle"
+    occupancy.heard(EngineLoad(kv_fraction=0.0, running=0, waiting=0), 101.0)
+    assert occupancy.room(101.0)[1].peak(100) == 0.0
+
+
+def test_others_whose_share_is_not_told_hold_as_much_as_ours() -> None:
+    occupancy = theirs(foreseen("a", 1000, 100), foreseen("b", 2000, 100))
+    occupancy.heard(EngineLoad(running=4, waiting=0), 0.0)
+    assert occupancy.room(0.0)[1].peak(1) == pytest.approx(0.6)
+    occupancy.heard(EngineLoad(), 1.0)
+    assert occupancy.room(1.0)[1].peak(1) == pytest.approx(0.3), "what is not told is not made up"
+
+
+def test_a_cache_that_keeps_what_has_ended_is_no_load() -> None:
+    occupancy = theirs(foreseen("a", 1000, 100))
+    occupancy.heard(EngineLoad(kv_fraction=0.9, running=1, waiting=0), 0.0)
+    assert occupancy.room(0.0)[1].peak(1) == 0.1
+
+
+def test_shared_beginnings_are_held_once_while_reports_are_fresh() -> None:
+    occupancy = theirs(foreseen("a", 1000, 100), foreseen("b", 1000, 100))
+    occupancy.heard(EngineLoad(kv_fraction=0.11, running=1, waiting=1), 0.0)
+    assert occupancy.room(0.0)[1].peak(1) == 0.2, "what has not begun will come"
+    occupancy.answered(["a", "b"], 0.0)
+    occupancy.heard(EngineLoad(kv_fraction=0.12, running=2, waiting=0), 1.0)
+    assert occupancy.room(1.0)[1].peak(1) == pytest.approx(0.12)
+    assert occupancy.room(1.0)[1].takes([work("x", 5000, 10).ramp])  # type: ignore[list-item]
+    assert occupancy.room(1.1 + STALE_S)[1].peak(1) == 0.2
+
+
+def test_a_server_that_tells_no_steps_is_timed_by_its_answers() -> None:
+    occupancy = theirs(foreseen("a", 100, 101), foreseen("b", 100, 400))
+    occupancy.answered(["a", "b"], 0.0)
+    assert occupancy.step_s is None
+    occupancy.end("a", 5.0, output_tokens=101.0)
+    assert occupancy.step_s == pytest.approx(0.05)
+    assert occupancy.room(6.0)[1].peak(1) == pytest.approx((100 + 120) / 10_000)

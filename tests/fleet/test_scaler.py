@@ -290,7 +290,15 @@ def test_two_services_share_one_replica_and_each_is_served():
         (foreseen(5.0, 4), Scale(wanted=4, why="", figures={"need": 0.6}), 0.6),
         (view(0, waiting=Waiting(count=1)), Scale(wanted=0, why="", figures={"need": 0.0}), 0.05),
     ],
-    ids=["it tells none", "it tells none, and is idle", "idle", "running", "it waits for more", "it only keeps them", "something waits"],
+    ids=[
+        "it tells none",
+        "it tells none, and is idle",
+        "idle",
+        "running",
+        "it waits for more",
+        "it only keeps them",
+        "something waits",
+    ],
 )
 def test_what_a_service_needs_of_a_shared_machine(stand: ScalingView, scale: Scale, need: float):
     assert needed(stand, scale) == need

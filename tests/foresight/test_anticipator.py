@@ -24,8 +24,14 @@ class Naive:
     def at(self, step: int) -> int:
         return sum(base + step - began for base, began, end in self.held.values() if began <= step < end)
 
-    def window(self, steps: int) -> list[int]:
-        return [self.at(self.now + i) for i in range(steps)]
+    def window(self, steps: int, ramps: list[Ramp] | None = None) -> list[int]:
+        more = [[each.base + i if i < each.steps else 0 for i in range(steps)] for each in ramps or ()]
+        return [self.at(self.now + i) + sum(each[i] for each in more) for i in range(steps)]
+
+    def until(self, level: int) -> int:
+        """Steps until no more than this is held, or until the last has ended."""
+        last = max((end for _, _, end in self.held.values()), default=self.now) - self.now
+        return next((i for i in range(last + 1) if self.at(self.now + i) <= level), last)
 
     def takes(self, ramps: list[Ramp], capacity: int) -> bool:
         for i in range(max(each.steps for each in ramps)):
@@ -81,6 +87,11 @@ def test_differences_are_the_naive_sum(seed: int):
             assert ahead.window(100) == naive.window(100)
             limit = draw.randint(1, 900)
             assert ahead.peak(limit) == max(naive.window(limit))
+            level = draw.randint(0, max(naive.window(1)[0], 1) * 2)
+            assert ahead.above(level, limit) == sum(one > level for one in naive.window(limit))
+            some = [ramp(draw.randint(1, 500), draw.randint(1, 900)) for _ in range(draw.choice((1, 3)))]
+            assert ahead.peak(limit, some) == max(naive.window(limit, some))
+            assert ahead.until(100, level + 100) == naive.until(level)
             for count in (1, 4):
                 asked = [ramp(draw.randint(1, 500), draw.randint(1, 200)) for _ in range(count)]
                 capacity = max(naive.window(200)) + draw.randint(0, 600) * count
@@ -89,6 +100,8 @@ def test_differences_are_the_naive_sum(seed: int):
         ahead.remove(name)
     assert ahead.window(1300) == [0] * 1300
     assert not ahead._changes, "an ended ramp leaves nothing behind"
+    assert not ahead._ends
+    assert not ahead._order
 
 
 def test_the_last_free_token_is_given_and_not_one_more():
@@ -167,3 +180,15 @@ def test_a_map_that_is_restored_takes_what_the_other_took(ramps: list[tuple[int,
     for capacity in range(0, 300, 7):
         for some in (asked[:1], asked[1:2], asked):
             assert other.takes(some, capacity) == one.takes(some, capacity)
+
+
+def test_what_has_not_begun_after_all_begins_anew():
+    ahead = Anticipator()
+    ahead.add("a", ramp(100, 50))
+    ahead.begin_anew("a", ramp(100, 50))
+    ahead.advance(40)
+    assert ahead.held_now == 140
+    ahead.begin_anew("a", ramp(100, 50))
+    assert ahead.window(51) == [*range(100, 150), 0]
+    ahead.begin_anew("nobody", ramp(1, 1))
+    assert len(ahead) == 1

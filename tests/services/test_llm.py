@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -56,6 +57,26 @@ def test_the_policy_suits_the_engine():
     assert LLM("simulated").policy == "hrrn"
     assert LLM("simulated", engine_options={"batching": "static"}).policy == "magnus"
     assert LLM("some/folder", engine="transformers").policy == "magnus"
+
+
+def test_the_placement_suits_the_engine():
+    assert LLM("simulated").placement == "anticipated"
+    assert LLM("simulated", engine_options={"batching": "static"}).placement == "least_requests"
+
+
+@pytest.mark.parametrize(
+    ("words", "blocks"),
+    [
+        ({"replicas": 2}, 3),
+        ({}, 0),
+        ({"replicas": (0, 2), "placement": "least_requests"}, 0),
+        ({"replicas": [1, 2]}, 3),
+    ],
+)
+def test_how_a_prompt_begins_is_told_where_a_replica_is_chosen_by_it(words: dict[str, Any], blocks: int):
+    llm = LLM("simulated", **words)
+    prefix = llm.price(asked(Generate(prompt=[1] * 200, max_tokens=9))).prefix
+    assert (0 if prefix is None else len(prefix.blocks)) == blocks
 
 
 @pytest.mark.parametrize("features", [(), ("resume",)])

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -54,6 +55,35 @@ def test_the_price_is_a_slot_and_a_guess_at_tokens() -> None:
     assert kind.price(asked(bounded)).cost["kv_tokens"] == 120.0
     assert kind.name_there("chat") == "m"
     assert 1024 < kind.events_bound(bounded) < kind.events_bound(order)
+
+
+@pytest.mark.parametrize(
+    ("urls", "words", "told"),
+    [
+        (["http://a", "http://b"], {}, True),
+        (["http://a"], {}, False),
+        (["http://a", "http://b"], {"placement": "round_robin"}, False),
+    ],
+)
+async def test_how_a_conversation_begins_is_told_where_a_server_is_chosen_by_it(
+    urls: list[str], words: dict[str, Any], told: bool
+) -> None:
+    kind = Upstream(urls, model="m", **words)
+    said = [{"role": "system", "content": "x" * 700}, {"role": "user", "content": "hi"}]
+    found = []
+    for messages in (said, [*said, {"role": "assistant", "content": "y" * 900}, {"role": "user", "content": "z"}]):
+        order = Forward(method="POST", path=CHAT, body=b"{}")
+        about = await kind.about(order, msgspec.Raw(json.dumps(messages).encode()), None, "t")
+        assert about is not None
+        found.append(kind.price(Request(id="a", service="up", payload=order, arrival=0.0, about=about)).prefix)
+    if not told:
+        assert found == [None, None]
+        return
+    short, long = found
+    assert short is not None
+    assert long is not None
+    assert short.blocks == long.blocks[: len(short.blocks)]
+    assert len(long.blocks) > len(short.blocks) >= 2
 
 
 @asynccontextmanager

@@ -36,8 +36,18 @@ def recorded(path: Path, **settings: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("placement", ["least_requests", "round_robin"])
-@pytest.mark.parametrize("policy", ["hrrn", "fcfs", "magnus", "fixed"])
+@pytest.mark.parametrize(
+    ("policy", "placement"),
+    [
+        *(
+            (policy, placement)
+            for policy in ("hrrn", "fcfs", "magnus", "fixed")
+            for placement in ("least_requests", "round_robin")
+        ),
+        *(("hrrn", placement) for placement in ("anticipated", "prefix_affinity", "least_tokens")),
+        ("fixed", "anticipated"),
+    ],
+)
 def test_a_simulated_recording_is_decided_again(tmp_path: Path, policy: str, placement: str):
     admission = {"hrrn": "foreseen", "fcfs": "bounded", "magnus": "auto", "fixed": "patient"}[policy]
     queue = {"max_waiting": 12, "max_wait_s": 8.0, "admission": admission}

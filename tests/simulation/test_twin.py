@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from foreserve.core import EngineInfo, EngineSpec, Request
+from foreserve.core import EngineInfo, EngineSpec, Prefix, Request
 from foreserve.engines.forwarding import Forward
 from foreserve.engines.generation import Generate
 from foreserve.engines.profile import linear
@@ -85,6 +85,20 @@ async def test_the_same_lengths_have_the_same_price(most: int | None, predictor:
         live = Request(id="a", service=name, payload=prompt[name], arrival=0.0, about=of_kind if foreseen else None)
         simulated = msgspec.structs.replace(live, payload=sized, about=of_twin if foreseen else None)
         assert twin.price(simulated) == kind.price(live)
+
+
+@pytest.mark.parametrize(("replicas", "told"), [(1, False), (2, True)])
+def test_how_a_row_begins_is_told_to_a_placement_that_chooses_by_it(replicas: int, told: bool) -> None:
+    twin = Twin("chat", LLM("simulated", replicas=replicas), PROFILE, Oracle())
+    row = TraceRow(arrival=0.0, input_tokens=1200, output_tokens=7, prefix=(3, 5))
+    request = Request(id="a", service="chat", payload=twin.payload(row, 512), arrival=0.0)
+    assert twin.price(request).prefix == (Prefix(block_tokens=512, blocks=(3, 5)) if told else None)
+
+
+async def test_a_server_that_is_given_more_than_it_holds_tells_how_much_that_is() -> None:
+    twin = Twin("up", Upstream(["http://127.0.0.1:9"], max_running=900), PROFILE, Oracle())
+    assert (await told(twin.engines()[0])).holds == {"kv_tokens": 10_000.0}
+    assert (await told(Twin("chat", LLM("simulated"), PROFILE, Oracle()).engines()[0])).holds == {}
 
 
 def test_a_server_keeps_its_own_slots_however_many_it_is_sent() -> None:

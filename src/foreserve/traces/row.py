@@ -61,9 +61,12 @@ class Lost(msgspec.Struct, frozen=True, kw_only=True, tag_field="foreserve_trace
 class Trace(Protocol):
     """A trace that can be read from its start as often as one likes. Rows come in order of arrival."""
 
-    header: Header
-    skipped: int
-    """Malformed rows that the last whole reading left out, where that was asked for."""
+    @property
+    def header(self) -> Header: ...
+    @property
+    def skipped(self) -> int:
+        """Malformed rows that the last whole reading left out, where that was asked for."""
+        ...
 
     def __iter__(self) -> Iterator[TraceRow]:
         """Raises ConfigError that names the file and the line."""
