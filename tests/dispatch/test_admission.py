@@ -169,6 +169,6 @@ def test_a_flood_of_one_tenant_does_not_close_the_door_to_another(made: type[Bou
         assert outcome.kind is OutcomeKind.DONE, outcome.reason
         await asyncio.sleep(100)
         assert len(house.outcomes) == 61
-        assert not house.dispatcher._by_tenant
+        assert not house.dispatcher.tenants_waiting
 
     run(main())

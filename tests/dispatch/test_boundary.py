@@ -14,6 +14,7 @@ from foreserve import registry
 from foreserve.core import Forecast, Length, Outcome, OutcomeKind, Ramp, Work
 from foreserve.foresight.length import Asked
 from foreserve.ports import Ahead, Pick, QueueView, Room, Unread, Wait
+from foreserve.scaling import Capacity, LoadForecast, ReplicaView, ScalingView, Waiting
 
 SLOTS, TOKENS = 4.0, 4000.0
 
@@ -159,6 +160,27 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
         "crowded": "attempts that ran out of memory: one was longer than foreseen, whoever it was",
         "credits": "of the reader", "forecast": "predicted when it came", "ramp": "predicted when it came",
         "prefix": "of the prompt",
+    },
+    ScalingView: {
+        "service": "a name", "at": "the calendar", "replicas": "below", "waiting": "below",
+        "recent": "what was foreseen of what came", "least": "a setting", "most": "a setting", "forecast": "below",
+        "capacity": "below", "start_s": "of starts that have been", "idle_s": "of what has been",
+    },
+    ReplicaView: {
+        "name": "a name", "phase": "of the fleet", "since": "of what has been", "running": "a count",
+        "slots": "the engine's own", "load": "measured of the engine, of all it runs together",
+        "ahead": "the sum of predicted ramps", "known": "when it was last heard",
+    },
+    Waiting: {
+        "count": "a count", "oldest_s": "of what has been", "seconds": "predicted of each", "amounts": "by price",
+        "predicted_wait_s": "predicted",
+    },
+    LoadForecast: {
+        "at": "a time to come", "window_s": "a setting", "expected": "predicted of windows that are over",
+        "low": "the same", "high": "the same", "level": "a setting", "model": "a name", "why": "words",
+    },
+    Capacity: {
+        "per_s": "of requests that have ended", "why": "words", "measured": "whether it was while replicas were full",
     },
 }  # fmt: skip
 """All that those who predict and decide are told, and where each of it comes from: none from the answer to come.

@@ -84,14 +84,21 @@ def test_forecast_holds_while_capacity_is_not_known():
 
 
 def test_the_forecast_sets_the_floor():
-    scale = Hybrid(target=0.85).decide(foreseen(20.0, 1), 0.0)
+    scale = Hybrid().decide(foreseen(20.5, 1, recent={"tokens": 9.0}), 0.0)
     assert scale.wanted == 3
-    assert scale.why.startswith("forecast 20 tokens/s in 40 s (p80, gradient boosting) against 10 per replica")
+    assert scale.why.startswith("forecast 20.5 tokens/s in 40 s (p80, gradient boosting) against 10 per replica")
     assert "nothing waits" in scale.why
 
 
+def test_of_what_a_replica_can_do_no_more_than_the_target_is_asked():
+    assert [
+        Hybrid(target=target).decide(foreseen(20.5, 1, recent={"tokens": 9.0}), 0.0).wanted
+        for target in (1.1, 1.0, 0.6)
+    ] == [2, 3, 4]
+
+
 def test_what_starts_counts_as_there():
-    stand = after(foreseen(20.0, 1), 3)
+    stand = after(foreseen(20.5, 1), 3)
     assert Hybrid().decide(stand, 0.0).wanted == 3
 
 
@@ -198,7 +205,7 @@ def test_vector_3_of_four_with_little_to_do_two_are_kept():
 
 
 def test_a_need_just_below_a_whole_number_is_no_reason_to_go():
-    stand = foreseen(0.85 * 19.5, 3)
+    stand = foreseen(19.5, 3)
     assert play(Hybrid(), stand, range(0, 600, 10)) == []
 
 

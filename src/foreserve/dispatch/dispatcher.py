@@ -9,31 +9,20 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 from foreserve.core import Chunk, Finish, Outcome, Work
 from foreserve.dispatch import early
-from foreserve.dispatch.cold import Anteroom, OnDemand
-from foreserve.dispatch.flight import Again, Flight, ended
+from foreserve.dispatch.cold import Cold, OnDemand
+from foreserve.dispatch.flight import Again, Flight, ended, why_again
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
-from foreserve.dispatch.rooms import Rooms, Runner
+from foreserve.dispatch.placing import Placing
+from foreserve.dispatch.queue import Queue
+from foreserve.dispatch.rooms import Runner
 from foreserve.dispatch.stream import Stream
 from foreserve.dispatch.waiting import summed
-from foreserve.ports import (
-    Admission,
-    Ahead,
-    BatchPolicy,
-    HearsRanks,
-    Pick,
-    Placement,
-    QueueView,
-    Room,
-    Shortlisted,
-    Wait,
-    ranked,
-)
+from foreserve.ports import Admission, Ahead, BatchPolicy, Pick, Placement, QueueView, Wait
 from foreserve.scaling import Waiting
 
 log = logging.getLogger(__name__)
@@ -62,35 +51,21 @@ class Dispatcher:
         self.service = service
         self.unavailable: str | None = None
         """Why nothing can be served, in words: before the first replica is ready, and while the fleet has given up."""
-        self.wanted_one: Callable[[], None] | None = None
-        """Called when a request comes to wait where there may be no replica, and none is there or about to be."""
-        self._on_demand: OnDemand | None = None
-        self._anteroom = Anteroom()
-        self._since = -math.inf
-        """When the present replicas, or the present time without any, began. Of services on demand alone."""
         self._policy = policy
         self._ahead = policy.ahead if isinstance(policy, Ahead) else None
-        self._placement = placement
         self._admission = admission
         self._ledger = ledger
-        self._max_wait_s = max_wait_s
         self._settled = settled
         self._runners: dict[str, Runner] = {}
-        by_rank = ranked(placement)
-        self._ranked = by_rank is not None
-        self._heard_rank = by_rank.chosen if isinstance(by_rank, HearsRanks) else None
-        self._listed = placement if by_rank is None and isinstance(placement, Shortlisted) else None
-        in_order = by_rank or self._listed
-        self._rooms = Rooms(None if in_order is None else in_order.rank)
-        self._waiting: dict[str, Flight] = {}
-        self._running: dict[str, Flight] = {}
-        self._by_tenant: dict[str, int] = {}
-        """How many wait, of those tenants of which any do."""
+        self._placing = Placing(placement)
+        self._rooms = self._placing.rooms
+        self.cold = Cold(self._rooms)
+        """Of a service that may have no replica: whether it has none, and who is told that one is wanted."""
         self._pace = Pace()
+        self._queue = Queue(self._pace, self.cold, max_wait_s=max_wait_s, overdue=self._overdue)
+        self._waiting = self._queue.flights
+        self._running: dict[str, Flight] = {}
         self._started = 0
-        self._most_waiting = 0
-        self._came: list[Flight] = []
-        """Those that have joined the queue since its last turn."""
         self._turn: asyncio.Handle | None = None
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -118,8 +93,7 @@ class Dispatcher:
             log.exception("the policies of %s failed; they are asked again in %g s", self.service, AGAIN_S)
             self._wake_at(now + AGAIN_S)
         self._rooms.hide()
-        self._most_waiting = max(self._most_waiting, len(self._waiting))
-        self._set_latest_starts()
+        self._queue.turn_over(self._loop)
         if started:
             self._pace.started(started, len(self._waiting), now)
 
@@ -127,10 +101,10 @@ class Dispatcher:
         """Start what was picked on the replica that the placement names."""
         flights = [self._waiting[request_id] for request_id in pick.ids]
         works = [flight.work for flight in flights]
-        room, cached = self._room_for(works, pick.among, now)
+        room, cached = self._placing.room_for(works, pick.among, now)
         runner = self._runners[room.replica]
         for flight in flights:
-            self._unqueue(flight.work.id)
+            self._queue.remove(flight.work.id)
             self._running[flight.work.id] = flight
             flight.start(room, pick, self._started, now)
         self._started += len(flights)
@@ -139,37 +113,6 @@ class Dispatcher:
         else:
             runner.run(works, pick.plan)
         self._rooms.changed(room.replica)
-
-    def _room_for(self, works: Sequence[Work], among: Sequence[str], now: float) -> tuple[Room, int]:
-        """Where these run, and how many tokens of their prompts are cached there.
-
-        Raises LookupError when they fit nowhere: the policy has picked what it must not.
-        """
-        if self._ranked:
-            room = self._rooms.first(works, among)
-            if room is None:
-                raise LookupError(f"{', '.join(work.id for work in works)} picked, and no replica has room")
-            if self._heard_rank is not None:
-                self._heard_rank(works, room.replica, now)
-            return room, 0
-        if self._listed is not None:
-            near = self._listed.near(works)
-            listed = self._rooms.shortlist(works, among, self._listed.shortlist, near)
-            if not listed:
-                raise LookupError(f"{', '.join(work.id for work in works)} picked, and no replica has room")
-            replica = self._listed.place(works, listed, now)
-            room = next(room for room in listed if room.replica == replica)
-            return room, self._listed.chosen(works, replica, now)
-        rooms = (room for room in self._rooms if not among or room.replica in among)
-        fitting = {room.replica: room for room in rooms if room.takes(works)}
-        return fitting[self._placement.place(works, list(fitting.values()), now)], 0
-
-    def _set_latest_starts(self) -> None:
-        """Of those that came and were not started in the same turn, as most are."""
-        for flight in self._came:
-            if self._waiting.get(flight.work.id) is flight:
-                flight.wait(self._loop, self._overdue)
-        self._came.clear()
 
     def chunks(self, runner: Runner, chunks: Sequence[Chunk]) -> None:
         """What one step of a replica produced. Late and repeated chunks are dropped: each is known by its numbers."""
@@ -204,13 +147,13 @@ class Dispatcher:
     def _finish(self, flight: Flight, finish: Finish, now: float) -> None:
         """The engine is done with a request, one way or the other."""
         retry = finish.detail.get("retry") if isinstance(finish.detail, dict) else None
-        if retry and self._again(flight, now, _why(finish)):
+        if retry and self._again(flight, now, why_again(finish)):
             return
         self._end(flight, ended(flight, finish, now))
 
     def _end(self, flight: Flight, outcome: Outcome) -> None:
         """Settle: the only place where a request ends."""
-        self._unqueue(outcome.id)
+        self._queue.remove(outcome.id)
         self._running.pop(outcome.id, None)
         flight.disarm()
         self._pace.settled(outcome, flight.predicted_s)
@@ -244,12 +187,7 @@ class Dispatcher:
         `work` has no payload and no cost yet. False, and nothing has happened, when it may be submitted.
         """
         flight = Flight(self.service, work, stream)
-        refused = self._refusal(flight, self._loop.time())
-        if refused is None:
-            return False
-        self._ledger.enter(work.id, child=work.parent is not None)
-        self._end(flight, refused)
-        return True
+        return self._refused(flight, self._refusal(flight, self._loop.time()))
 
     async def first(self, work: Work, stream: Stream) -> bool:
         """Wait for the first replica of a service that may have none: until then nobody knows what may be asked of it.
@@ -258,22 +196,20 @@ class Dispatcher:
         deadline has passed. False, and nothing has happened, when it may be submitted.
         """
         flight = Flight(self.service, work, stream)
-        limit_s = self._most_wait_s
+        limit_s = self._queue.most_wait_s
         until = self._loop.time() + limit_s
         until = until if work.deadline is None else min(until, work.deadline)
-        while self._cold and self.unavailable is None and self._loop.time() < until:
-            self._want_one()
-            await self._anteroom.wait(until)
-        now = self._loop.time()
-        if self.unavailable is not None:
-            refused = early.unavailable(flight, self.unavailable, now)
-        elif work.deadline is not None and now >= work.deadline:
-            refused = early.expired(flight, waiting=True, now=now)
-        elif self._cold:
-            refused = early.unavailable(flight, f"no replica was ready for {limit_s:g} s", now)
-        else:
+        while self.cold and self.unavailable is None and self._loop.time() < until:
+            self.cold.want_one()
+            await self.cold.anteroom.wait(until)
+        refused = early.not_begun(flight, self.unavailable, limit_s, cold=bool(self.cold), now=self._loop.time())
+        return self._refused(flight, refused)
+
+    def _refused(self, flight: Flight, refused: Outcome | None) -> bool:
+        """End a request that was never taken in, if it is refused."""
+        if refused is None:
             return False
-        self._ledger.enter(work.id, child=work.parent is not None)
+        self._ledger.enter(refused.id, child=refused.parent is not None)
         self._end(flight, refused)
         return True
 
@@ -291,48 +227,11 @@ class Dispatcher:
 
     def _wait(self, flight: Flight, now: float) -> None:
         flight.queue(len(self._waiting), self._started, now)
-        self._waiting[flight.work.id] = flight
-        self._by_tenant[flight.work.tenant] = self._by_tenant.get(flight.work.tenant, 0) + 1
-        self._set_latest_start(flight)
-        self._came.append(flight)
+        self._queue.add(flight)
         # First, so that the latest start is set in the coming turn even if the policy fails to take it.
         self.wake()
         self._policy.add(flight.work, now)
-        self._want_one()
-
-    def _want_one(self) -> None:
-        """See that a replica comes, of a service that has none."""
-        cold = self._on_demand if self._cold else None
-        if cold is not None and self.wanted_one is not None and not cold.coming():
-            self.wanted_one()
-
-    def _set_latest_start(self, flight: Flight) -> None:
-        """Where there may be no replica, the time without one and the time with one are judged apart, and together."""
-        latest_start = max(flight.waits_since, self._since) + self._most_wait_s
-        if self._on_demand is not None:
-            latest_start = min(latest_start, flight.waits_since + self._on_demand.limit_s + self._max_wait_s)
-        if flight.work.deadline is not None:
-            latest_start = min(latest_start, flight.work.deadline - self._pace.least_service(flight.work.forecast))
-        flight.latest_start = latest_start
-
-    @property
-    def _cold(self) -> bool:
-        """Whether there is no replica, of a service that may have none."""
-        return self._on_demand is not None and not self._rooms.slots
-
-    @property
-    def _most_wait_s(self) -> float:
-        return self._on_demand.limit_s if self._on_demand is not None and self._cold else self._max_wait_s
-
-    def _unqueue(self, request_id: str) -> None:
-        """It waits no more, if it did."""
-        flight = self._waiting.pop(request_id, None)
-        if flight is None:
-            return
-        tenant = flight.work.tenant
-        self._by_tenant[tenant] -= 1
-        if not self._by_tenant[tenant]:
-            del self._by_tenant[tenant]
+        self.cold.want_one()
 
     def _again(self, flight: Flight, now: float, why: Again) -> bool:
         """Queue a request once more whose attempt came to nothing, where that is safe."""
@@ -344,8 +243,8 @@ class Dispatcher:
 
     def _overdue(self, flight: Flight) -> None:
         now = self._loop.time()
-        waited = now - max(flight.waits_since, self._since)
-        self._stop(flight, early.overdue(flight, self._most_wait_s, waited, replicas=bool(self._rooms.slots), now=now))
+        most_s, waited = self._queue.most_wait_s, self._queue.waited(flight, now)
+        self._stop(flight, early.overdue(flight, most_s, waited, replicas=bool(self._rooms.slots), now=now))
 
     def _expired(self, flight: Flight) -> None:
         waiting = flight.work.id in self._waiting
@@ -372,12 +271,11 @@ class Dispatcher:
 
     def attach(self, runner: Runner) -> None:
         """A replica is ready, or takes work again."""
-        was_cold = self._cold
         self._runners[runner.name] = runner
         self._rooms.attach(runner)
         self.unavailable = None
-        self._turned(was_cold)
-        self._anteroom.open()
+        self._turned()
+        self.cold.anteroom.open()
         self.wake()
 
     def changed(self, runner: Runner) -> None:
@@ -387,9 +285,8 @@ class Dispatcher:
 
     def isolate(self, runner: Runner) -> None:
         """A replica is given nothing new. What it runs goes on, until it is attached again or gone."""
-        was_cold = self._cold
         self._rooms.detach(runner.name)
-        self._turned(was_cold)
+        self._turned()
 
     def move(self, runner: Runner) -> bool:
         """Let one request of an isolated replica go on elsewhere, where others have room for it at once.
@@ -408,10 +305,9 @@ class Dispatcher:
 
     def detach(self, runner: Runner, reason: str) -> None:
         """A replica is gone. What it still ran goes on or is run again elsewhere once, or ends as failed."""
-        was_cold = self._cold
         self._runners.pop(runner.name, None)
         self._rooms.detach(runner.name)
-        self._turned(was_cold)
+        self._turned()
         now = self._loop.time()
         for flight in [f for f in self._running.values() if f.replica == runner.name]:
             if not self._again(flight, now, "replica lost"):
@@ -422,18 +318,13 @@ class Dispatcher:
 
         `wanted_one` is called for the first, unless somebody else is already.
         """
-        self._on_demand = fleet
-        self.wanted_one = self.wanted_one or wanted_one
+        self.cold.allow(fleet, wanted_one)
         self.unavailable = None
 
-    def _turned(self, was_cold: bool) -> None:
-        """The first replica has come or the last one gone: who waits is judged anew from now."""
-        if self._on_demand is None or was_cold == self._cold:
-            return
-        self._since = self._loop.time()
-        for flight in self._waiting.values():
-            self._set_latest_start(flight)
-            flight.wait(self._loop, self._overdue)
+    def _turned(self) -> None:
+        """Judge who waits anew where the first replica has come or the last one gone."""
+        if self.cold.turned(self._loop.time()):
+            self._queue.judge_anew(self._loop)
 
     def give_up(self, reason: str) -> None:
         """No replica can be had for now: end what waits and refuse what comes, until one is attached."""
@@ -442,7 +333,7 @@ class Dispatcher:
             self._stop(flight, early.unavailable(flight, reason, self._loop.time()))
         if self._alarm is not None:
             self._alarm.cancel()
-        self._anteroom.open()
+        self.cold.anteroom.open()
 
     # --- what is known
 
@@ -464,13 +355,11 @@ class Dispatcher:
     @property
     def tenants_waiting(self) -> Mapping[str, int]:
         """How many wait of each tenant, of those of which any do."""
-        return self._by_tenant
+        return self._queue.tenants
 
     def most_waiting(self) -> int:
         """The most that were left waiting by a turn since this was last asked. For statistics alone."""
-        most = self._most_waiting
-        self._most_waiting = len(self._waiting) if self._turn is None else 0  # a turn to come will tell
-        return most
+        return self._queue.most(turn_to_come=self._turn is not None)
 
     def view(self, work: Work | None = None) -> QueueView:
         """Counts and pace, as admission sees them; `own`, `tenants` and `ahead` are those of `work`, which has come."""
@@ -478,11 +367,11 @@ class Dispatcher:
         if self._turn is not None and waiting:
             # What has just come has not had its turn: it waits only as far as it finds no slot then.
             waiting = max(0, waiting - int(self._rooms.free_slots))
-        waiting += len(self._anteroom)
+        waiting += len(self.cold.anteroom)
         own, tenants, ahead = None, 1, None
         if work is not None:
-            own = self._by_tenant.get(work.tenant, 0)
-            tenants = len(self._by_tenant) + (not own)
+            own = self._queue.tenants.get(work.tenant, 0)
+            tenants = len(self._queue.tenants) + (not own)
             if waiting and self._ahead is not None:
                 ahead = self._ahead(work, self._loop.time())
         return QueueView(
@@ -496,17 +385,16 @@ class Dispatcher:
             ahead=ahead,
             own=own,
             tenants=tenants,
-            cold_s=self._on_demand.ready_in(self._loop.time()) if self._cold and self._on_demand else 0.0,
+            cold_s=self.cold.ready_in(self._loop.time()),
         )
 
     def load(self, now: float) -> Waiting:
         """What waits, for scaling."""
-        first = next(iter(self._waiting.values()), None)
-        since = [at for at in (self._anteroom.since, None if first is None else first.waits_since) if at is not None]
-        if not since:
+        since = self._queue.since
+        if since is None:
             return Waiting()
         works = (flight.work for flight in self._waiting.values())
-        return summed(works, len(self._waiting) + len(self._anteroom), now - min(since), self.view())
+        return summed(works, len(self._queue), now - since, self.view())
 
     def wake(self) -> None:
         """Look again in this turn of the loop, if anything waits; many calls make one look."""
@@ -521,10 +409,3 @@ class Dispatcher:
     @functools.cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
-
-
-def _why(finish: Finish) -> Again:
-    """Why an engine wants a request to be tried once more."""
-    if finish.detail["retry"] == "memory":
-        return "out of memory"
-    return "server full" if "status" in finish.detail else "broken off"

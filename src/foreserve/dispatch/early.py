@@ -28,6 +28,18 @@ def unavailable(flight: Flight, reason: str, now: float) -> Outcome:
     return verdict(flight, OutcomeKind.FAILED, Unavailable, reason, now, retry=RETRY_S)
 
 
+def not_begun(flight: Flight, why: str | None, limit_s: float, *, cold: bool, now: float) -> Outcome | None:
+    """The outcome of one that waited for a first replica, for at most `limit_s`; `None` when there is one.
+
+    `why` nothing can be served; `cold`: there is no replica still.
+    """
+    if why is not None:
+        return unavailable(flight, why, now)
+    if flight.work.deadline is not None and now >= flight.work.deadline:
+        return expired(flight, waiting=True, now=now)
+    return unavailable(flight, f"no replica was ready for {limit_s:g} s", now) if cold else None
+
+
 def overdue(flight: Flight, most_s: float, waited: float, *, replicas: bool, now: float) -> Outcome:
     """It has waited as long as it may, or too long to be done by its deadline: no replica shall begin it.
 

@@ -165,6 +165,13 @@ def _the_rest(asked: Work, resumed: Resumed) -> Work:
     return msgspec.structs.replace(asked, payload=resumed.payload, ramp=ramp, forecast=forecast)
 
 
+def why_again(finish: Finish) -> Again:
+    """Why an engine wants a request to be tried once more."""
+    if finish.detail["retry"] == "memory":
+        return "out of memory"
+    return "server full" if "status" in finish.detail else "broken off"
+
+
 def ended(flight: Flight, finish: Finish, now: float) -> Outcome:
     """The outcome of a request that its engine ended, or whose caller had enough of."""
     words = finish.error or finish.reason

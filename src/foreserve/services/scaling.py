@@ -97,7 +97,7 @@ class ServiceScaling:
     def start(self) -> None:
         """Decide from now on: the replicas have been started."""
         # In place of what the fleet does by itself, which would not ask whether the machine has room.
-        self._dispatcher.wanted_one = self.scaler.poke
+        self._dispatcher.cold.wanted_one = self.scaler.poke
         self.scaler.start()
 
     async def stop(self) -> None:
