@@ -14,6 +14,7 @@ from foreserve import registry
 from foreserve.core import Forecast, Length, Outcome, OutcomeKind, Ramp, Work
 from foreserve.foresight.length import Asked
 from foreserve.ports import Ahead, Pick, QueueView, Room, Unread, Wait
+from foreserve.scaling import Capacity, LoadForecast, ReplicaView, ScalingView, Waiting
 
 SLOTS, TOKENS = 4.0, 4000.0
 

@@ -73,6 +73,7 @@ class Replica:
         self._room: Room | None = None
         """What it could take at `_room_at`, unless something has changed since: it is asked several times in a turn."""
         self._room_at = 0.0
+        self._room_changes = 0
         self.settled = asyncio.Event()
         """Set once it is ready or gone."""
         self._empty = asyncio.Event()
@@ -110,9 +111,10 @@ class Replica:
         if free["slots"] < 1:
             return None
         self._room_at = now
-        if self._room is not None and self._room.free is free:
-            return self._room
         occupancy = self._occupancy
+        if self._room is not None and self._room_changes == occupancy.changes:
+            return self._room
+        self._room_changes = occupancy.changes
         self._room = Room(
             replica=self.name,
             free=free,

@@ -1,0 +1,182 @@
+"""The tiers of the hybrid policy: what the forecast asks for, what is added at once, and how many are enough.
+
+Source: PreServe (arXiv 2504.03702), section 4: tier 1 by windows, tier 2 by the look-ahead maps of replicas.
+"""
+
+from __future__ import annotations
+
+from foreserve.fleet.autoscaler_need import (
+    Need,
+    backlog,
+    consolidated,
+    need,
+    overloaded,
+    share_held,
+    to_clear,
+    whole,
+)
+from foreserve.fleet.autoscaler_words import amount, asked, times, waits
+from foreserve.fleet.autoscaler_wrappers import CoolUp, Hysteresis
+from foreserve.scaling import ReplicaView, Scale, ScalingView
+
+RISING = 1.1
+"""A forecast rises when even its low quantile is more than so many times what came of late."""
+
+
+CLEAR_S = 10.0
+"""What would have less to do before it is too many is not added for what waits, however short a start is."""
+
+QUIET_S = 10.0
+"""An overload that was not seen for so long, or for a start, has ended."""
+
+
+class Foreseen:
+    """Tier 1. Where nothing is foreseen yet what came of late is taken for what will come."""
+
+    def __init__(self, target: float) -> None:
+        self._target = target
+
+    def decide(self, view: ScalingView, now: float) -> Scale:
+        found = self.need(view)
+        if found is None:
+            return Scale(wanted=view.active, why="held: what one replica can do is not known yet")
+        needed = found.replicas / self._target
+        figures = {"need": needed, "per_s": found.per_s, "per_replica_s": found.each, "target": self._target}
+        wanted = max(whole(needed), min(1, view.active))  # whether there is to be none is not asked here
+        return Scale(wanted=wanted, why=asked(found, view.forecast, view), figures=figures)
+
+    def need(self, view: ScalingView) -> Need | None:
+        """What is to come in replicas kept busy."""
+        if view.forecast is None:
+            return need(view.recent, view.capacity)
+        return need({name: high / view.forecast.window_s for name, high in view.forecast.high.items()}, view.capacity)
+
+
+class Tiers:
+    """What is added counts above the floor; fewer than there are only where both tiers ask for no more."""
+
+    def __init__(self, floor: Hysteresis, adding: CoolUp, leaving: Leaving) -> None:
+        self._floor = floor
+        self._adding = adding
+        self._leaving = leaving
+
+    def decide(self, view: ScalingView, now: float) -> Scale:
+        floor, added = self._floor.decide(view, now), self._adding.decide(view, now)
+        figures = {**added.figures, **floor.figures, "floor": float(floor.wanted)}
+        if added.wanted > max(floor.wanted, view.active):
+            why = added.why if floor.wanted < view.active else f"{added.why}; {floor.why}"
+            return Scale(wanted=added.wanted, why=why, figures=figures)
+        if floor.wanted > view.active:
+            return Scale(wanted=floor.wanted, why=f"{floor.why}; {waits(view)}", figures=figures)
+        keep, why = self._leaving.keep(view)
+        if added.figures["overloaded"]:
+            keep, why = view.active, "no fewer while one is overloaded"
+        wanted = min(view.active, max(floor.wanted if "need" in floor.figures else 0, keep))
+        said = [floor.why, *([why] if why else []), waits(view)]
+        return Scale(wanted=wanted, why="; ".join(said), figures=figures)
+
+
+class Anticipated:
+    """Tier 2. It only adds: one for each replica that has become overloaded, or what clears the queue in time."""
+
+    def __init__(self, wait_s: float, clear_s: float | None, above: float) -> None:
+        self._wait_s = wait_s
+        self._clear_s = clear_s
+        self._above = above
+        self._episode: dict[str, float] = {}
+        """Those whose overload has been answered, and when it was last seen."""
+        self._wanted = 0
+
+    def decide(self, view: ScalingView, now: float) -> Scale:
+        full = {replica.name for replica in view.replicas if _works(replica) and overloaded(replica, self._above)}
+        new = full - set(self._episode)
+        # It ends when a start would have come and gone without it: a map that goes up and down is one episode.
+        quiet_since = now - max(view.start_s, QUIET_S)
+        seen = {**self._episode, **dict.fromkeys(sorted(full), now)}
+        self._episode = {name: at for name, at in seen.items() if at > quiet_since}
+        if not full:
+            self._wanted = min(self._wanted, view.active)  # what has left since is not brought back by the same one
+        if new:
+            self._wanted = max(self._wanted, view.active + len(new))
+        elif not self._episode:
+            self._wanted = 0
+        by_map = max(view.active, self._wanted) if full else view.active
+        found = need(view.recent, view.capacity)
+        flow = 0.0 if found is None else found.replicas
+        wait_s = _wait(view)
+        figures = {"overloaded": float(len(full)), "backlog_s": backlog(view), "busy": flow}
+        if wait_s is not None:
+            figures["predicted_wait_s"] = wait_s
+        by_queue = view.active
+        if (wait_s is not None and wait_s > self._wait_s) or flow > max(view.active, 1):
+            clear_s = max(self._wait_s, view.start_s, CLEAR_S) if self._clear_s is None else self._clear_s
+            by_queue = max(view.active, whole(to_clear(view, clear_s, flow)))
+        elif wait_s is None and _without_slot(view) > 0 and not _starting(view):
+            by_queue = view.active + 1
+        wanted = max(by_map, by_queue)
+        if wanted <= view.active:
+            return Scale(wanted=view.active, why=waits(view), figures=figures)
+        if by_map >= by_queue:
+            names = ", ".join(sorted(full))
+            why = f"{times(len(full))} foreseen above {100 * self._above:.0f} % of its memory ({names}); {waits(view)}"
+        else:
+            came = "" if found is None else f"; {amount(found.per_s)} {found.measure.replace('_', ' ')}/s came of late"
+            why = f"{waits(view)}{came}"
+        return Scale(wanted=wanted, why=why, figures=figures)
+
+
+class Leaving:
+    """How many are enough of those there are, where all evidence is there; else as many as there are, and why."""
+
+    def __init__(self, target: float, consolidate: float, wait_s: float) -> None:
+        self._target = target
+        self._consolidate = consolidate
+        self._wait_s = wait_s
+
+    def keep(self, view: ScalingView) -> tuple[int, str]:
+        working = [replica for replica in view.replicas if replica.phase == "ready"]
+        shares = [share_held(replica) for replica in working]
+        unknown = [replica.name for replica, share in zip(working, shares, strict=True) if share is None]
+        if unknown:
+            return view.active, f"no fewer: nothing fresh is known of {', '.join(unknown)}"
+        known = [share for share in shares if share is not None]
+        late = need(view.recent, view.capacity)
+        if view.forecast is None or late is None:
+            if view.waiting.count:
+                return view.active, ""
+            enough = consolidated(known, self._consolidate)
+            if enough is None:
+                return view.active, "" if not known else f"one is {100 * max(known):.0f} % full"
+            return enough, f"none is foreseen above {100 * self._consolidate:.0f} % full"
+        least = {name: value / view.forecast.window_s for name, value in view.forecast.low.items()}
+        coming = need(least, view.capacity)
+        # Even at the low quantile: what came of late is a few requests, and always a little off what is expected.
+        if coming is not None and coming.replicas > RISING * late.replicas + 0.1:
+            return view.active, "no fewer: the load is foreseen to rise"
+        waiting = backlog(view) / max(self._wait_s, view.start_s)
+        enough = max(1, whole((late.replicas + waiting) / self._target), whole(sum(known) / self._target))
+        return enough, f"what runs now keeps {amount(sum(known))} replicas full" if enough >= view.active > 1 else ""
+
+
+def _works(replica: ReplicaView) -> bool:
+    return replica.phase == "ready"
+
+
+def _starting(view: ScalingView) -> bool:
+    return any(replica.phase == "starting" for replica in view.replicas)
+
+
+def _without_slot(view: ScalingView) -> float:
+    """How many wait for which no slot is free: others have only just come, and start at once."""
+    return view.waiting.count - sum(each.slots - each.running for each in view.replicas if each.phase == "ready")
+
+
+def _wait(view: ScalingView) -> float | None:
+    """What one that came now would wait, in seconds; `None` where nothing tells."""
+    if not view.waiting.count:
+        return 0.0
+    told = view.waiting.predicted_wait_s
+    work = backlog(view)
+    if told is None:
+        return work / max(view.active, 1) if work > 0 else None
+    return max(told, work / max(view.active, 1))
