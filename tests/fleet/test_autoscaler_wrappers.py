@@ -72,6 +72,13 @@ def test_one_comes_back_before_load_that_is_due():
     assert zero(wanted=1, replicas=0, forecast=forecast({"requests": 0.1})).wanted == 0
 
 
+def test_how_far_a_forecast_may_be_off_does_not_keep_one_at_night():
+    """Errors are as large as the load of the day: a high quantile is never zero for a service that is busy then."""
+    night = forecast({"requests": 40.0}, expected={"requests": 0.0})
+    assert zero(idle_s=900.0, forecast=night).wanted == 0
+    assert zero(wanted=0, replicas=0, forecast=night).wanted == 0
+
+
 def test_a_service_with_a_least_is_left_alone():
     assert zero(wanted=0, least=1, idle_s=900.0).wanted == 0
 

@@ -18,7 +18,8 @@ WINDOW_S: Final = 60.0
 """Where nothing is foreseen: as long as a window is by default."""
 
 DUE: Final = 0.5
-"""Requests that are foreseen, at the forecast's high level, for the time of a start: more, and the load is due."""
+"""Requests that are expected in the window in which a replica would be up: so many, and the load is due. Its high
+quantile would tell of nights what errors of the day are like."""
 
 
 def changed(scale: Scale, wanted: int, why: str) -> Scale:
@@ -55,7 +56,7 @@ class ToZero:
         scale = self._policy.decide(view, now)
         if view.least > 0:
             return scale
-        due = view.forecast is not None and view.forecast.high.get("requests", 0.0) >= DUE
+        due = view.forecast is not None and view.forecast.expected.get("requests", 0.0) >= DUE
         nothing = not view.waiting.count and not any(replica.running for replica in view.replicas)
         if view.active == 0:
             if not view.waiting.count and not due:
