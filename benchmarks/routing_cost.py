@@ -145,4 +145,3 @@ def _place(placement: Placement, listed: Shortlisted | None, rooms: Rooms, work:
         return room.replica, 0
     fitting: list[Room] = [room for room in rooms if room.takes(works)]
     return placement.place(works, fitting, now), 0
-

@@ -211,7 +211,8 @@ class UpstreamSettings(ServiceSettings, frozen=True, kw_only=True):
     `timeout_s` bounds the silence of a server within an answer.
 
     A server that has answered nothing for `probe_every_s` is asked for one token; when neither that nor anything else
-    comes within `probe_limit_s` (longer where much was asked of it) it counts as hung. `probe` turns that on or off;
+    comes within `probe_limit_s` it counts as hung: within `probe_busy_s`, or longer where much was asked of it, while
+    it owes the first byte of an answer and does not tell its progress. `probe` turns that on or off;
     `None`: on, unless only observing. `may_join` has the hosts (`gpu*.lan`, `10.0.0.0/8`) whose servers may join later;
     `None`: any but link-local ones. With a range of `replicas` their number follows the load (`scaling`), and `urls`
     may name places where no server is yet.
@@ -230,11 +231,12 @@ class UpstreamSettings(ServiceSettings, frozen=True, kw_only=True):
     probe: bool | None = None
     probe_every_s: float = 5.0
     probe_limit_s: float = 5.0
+    probe_busy_s: float = 120.0
     may_join: list[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("probe_every_s", "probe_limit_s"):
+        for name in ("probe_every_s", "probe_limit_s", "probe_busy_s"):
             _above(name, getattr(self, name), 0)
         if self.scaled and self.scaling.command is None and self.scaling.webhook is None:
             raise ValueError("`replicas` is a range, and nobody starts servers: set `scaling.command` or `.webhook`")

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+import aiohttp
 import pytest
 from aiohttp import web
 
+from foreserve.clock import now
 from foreserve.core import Finish
 from foreserve.engines.remote import RemoteEngine
+from foreserve.engines.remote_pulse import Pulse
+from foreserve.engines.remote_server import RemoteServer
+from foreserve.engines.remote_watch import Watch
 from foreserve.errors import EngineStartError
 from tests.engines.scripted_server import ScriptedServer, delta, event, hang, scripted, streaming
 from tests.engines.test_remote import engine, work
 
-QUICK = {"probe": True, "probe_every_s": 0.3, "probe_limit_s": 0.4}
+QUICK = {"probe": True, "probe_every_s": 0.3, "probe_limit_s": 0.4, "probe_busy_s": 0.4}
 SLOW_S = 2.0
 """Well above the sum of the above: what is not found by then is not found by it."""
 
@@ -177,3 +184,26 @@ async def test_a_server_that_goes_away_is_gone_rather_than_hung() -> None:
     async with scripted() as server, engine(server, **QUICK | {"probe_limit_s": 3.0}) as made:
         await server.stop()
         assert "cannot be reached" in await asyncio.wait_for(made.failed(), 5)
+
+
+@asynccontextmanager
+async def watched(*deaf: str) -> AsyncIterator[Watch]:
+    """What watches a server that says nothing at these paths, with little patience."""
+    async with scripted() as server, aiohttp.ClientSession() as session:
+        for path in deaf:
+            setattr(server, f"_{path}", hang)
+        await server.stop()
+        await server.start()
+        watch = Watch(RemoteServer(server.url, session, {}, 0.1), Pulse(0.1, 0.1, 0.1, 1.0, now()), None)
+        watch._every_s = 0.02
+        yield watch
+        await watch.close()
+
+
+async def test_a_server_whose_metrics_alone_are_late_is_there_and_one_that_is_deaf_to_all_is_not() -> None:
+    async with watched("metrics") as watch:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(watch.failed(), 1.5)
+        assert watch.load is None
+    async with watched("metrics", "health") as watch:
+        assert "/health gives no answer within 0.1 s" in await asyncio.wait_for(watch.failed(), 10)

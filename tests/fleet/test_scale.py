@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from foreserve.core import EngineSpec, OutcomeKind
+from foreserve.errors import EngineStartError
 from foreserve.fleet.replica import State
 from foreserve.simulation.clock import run
 from tests.fleet.test_replicas import FakeLauncher, House
@@ -361,5 +362,52 @@ def test_servers_join_and_leave_by_name_or_address():
         await asyncio.sleep(2)
         assert (await house.submit("somebody", 1.0).settled()).kind is OutcomeKind.DONE
         await house.replicas.stop(0)
+
+    run(main())
+
+
+def test_one_that_is_wanted_again_within_its_pause_counts_as_starting():
+    async def main() -> None:
+        house = House(FakeLauncher(fails=[None, *["no memory"] * 9]), count=2, least=1)
+        await house.replicas.start()
+        house.replicas.scale(2)
+        await asyncio.sleep(20)
+        house.replicas.scale(1)
+        house.replicas.scale(2)
+        assert [phase for _, phase in house.phases()] == ["ready", "starting"]
+        await house.replicas.stop(0)
+
+    run(main())
+
+
+def test_nobody_joins_once_all_are_ended():
+    async def main() -> None:
+        launcher = FakeLauncher()
+        house = House(launcher, count=1)
+        await house.replicas.start()
+        await house.replicas.stop(0)
+        with pytest.raises(EngineStartError, match="'chat' is ending"):
+            house.replicas.join(EngineSpec(factory="x:y", options={"url": "http://gpu2:8000"}))
+        await asyncio.sleep(2)
+        assert launcher.names == ["chat/0.1"]
+
+    run(main())
+
+
+def test_without_any_place_left_nobody_waits_for_a_start():
+    async def main() -> None:
+        house = House(FakeLauncher(), count=1, least=0)
+        await house.replicas.start()
+        stream = house.submit("a", 10.0)
+        await asyncio.sleep(2)
+        house.replicas.leave("chat/0.1")
+        refused = await house.submit("late", 1.0).settled()
+        assert (refused.code, "the last one left" in refused.reason) == ("unavailable", True)
+        assert (await stream.settled()).kind is OutcomeKind.DONE
+        await asyncio.sleep(1)
+        refused = await house.submit("later", 1.0).settled()
+        assert (refused.code, "the last one left" in refused.reason) == ("unavailable", True)
+        await house.replicas.stop(0)
+        house.ledger.check(idle=True)
 
     run(main())

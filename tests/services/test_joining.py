@@ -17,7 +17,7 @@ from foreserve.services.joining import allowed, join, leave, servers
 from foreserve.services.upstream import Upstream
 from tests.engines.scripted_server import ScriptedServer, scripted
 
-QUICK = {"probe_every_s": 0.3, "probe_limit_s": 0.5}
+QUICK = {"probe_every_s": 0.3, "probe_limit_s": 0.5, "probe_busy_s": 0.5}
 NOWHERE = "http://127.0.0.1:1"
 
 

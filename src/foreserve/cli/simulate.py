@@ -24,7 +24,7 @@ _WITHOUT_TRACE = ("--faults", "--fault-seed", "--seeds", "--seed", "--jobs", "--
 _WITH = {"--fault-seed": "--faults", "--seeds": "--faults", "--jobs": "--seeds", "--timeline-requests": "--timeline"}
 """What does nothing without another option."""
 
-_NOT_SWEPT = ("--compare", "--vary", "--price", "--report", "--timeline", "--json", "--record-decisions")
+_NOT_SWEPT = ("--compare", "--vary", "--history", "--price", "--report", "--timeline", "--json", "--record-decisions")
 """What is of one run and means nothing for many seeds."""
 
 
@@ -61,6 +61,14 @@ def simulate(
         typer.Option(
             metavar="KEY=V1,V2,...",
             help="A run for each value of a setting, in place of the app's own: chat.replicas=1,2,4.",
+            rich_help_panel=_RUNS,
+        ),
+    ] = None,
+    history: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPAN",
+            help="So much of the trace's beginning is only learned from, not played: loads and lengths of answers.",
             rich_help_panel=_RUNS,
         ),
     ] = None,
@@ -157,6 +165,7 @@ def simulate(
     from foreserve.cli.simulate_runs import Outputs, play
     from foreserve.cli.simulate_sweep import Asked, sweep, sweep_random
     from foreserve.simulation.comparison import files_read, variants
+    from foreserve.simulation.past import parted
     from foreserve.simulation.variants import assignments, varied
 
     # Replicas are lost and lengths learned by the thousand; what is wrong with the house itself is an error.
@@ -196,7 +205,12 @@ def simulate(
         outputs = Outputs(report, timeline, timeline_requests, json, record_decisions)
         outputs.check(len(runs), [Path(trace[0]), *files_read(app, files, profile or [], runs[0].app)])
         read = words.read(Path(trace[0]), *reading, seed, service, map_ or ())
-        results = play(console, read, runs, seed, outputs, quiet=quiet, faults=faults, fault_seed=first, price=price)
+        past = None
+        if history is not None:
+            past, read = parted(read, words.seconds("--history", history))
+        results = play(
+            console, read, runs, seed, outputs, quiet=quiet, faults=faults, fault_seed=first, price=price, past=past
+        )
         if any(result.findings for result in results):
             raise typer.Exit(EXIT_FAILED)
     except ForeserveError as error:

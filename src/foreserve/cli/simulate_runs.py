@@ -18,6 +18,7 @@ from foreserve.simulation.comparison import Variant, check
 from foreserve.simulation.fault_kinds import words_of
 from foreserve.simulation.faults import Faults
 from foreserve.simulation.figures import Result
+from foreserve.simulation.past import Past
 from foreserve.simulation.report import page
 from foreserve.simulation.study import simulate
 from foreserve.simulation.survey import Survey, begun
@@ -75,6 +76,7 @@ def play(
     faults: str | None = None,
     fault_seed: int = 0,
     price: float | None = None,
+    past: Past | None = None,
 ) -> list[Result]:
     """Raises ConfigError before the first run for whatever is wrong with any of them."""
     with Bar(console, quiet) as bar:
@@ -86,7 +88,7 @@ def play(
         plans = [None if faults is None else Faults(faults_of(faults, fault_seed), fault_seed) for _ in runs]
         notes = [] if faults is None or faults.strip() != MIXED else _drawn(plans[0], fault_seed)
         results = [
-            _run(run, at, trace, seen, seed, outputs, bar, plan)
+            _run(run, at, trace, seen, seed, outputs, bar, plan, past)
             for at, (run, plan) in enumerate(zip(runs, plans, strict=True))
         ]
     results = [msgspec.structs.replace(each, notes=[*each.notes, *notes]) for each in results]
@@ -116,6 +118,7 @@ def _run(
     outputs: Outputs,
     bar: Bar,
     plan: Faults | None,
+    past: Past | None,
 ) -> Result:
     with contextlib.ExitStack() as stack:
         timeline = None
@@ -134,6 +137,7 @@ def _run(
                 name=run.name,
                 notes=run.notes,
                 decisions=None if outputs.decisions is None else _own(outputs.decisions, at),
+                past=past,
             )
 
         result = bar.timed(run.name, seen.rows, played)

@@ -54,7 +54,7 @@ class Anticipated:
     the request's id, so that what stands first in the order of one gateway is not all that it ever looks at.
     """
 
-    shortlist: ClassVar[int] = 4
+    shortlist: ClassVar[int] = 2
 
     def __init__(self) -> None:
         self._prefixes = Prefixes()
@@ -86,8 +86,8 @@ class Anticipated:
         hits = self._prefixes.hits(prefix)
         prompt = sum(_prompt(work) for work in works)
         ramps = [work.ramp for work in works if work.ramp is not None]
-        usual_s = _median([room.token_s for room in rooms if room.token_s is not None]) or TOKEN_S
-        step_s = _median([room.step_s for room in rooms if room.step_s is not None])
+        usual_s = _usual([room.token_s for room in rooms]) or TOKEN_S
+        step_s = _usual([room.step_s for room in rooms])
         best, name = math.inf, rooms[0].replica
         for room in rooms:
             token_s = room.token_s or usual_s
@@ -166,9 +166,10 @@ def _load_s(room: Room, ramps: Sequence[Ramp], token_s: float) -> float:
     return LOAD * most * token_s * room.ahead.peak(STEPS, ramps) ** POWER
 
 
-def _median(values: list[float]) -> float:
-    """The lower of the two in the middle; 0 of nothing."""
-    return sorted(values)[(len(values) - 1) // 2] if values else 0.0
+def _usual(told: list[float | None]) -> float:
+    """The lower of the two in the middle of those that are known; 0 where none is."""
+    known = sorted(filter(None, told))
+    return known[(len(known) - 1) // 2] if known else 0.0
 
 
 def _prompt(work: Work) -> int:

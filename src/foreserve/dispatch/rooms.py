@@ -10,10 +10,13 @@ import weakref
 import zlib
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from typing import Any, Protocol, overload
+from typing import Any, Final, Protocol, overload
 
 from foreserve.core import Cost, Work
 from foreserve.ports import Room
+
+DRAWN: Final = 2
+"""Rooms on a short list that are there by chance."""
 
 
 class Runner(Protocol):
@@ -132,22 +135,24 @@ class Rooms:
         """The first `most` that take these together, then those of `near`, then two drawn by the first work's id.
 
         Only of the replicas named in `among`, where it names any. At most twice as many are tried as are wanted, so
-        that a fleet where few have room costs no more; all are where none of those has.
+        that a fleet where few have room costs no more; all are where none of those has, or where there are so few.
         """
         if self._changed:
             self._look()
         found: dict[str, Room] = {}
         places = tuple(self._open)
+        enough = most if len(places) > most + DRAWN else len(places)
         for tried, (_, _, place) in enumerate(places):
-            if len(found) >= most or (found and tried >= 2 * most):
+            if len(found) >= enough or (found and tried >= 2 * enough):
                 break
             self._try(place, works, among, found)
-        if len(places) > most:
-            drawn = zlib.crc32(works[0].id.encode())
+        if enough < len(places):
             for name in near:
                 if (known := self._places.get(name)) is not None:
                     self._try(known, works, among, found)
-            for at in (drawn % len(places), drawn // len(places) % len(places)):
+            drawn = zlib.crc32(works[0].id.encode())
+            for _ in range(DRAWN):
+                drawn, at = divmod(drawn, len(places))
                 self._try(places[at][2], works, among, found)
         return list(found.values())
 

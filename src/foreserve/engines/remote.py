@@ -62,8 +62,9 @@ class RemoteEngine:
     keep their place here for as long as the server asked for (at most 2 s), and work that may run twice is then to be
     tried once more. A server that goes away ends `failed()`: its host then treats this engine as a process that has
     exited, and the fleet starts new ones until the server is back. With `probe` so does one that hangs: silent for
-    `probe_every_s` it is asked for one token, and has `probe_limit_s` for that or any other sign (see `remote_pulse`).
-    It is then also asked before this engine is ready. For a server that is only being started, the start waits up to
+    `probe_every_s` it is asked for one token, and has `probe_limit_s` for that or any other sign, at least
+    `probe_busy_s` while it owes a first byte and does not tell its progress (see `remote_pulse`). It is then also asked
+    before this engine is ready. For a server that is only being started, the start waits up to
     `await_s`.
     """
 
@@ -80,6 +81,7 @@ class RemoteEngine:
         probe: bool = False,
         probe_every_s: float = 5.0,
         probe_limit_s: float = 5.0,
+        probe_busy_s: float = 120.0,
         await_s: float = 0.0,
     ) -> None:
         self._url = url
@@ -92,6 +94,7 @@ class RemoteEngine:
         self._probe = probe
         self._probe_every_s = probe_every_s
         self._probe_limit_s = probe_limit_s
+        self._probe_busy_s = probe_busy_s
         self._await_s = await_s
         self._calls: dict[str, Call] = {}
         self._counts_tokens: bool | None = None
@@ -107,7 +110,7 @@ class RemoteEngine:
             auto_decompress=False,
         )
         self._server = RemoteServer(self._url, self._session, self._key, self._connect_s)
-        self._pulse = Pulse(self._probe_every_s, self._probe_limit_s, self._timeout_s, now())
+        self._pulse = Pulse(self._probe_every_s, self._probe_limit_s, self._probe_busy_s, self._timeout_s, now())
         until = now() + self._await_s
         try:
             while True:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import msgspec
 
-PREFILL_TOKENS_PER_S = 200.0
+PREFILL_TOKENS_PER_S = 20.0
 """A slow server's. Until the first byte of an answer a server may be busy with its prompt and look at nothing else."""
+
+STEP_TOKENS = 2048.0
+"""So much of a prompt a server reads in one step, within which its counters stand still."""
 
 QUIET_S = 1.0
 """A server that is to answer and says nothing for so long may be probed."""
@@ -31,19 +34,23 @@ class Pulse:
     """Evidence is a byte of an answer, a counter of the server's that grew, or a probe that was answered.
 
     `every_s` of silence make a probe due, less while answers are under way. While it is out, `patience` seconds without
-    any evidence mean that the server hangs: `limit_s`, or more while answers are under way and the server does not tell
-    its progress, but at most `most_s`. All times are seconds on one clock.
+    any evidence mean that the server hangs: `limit_s`, or more while it may be reading a prompt of ours; at least
+    `busy_s` then where it does not tell its progress, for an answer that comes in one piece may take any time; but at
+    most `most_s`. All times are seconds on one clock.
     """
 
-    def __init__(self, every_s: float, limit_s: float, most_s: float, now: float) -> None:
+    def __init__(self, every_s: float, limit_s: float, busy_s: float, most_s: float, now: float) -> None:
         self._every_s = every_s
         self.limit_s = limit_s
+        self._busy_s = busy_s
         self._most_s = max(most_s, limit_s)
         self._calls: dict[str, _UnderWay] = {}
         self.step_s: float | None = None
         """Seconds between the tokens of a stream, of late; `None` while none has told."""
         self._longest_s = 0.0
         """About the longest that an answer has let wait for its first byte, of late."""
+        self._left_tokens = 0.0
+        """Of prompts whose callers left before the first byte, since there was evidence: it may still read them."""
         self._progress: float | None = None
         self._read_at: float | None = None
         """When the progress was last read, whatever it was."""
@@ -59,7 +66,7 @@ class Pulse:
 
     def heard(self, request_id: str, now: float) -> None:
         """A part of a good answer has come."""
-        self.last = now
+        self.proved(now)
         call = self._calls.get(request_id)
         if call is not None and call.first is None:
             call.first = now
@@ -74,7 +81,9 @@ class Pulse:
 
     def ended(self, request_id: str) -> None:
         """The request is under way no more, however it has ended."""
-        self._calls.pop(request_id, None)
+        call = self._calls.pop(request_id, None)
+        if call is not None and call.first is None:
+            self._left_tokens += call.tokens
 
     def told(self, progress: float | None, now: float) -> bool:
         """The server has told its progress; whether it is another than before. The first tells nothing yet."""
@@ -82,7 +91,7 @@ class Pulse:
         self._read_at = None if progress is None else now
         moved = progress is not None and before is not None and progress != before
         if moved:
-            self.last = now
+            self.proved(now)
         return moved
 
     def probed(self, now: float) -> None:
@@ -90,8 +99,9 @@ class Pulse:
         self._probed_at = now
 
     def proved(self, now: float) -> None:
-        """A probe was answered."""
+        """A probe was answered, or there was other evidence."""
         self.last = now
+        self._left_tokens = 0.0
 
     def paused(self, seconds: float) -> None:
         """For so long nobody could hear it."""
@@ -113,14 +123,23 @@ class Pulse:
 
     def patience(self) -> float:
         """How long the silence may last while a probe is out."""
-        waiting = [call.tokens for call in self._calls.values() if call.first is None]
-        if not self._calls or (self._read_at is not None and self._read_at - self.last >= self.limit_s):
-            # It has told, in the silence, that it makes no progress.
-            return self.limit_s
-        longer = max(waiting, default=0.0) / PREFILL_TOKENS_PER_S
-        if self._progress is None:
-            longer += _SLACK * self._longest_s
-        return min(self.limit_s + longer, self._most_s)
+        unread = [call.tokens for call in self._calls.values() if call.first is None]
+        if self._left_tokens:
+            unread.append(self._left_tokens)
+        if self._tells_of_none():
+            step = min(max(unread, default=0.0), STEP_TOKENS)
+            return min(self.limit_s + step / PREFILL_TOKENS_PER_S, self._most_s)
+        patience = self.limit_s + sum(unread) / PREFILL_TOKENS_PER_S
+        if self._calls and self._progress is None:
+            patience += _SLACK * self._longest_s
+        return min(max(patience, self._busy_s) if unread else patience, self._most_s)
+
+    def _tells_of_none(self) -> bool:
+        """Whether it has told, in the silence and while it had something to do, that it makes no progress."""
+        if self._read_at is None or not self._calls:
+            return False
+        since = max(self.last, min(call.since for call in self._calls.values()))
+        return self._read_at - since >= self.limit_s
 
     def hangs(self, probed_at: float, now: float) -> bool:
         """Whether a server that was probed at `probed_at` and has not answered is to be given up."""

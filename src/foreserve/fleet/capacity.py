@@ -17,6 +17,7 @@ import msgspec
 
 from foreserve.core import Outcome
 from foreserve.fleet.autoscaler_need import COARSE, share_held
+from foreserve.fleet.capacity_cost import RequestCost
 from foreserve.scaling import Amounts, Capacity, ReplicaView, Waiting
 
 PERIOD_S: Final = 10.0
@@ -110,6 +111,7 @@ class CapacityProfile:
         self._took = 0.0
         """Seconds of a request, of late."""
         self._done: dict[str, float] = {}
+        self._cost = RequestCost()
         self._first: dict[str, float] = {}
         """All that was done before the first period was over."""
 
@@ -117,7 +119,11 @@ class CapacityProfile:
 
     def ended(self, outcome: Outcome) -> None:
         """One more request has left its replica."""
-        for name, amount in done(outcome).items():
+        amounts = done(outcome)
+        if amounts:
+            fine = {name: amount for name, amount in amounts.items() if name not in COARSE}
+            self._cost.ended(fine, amounts["seconds"])
+        for name, amount in amounts.items():
             self._done[name] = self._done.get(name, 0.0) + amount
             if not self._mixes:
                 self._first[name] = self._first.get(name, 0.0) + amount
@@ -186,6 +192,30 @@ class CapacityProfile:
 
     def at(self, mix: Amounts) -> Capacity | None:
         """What one replica can do of a load with this mix (amounts of any span of time), as far as is known."""
+        found = self._of_alike(mix)
+        return None if found is None else self._turned(found, mix)
+
+    def _turned(self, found: Capacity, mix: Amounts) -> Capacity:
+        """What that is of this mix, by what its requests cost against those that it was found of.
+
+        All measures then ask for as many replicas: by the fullest of them alone a mix that is a little off would ask
+        for far too many.
+        """
+        requests, then = mix.get("requests", 0.0), found.per_s.get("requests", 0.0)
+        fine = {name: amount for name, amount in mix.items() if name not in COARSE and amount > 0}
+        if requests <= 0 or then <= 0 or not fine:
+            return found
+        each = {name: amount / requests for name, amount in fine.items()}
+        known = {name: amount / then for name, amount in found.per_s.items() if name not in COARSE}
+        now, before = self._cost.of(each), self._cost.of(known)
+        if now is None or before is None or set(each) != set(known):
+            return found
+        rate = then * before / now
+        per_s = {**found.per_s, "requests": rate, **{name: rate * amount for name, amount in each.items()}}
+        return msgspec.structs.replace(found, per_s=per_s)
+
+    def _of_alike(self, mix: Amounts) -> Capacity | None:
+        """What is known of the nearest mix."""
         if not self._mixes:
             return self._guess(_known_of(self._first)) if self._first.get("requests", 0.0) >= FEW else None
         wanted = mix_of(mix)

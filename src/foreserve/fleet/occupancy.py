@@ -71,6 +71,8 @@ class Occupancy:
         """What a work held on average when the engine was last heard."""
         self._others = 0.0
         """Slots that are taken by what did not come from us."""
+        self.changes = 0
+        """How often what can be taken, or what is foreseen, has become another."""
         self._room: tuple[dict[str, float], Ahead] | None = None
         """What was last told, while it still holds."""
 
@@ -232,7 +234,7 @@ class Occupancy:
     def room(self, now: float) -> tuple[dict[str, float], Ahead]:
         """What is free now, and what can still begin. Both are to be read before the next call and not kept.
 
-        While nothing has changed, what is free is the same object as before.
+        While nothing has changed, `changes` is the same as before.
         """
         self._advance(now)
         if self._room is None:
@@ -246,7 +248,8 @@ class Occupancy:
             for resource, ahead in self._ahead.maps.items():
                 if resource in free and (held := ahead.held_now):
                     free = {**free, resource: free[resource] - held}
-            self._room = (dict(free) if free is self._free else free), self._ahead
+            self._room = free, self._ahead
+            self.changes += 1
         return self._room
 
     def _advance(self, now: float) -> None:

@@ -73,6 +73,7 @@ class Replica:
         self._room: Room | None = None
         """What it could take at `_room_at`, unless something has changed since: it is asked several times in a turn."""
         self._room_at = 0.0
+        self._room_changes = 0
         self.settled = asyncio.Event()
         """Set once it is ready or gone."""
         self._empty = asyncio.Event()
@@ -110,9 +111,10 @@ class Replica:
         if free["slots"] < 1:
             return None
         self._room_at = now
-        if self._room is not None and self._room.free is free:
-            return self._room
         occupancy = self._occupancy
+        if self._room is not None and self._room_changes == occupancy.changes:
+            return self._room
+        self._room_changes = occupancy.changes
         self._room = Room(
             replica=self.name,
             free=free,
@@ -241,7 +243,10 @@ class Replica:
     async def emptied(self, limit_s: float) -> bool:
         """Wait until it holds nothing or is gone, for at most `limit_s`. Of one that takes nothing new."""
         try:
-            await asyncio.wait_for(self._empty.wait(), limit_s)
+            # Not `wait_for`: until Python 3.12 it is deaf to who cancels it just when the wait has ended, and a replica
+            # that was taken back in that moment would be ended all the same.
+            async with asyncio.timeout(limit_s):
+                await self._empty.wait()
         except TimeoutError:
             return False
         return True

@@ -101,12 +101,15 @@ class Replicas:
     def views(self, now: float) -> tuple[ReplicaView, ...]:
         """Each of them as scaling sees it. Not to be kept.
 
-        One that is wanted and lost, or about to end, has a successor coming: it counts as starting.
+        One that is wanted and lost, or about to end, has a successor coming: it counts as starting. So does one whose
+        start only waits until its place may be tried again.
         """
         return tuple(
-            seat.replica.view(now, seat.spec.liveness_s * (LOOKS - 2) / LOOKS, succeeded=seat.wanted)
+            ReplicaView(name=self._name(seat), phase="starting", since=now)
+            if seat.replica is None
+            else seat.replica.view(now, seat.spec.liveness_s * (LOOKS - 2) / LOOKS, succeeded=seat.wanted)
             for seat in self._seats
-            if seat.replica is not None
+            if seat.replica is not None or seat.wanted
         )
 
     @property
@@ -118,7 +121,7 @@ class Replicas:
     @property
     def on_demand(self) -> bool:
         """Whether there may be none, and one is started when a request comes."""
-        return self._least == 0 and bool(self._seats)
+        return self._least == 0 and not all(seat.closing for seat in self._seats)
 
     @property
     def limit_s(self) -> float:
@@ -198,7 +201,12 @@ class Replicas:
             self.scale(1)
 
     def join(self, spec: EngineSpec) -> str:
-        """One more place, for a server that is there already. Returns the name of its replica, which starts."""
+        """One more place, for a server that is there already. Returns the name of its replica, which starts.
+
+        Raises EngineStartError when all of them are being ended: nobody would end this one.
+        """
+        if self._stopping:
+            raise EngineStartError(f"service {self.service!r} is ending; nothing joins it")
         seat = self._add(spec)
         self._want(seat)
         return self._name(seat)

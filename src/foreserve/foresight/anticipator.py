@@ -249,12 +249,12 @@ class Anticipator:
         for stop, x, y in stops:
             if stop > last:
                 break
-            level = a + (stop - 1) * b
-            if level > best:
+            if (level := a + (stop - 1) * b) > best:
                 best = level
             a += x
             b += y
-        return max(best, a + last * b)
+        level = a + last * b
+        return level if level > best else best
 
     def above(self, level: float, limit: int) -> int:
         """How many of the next `limit` steps, this one included, hold more than `level`."""

@@ -17,7 +17,9 @@ MARGIN: Final = 0.03
 """Another one is asked once its mean error is less than that of the one in place by this share of it."""
 
 LEAST: Final = 8
-"""Windows on which two have to be compared before one takes the other's place."""
+LEAST_SHARE: Final = 1 / 3
+"""Windows on which two have to be compared before one takes the other's place, at the least and as a share of those on
+which the one in place was judged: few are easily won by luck."""
 
 SMALL: Final = 0.1
 """Amounts below this share of the mean count as so much when an error is told as a share: few requests more or less in
@@ -100,7 +102,7 @@ class Outlook:
                 best, mine = name, errors[name]
                 continue
             both = np.isfinite(errors[name]) & np.isfinite(mine)
-            if both.sum() < LEAST:
+            if both.sum() < max(LEAST, LEAST_SHARE * np.isfinite(mine).sum()):
                 continue
             theirs, ours = float(errors[name][both].mean()), float(mine[both].mean())
             if ours > 0.0 and theirs / ours < ratio:

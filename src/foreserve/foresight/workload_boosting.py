@@ -86,7 +86,8 @@ def _repeated(weights: Floats) -> Places:
     """As many places as there are weights, each as often as its weight asks for, to one more or less."""
     upto = np.cumsum(weights)
     places = np.searchsorted(upto, (np.arange(len(weights)) + 0.5) * upto[-1] / len(weights))
-    return np.minimum(places, len(weights) - 1).astype(np.int64)
+    found: Places = np.minimum(places, len(weights) - 1).astype(np.int64)
+    return found
 
 
 def _telling(rows: Floats) -> Places:

@@ -22,7 +22,7 @@ import msgspec
 from yarl import URL
 
 from foreserve.engines.remote_server import Locked, RemoteServer, Unreachable, base_url
-from foreserve.errors import BadRequest, Forbidden, NotFound
+from foreserve.errors import BadRequest, EngineStartError, Forbidden, NotFound, Unavailable
 from foreserve.fleet.replica import State
 from foreserve.services.base import Service
 from foreserve.services.upstream import Upstream
@@ -79,7 +79,7 @@ async def join(service: Service, url: str) -> tuple[ServerStatus, bool]:
     """Take a running server in. How it stands, and whether it is new; one that is there already stays as it is.
 
     Raises BadRequest (the address is wrong, nothing answers there, it lacks the model, it fails its probe) and
-    Forbidden (`may_join` has no such host). Nothing has changed then.
+    Forbidden (`may_join` has no such host), and Unavailable while the service ends. Nothing has changed then.
     """
     kind = cast(Upstream, service.kind)
     if kind.observer is not None:
@@ -90,7 +90,10 @@ async def join(service: Service, url: str) -> tuple[ServerStatus, bool]:
     await _fit(address, kind)
     if (there := _there(service, address)) is not None:  # somebody else was quicker
         return there, False
-    name = service.replicas.join(kind.engine(address))
+    try:
+        name = service.replicas.join(kind.engine(address))
+    except EngineStartError as error:
+        raise Unavailable(str(error)) from None
     replica = next(one for one in service.replicas.all if one.name == name)
     try:
         async with asyncio.timeout(READY_S):
@@ -101,8 +104,10 @@ async def join(service: Service, url: str) -> tuple[ServerStatus, bool]:
     if replica.state is State.GONE:
         _forget(service, address)
         raise BadRequest(f"{address} does not join: {replica.reason}", param="url")
+    if (status := _there(service, address)) is None:
+        raise BadRequest(f"{address} was sent away before it was ready", param="url")
     log.info("%s: the server %s has joined", service.name, address)
-    return next(one for one in servers(service) if one.url == address and one.state != "leaving"), True
+    return status, True
 
 
 async def expect(service: Service, urls: Sequence[str]) -> None:

@@ -110,6 +110,7 @@ class Upstream:
                 "probe": not settings.observe if settings.probe is None else settings.probe,
                 "probe_every_s": settings.probe_every_s,
                 "probe_limit_s": settings.probe_limit_s,
+                "probe_busy_s": settings.probe_busy_s,
                 "await_s": settings.start_limit_s if settings.scaled else 0.0,
             },
             start_limit_s=settings.start_limit_s,

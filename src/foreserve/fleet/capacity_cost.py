@@ -1,0 +1,85 @@
+"""What a request costs by how large it is, learned from the time that each has taken: so that mixes can be compared.
+
+Requests of one service differ a thousandfold in size, and their mix from one minute to the next. What a replica was
+seen to do of one mix tells what it can do of another by the ratio of what their requests cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_MEASURES: Final = 8
+FADE: Final = 0.999
+"""Of each sum, with every request: the last thousand or so count."""
+
+FEW: Final = 30
+PRIOR: Final = 3.0
+"""What each measure's equal share counts for, in requests, against what is seen."""
+
+
+class RequestCost:
+    """Seconds on a replica as a sum over measures, each by its amount, and a part that is the same for all.
+
+    Pure but for its memory. Least squares over past requests, drawn towards equal shares of all; none falls below 0.
+    """
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._squares: NDArray[np.float64] = np.zeros((1, 1))
+        self._took: NDArray[np.float64] = np.zeros(1)
+        self._sums: NDArray[np.float64] = np.zeros(1)
+        self._seconds = 0.0
+        self._weights: NDArray[np.float64] | None = None
+
+    def ended(self, amounts: Mapping[str, float], seconds: float) -> None:
+        """A request of this size took so long."""
+        for name in amounts:
+            if name not in self._names and len(self._names) < MOST_MEASURES:
+                self._names.append(name)
+                self._squares = np.pad(self._squares, ((0, 1), (0, 1)))
+                self._took, self._sums = np.pad(self._took, (0, 1)), np.pad(self._sums, (0, 1))
+        row = np.array([1.0, *(amounts.get(name, 0.0) for name in self._names)])
+        if not (np.isfinite(row).all() and math.isfinite(seconds)):
+            return
+        self._squares = self._squares * FADE + np.outer(row, row)
+        self._took = self._took * FADE + row * seconds
+        self._sums = self._sums * FADE + row
+        self._seconds = self._seconds * FADE + seconds
+        self._weights = None
+
+    def of(self, amounts: Mapping[str, float]) -> float | None:
+        """Of one request of this size; `None` while too little is known, or of a measure that no request has had."""
+        if self._sums[0] < FEW or not any(amounts.get(name, 0.0) > 0 for name in self._names):
+            return None
+        if self._weights is None:
+            self._weights = self._fitted()
+        row = np.array([1.0, *(amounts.get(name, 0.0) for name in self._names)])
+        cost = float(row @ self._weights)
+        return cost if cost > 0 else None
+
+    def _fitted(self) -> NDArray[np.float64]:
+        """In units of the mean of each measure; what would fall below 0 is left out, one after the other."""
+        count = self._sums[0]
+        means = np.maximum(self._sums / count, 1e-9)
+        squares = self._squares / np.outer(means, means)
+        took = self._took / means
+        fair = self._seconds / count / len(means)
+        squares = squares + PRIOR * np.eye(len(means))
+        took = took + PRIOR * fair
+        inside = np.ones(len(means), dtype=bool)
+        found: NDArray[np.float64] = np.zeros(len(means))
+        while inside.any():
+            places = np.flatnonzero(inside)
+            found = np.zeros(len(means))
+            found[places] = np.linalg.solve(squares[np.ix_(places, places)], took[places])
+            worst = int(np.argmin(found))
+            if found[worst] >= 0.0:
+                break
+            inside[worst] = False
+        weights: NDArray[np.float64] = found / means
+        return weights
