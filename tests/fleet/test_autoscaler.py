@@ -192,7 +192,7 @@ def test_more_than_was_foreseen_adds_before_a_queue_has_built_up():
 
 def test_fewer_once_per_window():
     policy, stand = Hybrid(), foreseen(1.0, 4)
-    assert play(policy, stand, range(0, 600, 2)) == [(60, 1)]
+    assert play(policy, stand, range(0, 600, 2)) == [(60, 2), (120, 1)]
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,15 @@ def test_only_as_few_as_every_decision_of_the_window_asked_for():
     assert "3 were wanted within 60 s" in held.why
 
 
+@pytest.mark.parametrize(("active", "kept"), [(8, 4), (3, 2), (2, 1), (1, 0)])
+def test_no_more_than_a_part_of_them_goes_at_once(active: int, kept: int):
+    cooled = CoolDown(Says(0), 60.0, part=0.5)
+    cooled.decide(view(active), 0.0)
+    scale = cooled.decide(view(active), 60.0)
+    assert scale.wanted == kept
+    assert ("at once" in scale.why) == (active > 1)
+
+
 def test_without_a_time_of_its_own_it_is_one_window_of_the_forecast():
     cooled = CoolDown(Says(1))
     stand = foreseen(1.0, 2)

@@ -94,12 +94,14 @@ class Forecast:
     """`forecast`: as many as the forecast asks for (PreServe's Alg. 2), and nothing else.
 
     Its high quantile counts, of which each replica is given at most `target` of what it can do. Fewer only where
-    `margin` of a replica is left over, and once per `down_s` (one window where that is not given).
+    `margin` of a replica is left over, once per `down_s` (one window where that is not given), at most `part` of them.
     """
 
-    def __init__(self, target: float = 1.0, margin: float = 0.15, down_s: float | None = None) -> None:
-        _positive(target=target, down_s=down_s)
-        self._policy = CoolDown(Careful(Hysteresis(Foreseen(target), down=margin)), down_s)
+    def __init__(
+        self, target: float = 1.0, margin: float = 0.15, down_s: float | None = None, part: float = 0.5
+    ) -> None:
+        _positive(target=target, down_s=down_s, part=part)
+        self._policy = CoolDown(Careful(Hysteresis(Foreseen(target), down=margin)), down_s, part)
 
     def decide(self, view: ScalingView, now: float) -> Scale:
         return self._policy.decide(view, now)
@@ -115,9 +117,9 @@ class Hybrid:
     whose wait is predicted beyond `wait_s`: as many are added as have cleared it `clear_s` after their start (one start
     time and at least 10 s, where that is not given), once for each episode, since those that start count as there.
 
-    Fewer at most once per `down_s` (one window), when every replica is known, nothing is foreseen to rise, what came of
-    late and what is held fits on the rest at `target`, and `margin` of a replica is left over. While nothing can be
-    foreseen, only when no map is above `consolidate`.
+    Fewer at most once per `down_s` (one window) and at most `part` of them, when every replica is known, nothing is
+    foreseen to rise, what came of late and what is held fits on the rest at `target`, and `margin` of a replica is left
+    over. While nothing can be foreseen, only when no map is above `consolidate`.
     """
 
     def __init__(
@@ -130,16 +132,18 @@ class Hybrid:
         margin: float = 0.15,
         up_s: float | None = None,
         down_s: float | None = None,
+        part: float = 0.5,
     ) -> None:
         _positive(
-            target=target, wait_s=wait_s, clear_s=clear_s, overloaded=overloaded, consolidate=consolidate, down_s=down_s
-        )
+            target=target, wait_s=wait_s, clear_s=clear_s, overloaded=overloaded, consolidate=consolidate,
+            down_s=down_s, part=part,
+        )  # fmt: skip
         tiers = Tiers(
             floor=Hysteresis(Foreseen(target), down=margin),
             adding=CoolUp(Anticipated(wait_s, clear_s, overloaded), up_s),
             leaving=Leaving(target, consolidate, wait_s),
         )
-        self._policy = CoolDown(Careful(tiers), down_s)
+        self._policy = CoolDown(Careful(tiers), down_s, part)
 
     def decide(self, view: ScalingView, now: float) -> Scale:
         return self._policy.decide(view, now)

@@ -96,12 +96,14 @@ class CoolDown:
     """Fewer at most once per `down_s`, and only as few as all decisions since then asked for.
 
     By default that is one window of the forecast. So it is a cool-down and a stabilisation at once: what was wanted a
-    moment ago may be wanted again.
+    moment ago may be wanted again. No more than `part` of them go at once, for a load that is gone may have an outage
+    for its reason, and be back; one may always go.
     """
 
-    def __init__(self, policy: ScalingPolicy, down_s: float | None = None) -> None:
+    def __init__(self, policy: ScalingPolicy, down_s: float | None = None, part: float = 1.0) -> None:
         self._policy = policy
         self._down_s = down_s
+        self._part = part
         self._wants: deque[tuple[float, int]] = deque()
         """Falling: each is more than any later one, so there are never more of them than numbers of replicas."""
         self._since: float | None = None
@@ -128,6 +130,9 @@ class CoolDown:
             left = amount(self._wants[0][0] + down_s - now)
             return changed(scale, view.active, f"{times(view.active)} kept for {left} s: so many were wanted of late")
         self._since = now
+        kept = view.active - max(1, int(self._part * view.active))
+        if kept > most:
+            return changed(scale, kept, f"no more than {view.active - kept} at once")
         return scale if most == scale.wanted else changed(scale, most, f"{most} were wanted within {down_s:g} s")
 
 
