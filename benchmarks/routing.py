@@ -252,8 +252,8 @@ def main() -> None:
         sweep(runs, knees, counts)
     report.note(
         f"objectives: a first token within {TTFT_S:g} s and the whole answer within {PER_TOKEN_S:g} s for each of its "
-        "tokens; figures without a number are of 16 replicas; p99 over the requests of all seeds together, since near the "
-        "limit a fleet is either well or has collapsed, and a median over seeds tells neither"
+        "tokens; figures without a number are of 16 replicas; p99 over the requests of all seeds together, since near "
+        "its limit a fleet is either well or has collapsed, and a median over seeds tells neither"
     )
     report.note(
         "least_utilised goes by the KV cache's share that engines report each second; least_tokens is ours, by the "
