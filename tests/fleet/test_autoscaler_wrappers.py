@@ -150,6 +150,12 @@ def test_without_a_time_of_its_own_it_is_one_window_of_the_forecast():
     assert [cooled.decide(stand, float(now)).wanted for now in (0, 30, 50, 60)] == [2, 2, 2, 1]
 
 
+def test_one_that_takes_long_to_start_is_kept_for_two_starts():
+    cooled = CoolDown(Says(1))
+    stand = foreseen(1.0, 2, start_s=100.0)
+    assert [cooled.decide(stand, float(now)).wanted for now in (0, 60, 199, 200)] == [2, 2, 2, 1]
+
+
 def test_more_is_never_held_back_by_the_cool_down_for_fewer():
     cooled = CoolDown(Says(5), 60.0)
     assert cooled.decide(view(1), 0.0).wanted == 5

@@ -14,10 +14,12 @@ from foreserve.core import OutcomeKind, Request
 from foreserve.dispatch.stream import Stream
 from foreserve.engines.generation import Generate
 from foreserve.errors import ConfigError
+from foreserve.fleet.inline import InlineLauncher
 from foreserve.foresight import demand
 from foreserve.loads import LoadStore, decisions, loads_file
 from foreserve.scaling import ScalingDecision
 from foreserve.services.llm import LLM
+from foreserve.services.upstream import Upstream
 from foreserve.simulation import clock
 from tests.fleet.test_capacity import serve
 
@@ -225,6 +227,18 @@ def test_who_waits_for_a_first_replica_that_never_comes_was_load(monkeypatch: py
 def test_a_service_that_there_would_never_be_room_for_is_refused():
     with pytest.raises(ConfigError, match=r"machine\.replicas is 1, .* no room is left for one of b"):
         played({"a": llm(replicas=1), "b": llm(replicas=(0, 2))}, ended_at_once, machine={"replicas": 1})
+
+
+def test_servers_take_no_room_of_this_machine_in_a_simulation_either():
+    async def play() -> None:
+        scaling = {"command": ["true"]}
+        up = Upstream(["http://127.0.0.1:9"], replicas=(1, 4), scaling=scaling)  # type: ignore[arg-type]
+        running = App(up=up, chat=llm(), machine={"replicas": 1}).run(InlineLauncher())
+        scaled = {name: running.services[name].scaling for name in ("up", "chat")}
+        shared = {name: each is not None and each.scaler._shares is not None for name, each in scaled.items()}
+        assert shared == {"up": False, "chat": True}
+
+    clock.run(play(), epoch=1_000_000.0)
 
 
 def test_leasts_that_the_machine_has_no_room_for_are_refused():

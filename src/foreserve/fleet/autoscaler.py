@@ -94,7 +94,7 @@ class Forecast:
     """`forecast`: as many as the forecast asks for (PreServe's Alg. 2), and nothing else.
 
     Its high quantile counts, of which each replica is given at most `target` of what it can do. Fewer only where
-    `margin` of a replica is left over, once per `down_s` (one window where that is not given), at most `part` of them.
+    `margin` of a replica is left over, once per `down_s` (one window, at least two starts), at most `part` of them.
     """
 
     def __init__(
@@ -117,9 +117,9 @@ class Hybrid:
     whose wait is predicted beyond `wait_s`: as many are added as have cleared it `clear_s` after their start (one start
     time and at least 10 s, where that is not given), once for each episode, since those that start count as there.
 
-    Fewer at most once per `down_s` (one window) and at most `part` of them, when every replica is known, nothing is
-    foreseen to rise, what came of late and what is held fits on the rest at `target`, and `margin` of a replica is left
-    over. While nothing can be foreseen, only when no map is above `consolidate`.
+    Fewer at most once per `down_s` (as of `forecast`) and at most `part` of them, when every replica is known, nothing
+    is foreseen to rise, what came of late and what is held fits on the rest at `target`, and `margin` of a replica is
+    left over. While nothing can be foreseen, only when no map is above `consolidate`.
     """
 
     def __init__(

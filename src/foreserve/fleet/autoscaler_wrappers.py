@@ -17,6 +17,9 @@ from foreserve.scaling import Scale, ScalingPolicy, ScalingView
 WINDOW_S: Final = 60.0
 """Where nothing is foreseen: as long as a window is by default."""
 
+WORTH_STARTS: Final = 2.0
+"""What is wanted again within so many starts was not worth stopping."""
+
 DUE: Final = 0.5
 """Requests that are expected in the window in which a replica would be up: so many, and the load is due. Its high
 quantile would tell of nights what errors of the day are like."""
@@ -95,9 +98,9 @@ class CoolUp:
 class CoolDown:
     """Fewer at most once per `down_s`, and only as few as all decisions since then asked for.
 
-    By default that is one window of the forecast. So it is a cool-down and a stabilisation at once: what was wanted a
-    moment ago may be wanted again. No more than `part` of them go at once, for a load that is gone may have an outage
-    for its reason, and be back; one may always go.
+    By default that is one window of the forecast, and at least two starts. So it is a cool-down and a stabilisation at
+    once: what was wanted a moment ago may be wanted again. No more than `part` of them go at once, for a load that is
+    gone may have an outage for its reason, and be back; one may always go.
     """
 
     def __init__(self, policy: ScalingPolicy, down_s: float | None = None, part: float = 1.0) -> None:
@@ -113,7 +116,8 @@ class CoolDown:
         scale = self._policy.decide(view, now)
         down_s = self._down_s
         if down_s is None:
-            down_s = WINDOW_S if view.forecast is None else view.forecast.window_s
+            window_s = WINDOW_S if view.forecast is None else view.forecast.window_s
+            down_s = max(window_s, WORTH_STARTS * view.start_s)
         if self._since is None:
             self._since = now
         while self._wants and self._wants[-1][1] <= scale.wanted:
