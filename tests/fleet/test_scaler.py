@@ -230,6 +230,26 @@ def test_what_ended_between_two_looks_was_not_idle():
     played(act)
 
 
+def test_requests_that_come_at_none_do_not_each_have_it_look():
+    """The machine may have no room for minutes, while thousands come."""
+
+    async def act() -> None:
+        policy = Wants(0)
+        stand = Stand(policy, count=0, every_s=1000.0)
+        stand.scaler.start()
+        await asyncio.sleep(10.0)
+        begun = len(policy.views)
+        for _ in range(1000):
+            stand.scaler.poke()
+            await asyncio.sleep(0.001)
+        at = [now for now, _ in policy.views[begun:]]
+        assert at[0] == 10.0, "the first is answered at once"
+        assert 5 <= len(at) <= 12
+        await stand.scaler.stop()
+
+    played(act)
+
+
 def test_pokes_after_the_end_do_nothing():
     async def act() -> None:
         stand = Stand(Wants(1))
