@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from foreserve import registry
 from foreserve.errors import ConfigError
 from foreserve.fleet.autoscaler import Forecast, Hybrid, Reactive, Static
+from foreserve.fleet.autoscaler_thresholds import Thresholds
 from foreserve.scaling import Scale, ScalingPolicy, ScalingView, Waiting
 from tests.fleet.views import after, forecast, foreseen, replica, view
 
@@ -230,7 +231,7 @@ def test_a_need_just_below_a_whole_number_is_no_reason_to_go():
 # --- all of them
 
 
-POLICIES: list[Callable[[], ScalingPolicy]] = [Static, Reactive, Forecast, Hybrid]
+POLICIES: list[Callable[[], ScalingPolicy]] = [Static, Thresholds, Reactive, Forecast, Hybrid]
 
 views = st.builds(
     lambda running, waiting, per_s, known, phases: foreseen(
@@ -261,7 +262,7 @@ def test_policies_are_deterministic_and_never_scale_down_on_stale_metrics(
         assert scale.wanted >= 0
         assert scale.why
         stale = any(each.phase == "ready" and not each.known for each in stand.replicas)
-        if stale and make in (Reactive, Hybrid):
+        if stale and make in (Thresholds, Reactive, Hybrid):
             assert scale.wanted >= stand.active
 
 
@@ -291,7 +292,7 @@ def test_they_are_registered():
     registered = set(registry.names("scaling policy"))
     if not registered:
         pytest.skip("this source is not what is installed")
-    assert registered >= {"static", "reactive", "forecast", "hybrid"}
+    assert registered >= {"static", "thresholds", "reactive", "forecast", "hybrid"}
 
 
 def test_scale_is_told_with_the_figures_behind_it():
