@@ -5,53 +5,46 @@ import pytest
 from foreserve.core import EngineLoad
 from foreserve.errors import ConfigError
 from foreserve.fleet.autoscaler_thresholds import Thresholds
-from foreserve.scaling import ReplicaView, Waiting
+from foreserve.scaling import ReplicaPhase, ScalingView, Waiting
 from tests.fleet.views import replica, view
 
 
-def cache(n: int, fraction: float) -> ReplicaView:
-    return replica(n, running=1, load=EngineLoad(kv_fraction=fraction))
+def held(*shares: float | None, phase: ReplicaPhase = "ready", known: bool = True) -> ScalingView:
+    """Replicas whose KV caches are so full."""
+    return view([
+        replica(n, phase, known=known, load=EngineLoad(kv_fraction=share)) for n, share in enumerate(shares)
+    ])  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("stand", "wanted"),
-    [
-        ([replica(0, running=8)], 2),
-        ([replica(0, running=5)], 1),
-        ([replica(0), replica(1, running=2)], 1),
-        ([replica(0), replica(1, known=False)], 2),
-        ([replica(0, running=8), replica(1, "starting")], 2),
-        ([replica(0), replica(1, "starting")], 2),
-        ([cache(0, 0.95), cache(1, 0.9)], 3),
-        ([cache(0, 0.9), cache(1, 0.5)], 2),
-        ([cache(0, 0.1), cache(1, 0.2)], 1),
-    ],
-    ids=[
-        "full", "between", "nearly empty", "one is not known", "full while one starts", "empty while one starts",
-        "caches full", "caches between", "caches empty",
-    ],
-)  # fmt: skip
-def test_one_more_above_one_fewer_below(stand: list[ReplicaView], wanted: int):
-    assert Thresholds(above=0.9, below=0.2).decide(view(stand), 0.0).wanted == wanted
+def test_one_more_above_one_fewer_below_and_none_between():
+    for shares, wanted in (((0.95, 0.9), 3), ((0.1, 0.2), 1), ((0.1, 0.9), 2)):
+        assert Thresholds(above=0.9, below=0.2).decide(held(*shares), 0.0).wanted == wanted
 
 
-def test_what_has_waited_means_that_they_are_full():
-    stand = [replica(0, running=4)]
-    just, long = (Waiting(count=3, oldest_s=s) for s in (0.1, 2.0))
-    assert Thresholds().decide(view(stand, waiting=just), 0.0).wanted == 1
-    assert Thresholds().decide(view(stand, waiting=long), 0.0).wanted == 2
+def test_it_looks_every_so_often():
+    policy = Thresholds(look_s=10.0)
+    assert policy.decide(held(0.95), 0.0).wanted == 2
+    assert policy.decide(held(0.95), 8.0).wanted == 1
+    assert policy.decide(held(0.95), 10.0).wanted == 2
 
 
-def test_it_looks_only_so_often():
-    policy, full = Thresholds(look_s=10.0), view([replica(0, running=8)])
-    assert [policy.decide(full, now).wanted for now in (0.0, 2.0, 9.9, 10.0)] == [2, 1, 1, 2]
+def test_while_one_starts_there_is_no_further_one():
+    stand = view([replica(0, load=EngineLoad(kv_fraction=0.99)), replica(1, "starting")])
+    assert Thresholds().decide(stand, 0.0).wanted == 2
 
 
-def test_none_comes_back_for_one_that_waits():
-    assert Thresholds().decide(view(0, waiting=Waiting(count=1)), 0.0).wanted == 1
+def test_without_a_cache_slots_tell():
+    assert Thresholds().decide(view([replica(0, running=8)]), 0.0).wanted == 2
+    assert Thresholds().decide(view([replica(0, running=1), replica(1, running=1)]), 0.0).wanted == 1
 
 
-@pytest.mark.parametrize("options", [{"above": 0.2, "below": 0.2}, {"below": 0.0}])
-def test_thresholds_that_make_no_sense_are_refused(options: dict[str, float]):
-    with pytest.raises(ConfigError, match="valid: 0 < below < above"):
-        Thresholds(**options)
+def test_a_queue_is_full_and_what_is_not_known_is_not_idle():
+    waits = view([replica(0, running=2)], waiting=Waiting(count=2, oldest_s=3.0))
+    assert Thresholds().decide(waits, 0.0).wanted == 2
+    assert Thresholds().decide(held(0.0, 0.0, known=False), 0.0).wanted == 2
+    assert Thresholds().decide(view([]), 0.0).wanted == 0
+
+
+def test_thresholds_must_make_sense():
+    with pytest.raises(ConfigError, match=r"below is 0\.9 and above 0\.2"):
+        Thresholds(above=0.2, below=0.9)

@@ -260,3 +260,17 @@ def test_whatever_comes_capacity_is_a_positive_finite_number(steps: list[tuple[i
         if capacity is not None:
             assert capacity.why
             assert all(0 < amount < 1e6 for amount in capacity.per_s.values())
+
+
+def test_what_was_measured_of_one_mix_is_turned_into_another_by_what_requests_cost():
+    profile = CapacityProfile()
+    for prompt, answer, took in ((500.0, 30.0, 0.65), (500.0, 300.0, 6.05), (50.0, 300.0, 6.0)):
+        for _ in range(200):
+            profile.ended(ended(took, prompt_tokens=prompt, output_tokens=answer))
+    serve(profile, rate=4.0, running=8, prompt_tokens=500.0, output_tokens=100.0, took=2.05)
+    # Half the answer, the same prompt: nearly twice as many of them.
+    mix = {"requests": 1.0, "input_tokens": 500.0, "output_tokens": 50.0}
+    capacity = at(profile, mix)
+    assert capacity.per_s["requests"] == pytest.approx(4.0 * 2.05 / 1.05, rel=0.1)
+    assert capacity.per_s["output_tokens"] == pytest.approx(50.0 * capacity.per_s["requests"])
+    assert capacity.per_s["input_tokens"] == pytest.approx(500.0 * capacity.per_s["requests"])

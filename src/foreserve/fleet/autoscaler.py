@@ -7,6 +7,7 @@ Source: PreServe (arXiv 2504.03702): a forecast sets the floor, anticipated over
 from __future__ import annotations
 
 from foreserve.errors import ConfigError
+from foreserve.fleet.autoscaler_headroom import Headroom
 from foreserve.fleet.autoscaler_need import CONSOLIDATE, OVERLOADED, whole
 from foreserve.fleet.autoscaler_tiers import Anticipated, Foreseen, Leaving, Tiers
 from foreserve.fleet.autoscaler_words import amount, waits
@@ -120,6 +121,10 @@ class Hybrid:
     Fewer at most once per `down_s` (as of `forecast`) and at most `part` of them, when every replica is known, nothing
     is foreseen to rise, what came of late and what is held fits on the rest at `target`, and `margin` of a replica is
     left over. While nothing can be foreseen, only when no map is above `consolidate`.
+
+    What the forecast asks for is multiplied by a headroom that it learns: more after each time that requests had to
+    wait for more than `wait_s`, less in the windows without, so that this befalls one window in `seldom` (see
+    `autoscaler_headroom`).
     """
 
     def __init__(
@@ -133,13 +138,16 @@ class Hybrid:
         up_s: float | None = None,
         down_s: float | None = None,
         part: float = 0.5,
+        seldom: float | None = 150.0,
     ) -> None:
         _positive(
             target=target, wait_s=wait_s, clear_s=clear_s, overloaded=overloaded, consolidate=consolidate,
-            down_s=down_s, part=part,
+            down_s=down_s, part=part, seldom=seldom,
         )  # fmt: skip
+        headroom = Headroom(wait_s, seldom)
         tiers = Tiers(
-            floor=Hysteresis(Foreseen(target), down=margin),
+            headroom=headroom,
+            floor=Hysteresis(Foreseen(target, headroom), down=margin),
             adding=CoolUp(Anticipated(wait_s, clear_s, overloaded), up_s),
             leaving=Leaving(target, consolidate, wait_s),
         )

@@ -5,6 +5,7 @@ Source: PreServe (arXiv 2504.03702), section 4: tier 1 by windows, tier 2 by the
 
 from __future__ import annotations
 
+from foreserve.fleet.autoscaler_headroom import Headroom
 from foreserve.fleet.autoscaler_need import (
     Need,
     backlog,
@@ -33,15 +34,19 @@ QUIET_S = 10.0
 class Foreseen:
     """Tier 1. Where nothing is foreseen yet what came of late is taken for what will come."""
 
-    def __init__(self, target: float) -> None:
+    def __init__(self, target: float, headroom: Headroom | None = None) -> None:
         self._target = target
+        self._headroom = headroom
 
     def decide(self, view: ScalingView, now: float) -> Scale:
         found = self.need(view)
         if found is None:
             return Scale(wanted=view.active, why="held: what one replica can do is not known yet")
-        needed = found.replicas / self._target
+        headroom = 1.0 if self._headroom is None else self._headroom.factor
+        needed = found.replicas * headroom / self._target
         figures = {"need": needed, "per_s": found.per_s, "per_replica_s": found.each, "target": self._target}
+        if self._headroom is not None:
+            figures["headroom"] = headroom
         wanted = max(whole(needed), min(1, view.active))  # whether there is to be none is not asked here
         return Scale(wanted=wanted, why=asked(found, view.forecast, view), figures=figures)
 
@@ -55,12 +60,14 @@ class Foreseen:
 class Tiers:
     """What is added counts above the floor; fewer than there are only where both tiers ask for no more."""
 
-    def __init__(self, floor: Hysteresis, adding: CoolUp, leaving: Leaving) -> None:
+    def __init__(self, floor: Hysteresis, adding: CoolUp, leaving: Leaving, headroom: Headroom) -> None:
+        self._headroom = headroom
         self._floor = floor
         self._adding = adding
         self._leaving = leaving
 
     def decide(self, view: ScalingView, now: float) -> Scale:
+        self._headroom.look(view, now)
         floor, added = self._floor.decide(view, now), self._adding.decide(view, now)
         figures = {**added.figures, **floor.figures, "floor": float(floor.wanted)}
         if added.wanted > max(floor.wanted, view.active):
