@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.routing_load import Case
 from foreserve.core import Chunk, EngineSpec, Outcome, Work
@@ -83,12 +84,15 @@ PLACEMENTS: Mapping[str, Callable[[], Placement]] = {
 POLICIES: Mapping[str, Callable[[], BatchPolicy]] = {"fcfs": FirstCome, "hrrn": ResponseRatio}
 
 
-class Ran(msgspec.Struct, frozen=True):
+class Ran(msgspec.Struct, frozen=True, eq=False):
     """What a run gave: seconds, shares, counts. `normalised` is the time of a whole answer by its tokens.
 
     `hit_rate` is the share of prompts' tokens that engines found in their caches; `cpu_s` is what the run took here.
+    `ttft` and `normalised` are of each request that is counted.
     """
 
+    ttft: NDArray[np.float64]
+    normalised: NDArray[np.float64]
     ttft_p99: float
     ttft_p50: float
     ttft_mean: float
@@ -218,6 +222,8 @@ def _summed(outcomes: Sequence[Outcome], cases: Sequence[Case], preemptions: int
     ttft, whole = ttft[counted], whole[counted]
     normalised = whole / tokens
     return Ran(
+        ttft=ttft,
+        normalised=normalised,
         ttft_p99=float(np.percentile(ttft, 99)),
         ttft_p50=float(np.percentile(ttft, 50)),
         ttft_mean=float(ttft.mean()),

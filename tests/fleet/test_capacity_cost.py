@@ -1,55 +1,53 @@
 from __future__ import annotations
 
-import random
+import itertools
 
 import pytest
 
-from foreserve.fleet.capacity_cost import FEW, MOST_MEASURES, RequestCost
+from foreserve.fleet.capacity_cost import FEW, TOGETHER, RequestCost
+
+nan, inf = float("nan"), float("inf")
 
 
-def seen(count: int = 500, seed: int = 0, noise: float = 0.0) -> RequestCost:
-    """Requests that take 1 ms for each token of the prompt and 20 ms for each of the answer."""
-    cost, rng = RequestCost(), random.Random(seed)
-    for _ in range(count):
-        prompt, answer = rng.randint(10, 3000), rng.randint(1, 400)
-        took = 0.001 * prompt + 0.02 * answer
-        cost.ended({"input_tokens": prompt, "output_tokens": answer}, took * (1.0 + noise * rng.uniform(-1.0, 1.0)))
+def sizes(count: int) -> list[dict[str, float]]:
+    cycle = itertools.cycle([(10.0, 500.0), (2000.0, 20.0), (300.0, 300.0), (50.0, 50.0)])
+    return [{"input_tokens": i, "output_tokens": o} for i, o in itertools.islice(cycle, count)]
+
+
+def taught(count: int, looks: bool = False) -> RequestCost:
+    cost = RequestCost()
+    for each in sizes(count):
+        cost.ended(each, 0.5 + 0.001 * each["input_tokens"] + 0.02 * each["output_tokens"])
+        if looks:
+            cost.of({"output_tokens": 1.0})
     return cost
 
 
-def test_a_request_costs_what_its_parts_do():
-    cost = seen(2000)
-    for prompt, answer in ((100.0, 300.0), (2000.0, 50.0), (1500.0, 200.0)):
-        found = cost.of({"input_tokens": prompt, "output_tokens": answer})
-        assert found == pytest.approx(0.001 * prompt + 0.02 * answer, rel=0.08)
+def test_what_a_request_costs_is_learned_by_measure():
+    cost = taught(1000)
+    for size, seconds in (((10.0, 500.0), 10.51), ((2000.0, 20.0), 2.9), ((100.0, 100.0), 2.6)):
+        assert cost.of(dict(zip(("input_tokens", "output_tokens"), size, strict=True))) == pytest.approx(
+            seconds, rel=0.1
+        )
 
 
-def test_noise_is_averaged_out():
-    cost = seen(2000, noise=0.8)
-    long, short = ({"input_tokens": 500.0, "output_tokens": answer} for answer in (300.0, 30.0))
-    assert (cost.of(long) or 0.0) / (cost.of(short) or 1.0) == pytest.approx(6.5 / 1.1, rel=0.2)
+def test_nothing_is_told_of_few_or_of_what_was_never_seen():
+    assert taught(FEW).of({"output_tokens": 100.0}) is None, "those of long ago count a little less than one"
+    assert taught(FEW + 5).of({"output_tokens": 100.0}) is not None
+    assert taught(FEW + 5).of({"frames": 3.0}) is None
 
 
-def test_what_would_be_less_than_nothing_is_nothing():
-    cost, rng = RequestCost(), random.Random(1)
-    for _ in range(500):  # long prompts happen to have short answers, and only answers take time
-        answer = rng.randint(1, 400)
-        cost.ended({"input_tokens": 500.0 - answer, "output_tokens": float(answer)}, 0.02 * answer)
-    assert (cost.of({"input_tokens": 5000.0, "output_tokens": 1.0}) or 0.0) >= 0.0
-    assert cost.of({"input_tokens": 100.0, "output_tokens": 400.0}) == pytest.approx(8.0, rel=0.1)
+def test_it_is_the_same_however_often_it_was_asked_on_the_way():
+    for count in (FEW + 5, TOGETHER, 3 * TOGETHER + 7):
+        asked, other = taught(count, looks=True), taught(count)
+        for size in sizes(4):
+            assert asked.of(size) == pytest.approx(other.of(size))
 
 
-def test_it_takes_a_few_to_know_and_the_same_measures():
-    cost = seen(FEW - 1)
-    assert cost.of({"input_tokens": 10.0, "output_tokens": 1.0}) is None
-    assert seen().of({"bytes": 4.0}) is None
-    assert RequestCost().of({}) is None
-
-
-def test_measures_are_bounded_and_what_is_not_finite_is_left_out():
-    cost = RequestCost()
-    for n in range(100):
-        cost.ended({f"m{n}": 1.0}, 1.0)
-        cost.ended({"m0": float("nan")}, 1.0)
-    assert cost.of({"m0": 1.0}) is not None
-    assert cost.of({f"m{MOST_MEASURES}": 1.0}) is None
+def test_a_time_that_is_none_is_left_out():
+    cost = taught(100)
+    known = cost.of(sizes(1)[0])
+    for wrong in (nan, inf):
+        cost.ended({"output_tokens": 10.0}, wrong)
+        cost.ended({"output_tokens": wrong}, 1.0)
+    assert cost.of(sizes(1)[0]) == known

@@ -147,6 +147,20 @@ def test_a_decision_is_told_when_it_changes_something_and_once_per_window():
     played(act)
 
 
+def test_the_same_number_is_told_again_where_it_changes_something():
+    """One has been lost since."""
+
+    async def act() -> None:
+        stand = Stand(Wants(2), count=2)
+        stand.scaler.tick()
+        del stand.fleet.replicas[0]
+        stand.scaler.tick()
+        stand.scaler.tick()
+        assert [(each.active, each.granted) for each in stand.decisions] == [(2, 2), (1, 2)]
+
+    played(act)
+
+
 @pytest.mark.parametrize("wanted", [ValueError("no"), -1, 2.5])
 def test_a_policy_that_fails_is_logged_and_holds(wanted: Any, caplog: pytest.LogCaptureFixture):
     async def act() -> None:

@@ -101,7 +101,12 @@ class Anticipated:
         quiet_since = now - max(view.start_s, QUIET_S)
         seen = {**self._episode, **dict.fromkeys(sorted(full), now)}
         self._episode = {name: at for name, at in seen.items() if at > quiet_since}
-        self._wanted = max(self._wanted, view.active + len(new)) if new else self._wanted if self._episode else 0
+        if not full:
+            self._wanted = min(self._wanted, view.active)  # what has left since is not brought back by the same one
+        if new:
+            self._wanted = max(self._wanted, view.active + len(new))
+        elif not self._episode:
+            self._wanted = 0
         by_map = max(view.active, self._wanted) if full else view.active
         found = need(view.recent, view.capacity)
         flow = 0.0 if found is None else found.replicas

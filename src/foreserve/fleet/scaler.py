@@ -234,7 +234,9 @@ class Scaler:
         last, self.last = self.last, decision
         told = (decision.wanted, decision.granted, decision.shared)
         same = last is not None and (last.wanted, last.granted, last.shared) == told
-        if same and now - self._recorded_at < self._settings.window_s:
+        # What was to change and has not yet is told once.
+        lost = last is not None and last.granted == last.active and decision.granted != decision.active
+        if same and not lost and now - self._recorded_at < self._settings.window_s:
             return
         self._recorded_at = now
         if decision.granted != decision.active:
