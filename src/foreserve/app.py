@@ -195,7 +195,6 @@ class Running:
                 shares.hold(name, least)
             return None
         bounded = Bounded(ToZero(policy, settings.scaling.idle_s))
-        shares = self._shares if fleet is replicas else None  # servers of others take nothing of this machine
         return ServiceScaling(
             name, settings.scaling, (least, most), bounded, replicas, fleet, dispatcher, self._scaled, shares
         )
@@ -341,7 +340,11 @@ class Running:
     def _leasts(self) -> dict[str, int]:
         """Of each service that takes room on this machine; servers that run elsewhere take none."""
         settings = {name: kind.settings for name, kind in self.app.services.items()}
-        return {n: each.bounds[0] for n, each in settings.items() if not isinstance(each, UpstreamSettings)}
+        return {
+            name: each.bounds[0]
+            for name, each in settings.items()
+            if each.bounds[1] and not isinstance(each, UpstreamSettings)
+        }
 
     async def _start_all(self) -> None:
         """Side by side. When one fails, or this is cancelled, nothing of it runs on."""

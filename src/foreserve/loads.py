@@ -5,6 +5,7 @@ The windows of a service are the history that its load is forecast from after a 
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -16,6 +17,8 @@ import msgspec
 from foreserve.errors import ConfigError
 from foreserve.rows import RowWriter, Tables, connect
 from foreserve.scaling import ScalingDecision, Window
+
+log = logging.getLogger(__name__)
 
 SCHEMA: Final = 1
 """The version kept in the file's `user_version`; a file of a newer one is refused."""
@@ -96,13 +99,21 @@ class LoadStore:
         return None if found is None else bytes(found[0])
 
     def windows(self, service: str, window_s: float, since: float) -> list[Window]:
-        """Those of this length that begin at `since` (seconds since the epoch) or later, oldest first."""
+        """Those of this length that begin at `since` (seconds since the epoch) or later, oldest first.
+
+        One that cannot be read is left out.
+        """
         self._writer.flush()
         query = "SELECT at, amounts FROM windows WHERE service = ? AND window_s = ? AND at >= ? ORDER BY at"
         with closing(connect(self.path)) as database:
             rows = database.execute(query, (service, window_s, since)).fetchall()
-        decoder = msgspec.json.Decoder(dict[str, float])
-        return [Window(at=at, window_s=window_s, amounts=decoder.decode(amounts)) for at, amounts in rows]
+        decoder, found = msgspec.json.Decoder(dict[str, float]), list[Window]()
+        for at, amounts in rows:
+            try:
+                found.append(Window(at=at, window_s=window_s, amounts=decoder.decode(amounts)))
+            except msgspec.DecodeError as error:
+                log.warning("%s: what came at %.0f cannot be read (%s); it counts as not known", service, at, error)
+        return found
 
     def close(self, limit_s: float = 5.0) -> None:
         """Write what is left, for at most about `limit_s`. Idempotent."""

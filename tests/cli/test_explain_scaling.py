@@ -14,7 +14,10 @@ from foreserve.loads import LoadStore
 from foreserve.scaling import ScalingDecision
 
 AT = datetime(2026, 3, 2, 14, 3, 20).timestamp()
-WHY = "forecast 5,120 output tokens/s in 40 s (p80, gradient boosting) against 1,900 per replica; nothing waits"
+WHY = (
+    "forecast 5,120 output tokens/s for the 60 s that begin in 40 s (p80, gradient boosting) against 1,900 per "
+    "replica; nothing waits"
+)
 
 
 def decision(**words: Any) -> ScalingDecision:

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from foreserve import registry
 from foreserve.errors import ConfigError
 from foreserve.fleet.autoscaler import Forecast, Hybrid, Reactive, Static
+from foreserve.fleet.autoscaler_thresholds import Thresholds
 from foreserve.scaling import Scale, ScalingPolicy, ScalingView, Waiting
 from tests.fleet.views import after, forecast, foreseen, replica, view
+
+AHEAD = "for the 60 s that begin in 40 s (p80, gradient boosting)"
 
 
 def play(policy: ScalingPolicy, stand: ScalingView, times: range) -> list[tuple[int, int]]:
@@ -70,7 +73,7 @@ def test_forecast_follows_the_high_quantile_alone():
     stand = view(2, forecast=forecast({"tokens": 60 * 24.0}, {"tokens": 60 * 12.0}), waiting=Waiting(count=900))
     scale = Forecast(target=1.0).decide(stand, 0.0)
     assert scale.wanted == 3
-    assert scale.why == "forecast 24 tokens/s in 40 s (p80, gradient boosting) against 10 per replica"
+    assert scale.why == f"forecast 24 tokens/s {AHEAD} against 10 per replica"
     assert scale.figures["need"] == pytest.approx(2.4)
 
 
@@ -80,13 +83,18 @@ def test_forecast_holds_while_capacity_is_not_known():
     assert "not known yet" in scale.why
 
 
+def test_a_forecast_of_what_runs_or_comes_at_once_is_not_told_in_fractions_of_a_second():
+    stand = view(2, forecast=forecast({"tokens": 60 * 24.0}, at=1000.0))
+    assert Forecast().decide(stand, 0.0).why.startswith("forecast 24 tokens/s for the next 60 s (p80, ")
+
+
 # --- hybrid: the floor
 
 
 def test_the_forecast_sets_the_floor():
     scale = Hybrid().decide(foreseen(20.5, 1, recent={"tokens": 9.0}), 0.0)
     assert scale.wanted == 3
-    assert scale.why.startswith("forecast 20.5 tokens/s in 40 s (p80, gradient boosting) against 10 per replica")
+    assert scale.why.startswith(f"forecast 20.5 tokens/s {AHEAD} against 10 per replica")
     assert "nothing waits" in scale.why
 
 
@@ -134,6 +142,17 @@ def test_a_map_that_goes_up_and_down_is_one_episode():
     assert set(wanted) == {3}
 
 
+def test_an_overload_that_was_answered_long_ago_does_not_bring_back_what_has_left_since():
+    policy = Hybrid()
+    full = foreseen(5.0, [replica(0, share=1.0), replica(1, share=1.0)])
+    assert policy.decide(full, 0.0).wanted == 4
+    fewer = foreseen(5.0, [replica(0), replica(1)])  # two of them have left, and the episode goes on
+    for now in range(2, 20, 2):
+        policy.decide(fewer, float(now))
+    again = foreseen(5.0, [replica(0, share=1.0), replica(1)])
+    assert policy.decide(again, 20.0).wanted == 2
+
+
 def test_each_overloaded_replica_adds_one():
     stand = foreseen(5.0, [replica(0, share=1.0), replica(1, share=1.0), replica(2)])
     scale = Hybrid().decide(stand, 0.0)
@@ -174,7 +193,7 @@ def test_more_than_was_foreseen_adds_before_a_queue_has_built_up():
 
 def test_fewer_once_per_window():
     policy, stand = Hybrid(), foreseen(1.0, 4)
-    assert play(policy, stand, range(0, 600, 2)) == [(60, 1)]
+    assert play(policy, stand, range(0, 600, 2)) == [(60, 2), (120, 1)]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +231,7 @@ def test_a_need_just_below_a_whole_number_is_no_reason_to_go():
 # --- all of them
 
 
-POLICIES: list[Callable[[], ScalingPolicy]] = [Static, Reactive, Forecast, Hybrid]
+POLICIES: list[Callable[[], ScalingPolicy]] = [Static, Thresholds, Reactive, Forecast, Hybrid]
 
 views = st.builds(
     lambda running, waiting, per_s, known, phases: foreseen(
@@ -243,7 +262,7 @@ def test_policies_are_deterministic_and_never_scale_down_on_stale_metrics(
         assert scale.wanted >= 0
         assert scale.why
         stale = any(each.phase == "ready" and not each.known for each in stand.replicas)
-        if stale and make in (Reactive, Hybrid):
+        if stale and make in (Thresholds, Reactive, Hybrid):
             assert scale.wanted >= stand.active
 
 
@@ -273,7 +292,7 @@ def test_they_are_registered():
     registered = set(registry.names("scaling policy"))
     if not registered:
         pytest.skip("this source is not what is installed")
-    assert registered >= {"static", "reactive", "forecast", "hybrid"}
+    assert registered >= {"static", "thresholds", "reactive", "forecast", "hybrid"}
 
 
 def test_scale_is_told_with_the_figures_behind_it():

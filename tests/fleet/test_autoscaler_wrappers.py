@@ -72,6 +72,13 @@ def test_one_comes_back_before_load_that_is_due():
     assert zero(wanted=1, replicas=0, forecast=forecast({"requests": 0.1})).wanted == 0
 
 
+def test_how_far_a_forecast_may_be_off_does_not_keep_one_at_night():
+    """Errors are as large as the load of the day: a high quantile is never zero for a service that is busy then."""
+    night = forecast({"requests": 40.0}, expected={"requests": 0.0})
+    assert zero(idle_s=900.0, forecast=night).wanted == 0
+    assert zero(wanted=0, replicas=0, forecast=night).wanted == 0
+
+
 def test_a_service_with_a_least_is_left_alone():
     assert zero(wanted=0, least=1, idle_s=900.0).wanted == 0
 
@@ -128,10 +135,25 @@ def test_only_as_few_as_every_decision_of_the_window_asked_for():
     assert "3 were wanted within 60 s" in held.why
 
 
+@pytest.mark.parametrize(("active", "kept"), [(8, 4), (3, 2), (2, 1), (1, 0)])
+def test_no_more_than_a_part_of_them_goes_at_once(active: int, kept: int):
+    cooled = CoolDown(Says(0), 60.0, part=0.5)
+    cooled.decide(view(active), 0.0)
+    scale = cooled.decide(view(active), 60.0)
+    assert scale.wanted == kept
+    assert ("at once" in scale.why) == (active > 1)
+
+
 def test_without_a_time_of_its_own_it_is_one_window_of_the_forecast():
     cooled = CoolDown(Says(1))
     stand = foreseen(1.0, 2)
     assert [cooled.decide(stand, float(now)).wanted for now in (0, 30, 50, 60)] == [2, 2, 2, 1]
+
+
+def test_one_that_takes_long_to_start_is_kept_for_two_starts():
+    cooled = CoolDown(Says(1))
+    stand = foreseen(1.0, 2, start_s=100.0)
+    assert [cooled.decide(stand, float(now)).wanted for now in (0, 60, 199, 200)] == [2, 2, 2, 1]
 
 
 def test_more_is_never_held_back_by_the_cool_down_for_fewer():

@@ -219,6 +219,12 @@ def test_stopping_in_the_middle_of_it_leaves_nothing(least: int, drain_s: float,
     play(least, drain_s, steps, stop_at_once=True)
 
 
+def test_one_that_is_taken_back_just_when_it_was_to_end_stays():
+    for turns in range(6):
+        steps = [("scale", 1.0), *[("pass", 0.0)] * turns, ("submit", 0.01), ("scale", 2.0), ("submit", 0.01)]
+        assert {outcome.again for outcome in play(2, 0.5, steps).values()} == {""}
+
+
 def test_some_are_moved_taken_back_and_lost_in_these_plays():
     submit = [("submit", 5.0)] * 3
     moved = play(2, 0.5, [*submit, ("pass", 0.5), ("scale", 1.0), ("pass", 20.0), ("leave", 0.0)])

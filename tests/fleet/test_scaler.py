@@ -147,6 +147,20 @@ def test_a_decision_is_told_when_it_changes_something_and_once_per_window():
     played(act)
 
 
+def test_the_same_number_is_told_again_where_it_changes_something():
+    """One has been lost since."""
+
+    async def act() -> None:
+        stand = Stand(Wants(2), count=2)
+        stand.scaler.tick()
+        del stand.fleet.replicas[0]
+        stand.scaler.tick()
+        stand.scaler.tick()
+        assert [(each.active, each.granted) for each in stand.decisions] == [(2, 2), (1, 2)]
+
+    played(act)
+
+
 @pytest.mark.parametrize("wanted", [ValueError("no"), -1, 2.5])
 def test_a_policy_that_fails_is_logged_and_holds(wanted: Any, caplog: pytest.LogCaptureFixture):
     async def act() -> None:
@@ -212,6 +226,26 @@ def test_what_ended_between_two_looks_was_not_idle():
         await asyncio.sleep(3.5)
         await stand.scaler.stop()
         assert [view.idle_s for _, view in policy.views][-2:] == [1.0, 3.0]
+
+    played(act)
+
+
+def test_requests_that_come_at_none_do_not_each_have_it_look():
+    """The machine may have no room for minutes, while thousands come."""
+
+    async def act() -> None:
+        policy = Wants(0)
+        stand = Stand(policy, count=0, every_s=1000.0)
+        stand.scaler.start()
+        await asyncio.sleep(10.0)
+        begun = len(policy.views)
+        for _ in range(1000):
+            stand.scaler.poke()
+            await asyncio.sleep(0.001)
+        at = [now for now, _ in policy.views[begun:]]
+        assert at[0] == 10.0, "the first is answered at once"
+        assert 5 <= len(at) <= 12
+        await stand.scaler.stop()
 
     played(act)
 

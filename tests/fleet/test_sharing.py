@@ -201,6 +201,17 @@ def test_leasts_that_do_not_fit_are_told_before_anything_starts():
         shares.check({"a": 1, "b": 1})
 
 
+def test_a_replica_that_there_is_never_room_for_beside_the_leasts_is_told():
+    shares = Shares(replicas=3, memory_gb=4.0)
+    shares.memory_gb = {"a": 3.0, "b": 1.5}
+    with pytest.raises(
+        ConfigError, match=r"machine.memory_gb is 4, .* leave no room for one of b, which takes 1.5 GiB"
+    ):
+        shares.check({"a": 1, "b": 0})
+    shares.check({"a": 0, "b": 0})
+    shares.check({"a": 1, "c": 0})
+
+
 def test_memory_is_heeded_once_it_is_known():
     shares = Shares(memory_gb=4.0)
     shares.memory_gb = {"a": 3.0}

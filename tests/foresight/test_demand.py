@@ -189,3 +189,13 @@ def test_recent_amounts_are_there_from_the_first_request_on_and_fade() -> None:
         given.came(f"s{second}", {"output_tokens": 30.0}, AT + second)
     assert given.recent(AT + 80.0)["requests"] == pytest.approx(1.0, rel=0.12)
     assert given.recent(AT + 200.0)["requests"] == 0.0
+
+
+def test_of_late_is_since_the_clock_leapt() -> None:
+    given = made()
+    for second in range(60):
+        given.came(f"a{second}", {}, AT + second)
+    given.advance(AT + 3600.0)
+    for second in range(12):
+        given.came(f"b{second}", {}, AT + 3600.0 + second)
+    assert given.recent(AT + 3612.0)["requests"] == pytest.approx(1.0)

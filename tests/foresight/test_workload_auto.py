@@ -143,6 +143,23 @@ def test_a_restart_chooses_as_if_there_had_been_none() -> None:
     assert make().update(given) == played(make(), given)[-1]
 
 
+@pytest.mark.parametrize("count", [2, 5, 9])
+def test_no_error_is_told_of_a_handful_of_windows(count: int) -> None:
+    given = series([1.0, 200.0] * 10)
+    found = Outlook({"last_value": LastValue()}, 2, 0.8).update(given.before(count))
+    assert found is not None
+    assert found.why == "last value: too little has been seen to judge it"
+
+
+def test_an_error_larger_than_the_load_is_told_in_words() -> None:
+    outlook = Outlook({"last_value": LastValue(), "seasonal_naive": SeasonalNaive()}, 1, 0.8)
+    found = outlook.update(series([1.0, 200.0] * 10))
+    assert found is not None
+    assert found.why == (
+        "last value: over 100 % mean error one window ahead over the last 19 hours, seasonal naive over 100 %"
+    )
+
+
 def test_spans_in_words() -> None:
     assert [span(s) for s in (30.0, 600.0, 7200.0, 86_400.0, 3 * 86_400.0)] == [
         "30 seconds", "10 minutes", "2 hours", "24 hours", "3 days",

@@ -14,9 +14,12 @@ from foreserve.core import OutcomeKind, Request
 from foreserve.dispatch.stream import Stream
 from foreserve.engines.generation import Generate
 from foreserve.errors import ConfigError
-from foreserve.loads import decisions, loads_file
+from foreserve.fleet.inline import InlineLauncher
+from foreserve.foresight import demand
+from foreserve.loads import LoadStore, decisions, loads_file
 from foreserve.scaling import ScalingDecision
 from foreserve.services.llm import LLM
+from foreserve.services.upstream import Upstream
 from foreserve.simulation import clock
 from tests.fleet.test_capacity import serve
 
@@ -152,6 +155,90 @@ def test_what_was_decided_and_learned_is_kept(tmp_path: Path):
     kept = decisions(loads_file(tmp_path), 10)
     assert kept
     assert kept[0].service == "chat"
+
+
+def test_what_one_can_do_outlives_a_server_that_is_killed(tmp_path: Path):
+    async def play() -> None:
+        chat = llm(
+            replicas=(1, 3), engine={"decode_s": 0.001, "start_s": 0.1}, scaling={"every_s": 0.05, "window_s": 0.1}
+        )
+        running = App(chat=chat, state={"folder": str(tmp_path)}).run()
+        await running.start()
+        scaling = running.services["chat"].scaling
+        assert scaling is not None
+        assert running.loads is not None
+        serve(scaling.scaler.capacity, rate=4.0, running=8)
+        await asyncio.sleep(0.3)
+        assert running.loads.noted("chat", "capacity") is not None, "it has not been stopped"
+        await running.stop(5.0)
+
+    asyncio.run(play())
+
+
+def test_what_cannot_be_read_is_learned_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    async def play() -> None:
+        running = App(chat=llm(replicas=(1, 3), engine={"start_s": 0.1}), state={"folder": str(tmp_path)}).run()
+        store = running.loads = LoadStore.open(tmp_path, {})
+        store.close()
+        store.path.unlink()
+        store.path.mkdir()
+        scaling = running.services["chat"].scaling
+        assert scaling is not None
+        await scaling.prepare(store)
+        await scaling.stop()
+
+    asyncio.run(play())
+    assert "what one replica can do cannot be read; it is learned anew" in caplog.text
+
+
+def test_what_is_turned_away_is_load_and_is_done_with(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(demand, "MOST_OPEN", 4)
+
+    async def act(running: Running) -> None:
+        service = running.services["chat"]
+        assert service.scaling is not None
+        (stream,) = ask(running)
+        service.dispatcher.unavailable = "it rests"
+        now = asyncio.get_running_loop().time()
+        for n in range(9):
+            assert service.turn_away(Request(id=f"no-{n}", service="chat", payload=None, arrival=now)) is not None
+        service.dispatcher.unavailable = None
+        assert service.scaling.load.recent(now)["requests"] * 3.0 == pytest.approx(10.0)
+        await ended([stream])
+        assert stream.outcome is not None
+        told = service.scaling.load.recent(now)
+        assert "seconds" in told, "the one that was served was not forgotten for those that were not"
+
+    played({"chat": llm(replicas=(1, 3))}, act)
+
+
+def test_who_waits_for_a_first_replica_that_never_comes_was_load(monkeypatch: pytest.MonkeyPatch):
+    async def act(running: Running) -> None:
+        service = running.services["chat"]
+        assert service.scaling is not None
+        now = asyncio.get_running_loop().time()
+        request = Request(id="no", service="chat", payload=None, arrival=now, deadline=now + 1.0)
+        assert await service.until_known(request) is not None
+        assert service.scaling.load.recent(now)["requests"] > 0.0
+
+    played({"chat": llm()}, act)
+
+
+def test_a_service_that_there_would_never_be_room_for_is_refused():
+    with pytest.raises(ConfigError, match=r"machine\.replicas is 1, .* no room is left for one of b"):
+        played({"a": llm(replicas=1), "b": llm(replicas=(0, 2))}, ended_at_once, machine={"replicas": 1})
+
+
+def test_servers_take_no_room_of_this_machine_in_a_simulation_either():
+    async def play() -> None:
+        scaling = {"command": ["true"]}
+        up = Upstream(["http://127.0.0.1:9"], replicas=(1, 4), scaling=scaling)  # type: ignore[arg-type]
+        running = App(up=up, chat=llm(), machine={"replicas": 1}).run(InlineLauncher())
+        scaled = {name: running.services[name].scaling for name in ("up", "chat")}
+        shared = {name: each is not None and each.scaler._shares is not None for name, each in scaled.items()}
+        assert shared == {"up": False, "chat": True}
+
+    clock.run(play(), epoch=1_000_000.0)
 
 
 def test_leasts_that_the_machine_has_no_room_for_are_refused():

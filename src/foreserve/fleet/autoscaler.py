@@ -7,6 +7,7 @@ Source: PreServe (arXiv 2504.03702): a forecast sets the floor, anticipated over
 from __future__ import annotations
 
 from foreserve.errors import ConfigError
+from foreserve.fleet.autoscaler_headroom import Headroom
 from foreserve.fleet.autoscaler_need import CONSOLIDATE, OVERLOADED, whole
 from foreserve.fleet.autoscaler_tiers import Anticipated, Foreseen, Leaving, Tiers
 from foreserve.fleet.autoscaler_words import amount, waits
@@ -94,12 +95,14 @@ class Forecast:
     """`forecast`: as many as the forecast asks for (PreServe's Alg. 2), and nothing else.
 
     Its high quantile counts, of which each replica is given at most `target` of what it can do. Fewer only where
-    `margin` of a replica is left over, and once per `down_s` (one window where that is not given).
+    `margin` of a replica is left over, once per `down_s` (one window, at least two starts), at most `part` of them.
     """
 
-    def __init__(self, target: float = 1.0, margin: float = 0.15, down_s: float | None = None) -> None:
-        _positive(target=target, down_s=down_s)
-        self._policy = CoolDown(Careful(Hysteresis(Foreseen(target), down=margin)), down_s)
+    def __init__(
+        self, target: float = 1.0, margin: float = 0.15, down_s: float | None = None, part: float = 0.5
+    ) -> None:
+        _positive(target=target, down_s=down_s, part=part)
+        self._policy = CoolDown(Careful(Hysteresis(Foreseen(target), down=margin)), down_s, part)
 
     def decide(self, view: ScalingView, now: float) -> Scale:
         return self._policy.decide(view, now)
@@ -115,9 +118,13 @@ class Hybrid:
     whose wait is predicted beyond `wait_s`: as many are added as have cleared it `clear_s` after their start (one start
     time and at least 10 s, where that is not given), once for each episode, since those that start count as there.
 
-    Fewer at most once per `down_s` (one window), when every replica is known, nothing is foreseen to rise, what came of
-    late and what is held fits on the rest at `target`, and `margin` of a replica is left over. While nothing can be
-    foreseen, only when no map is above `consolidate`.
+    Fewer at most once per `down_s` (as of `forecast`) and at most `part` of them, when every replica is known, nothing
+    is foreseen to rise, what came of late and what is held fits on the rest at `target`, and `margin` of a replica is
+    left over. While nothing can be foreseen, only when no map is above `consolidate`.
+
+    What the forecast asks for is multiplied by a headroom that it learns: more after each time that requests had to
+    wait for more than `wait_s`, less in the windows without, so that this befalls one window in `seldom` (see
+    `autoscaler_headroom`).
     """
 
     def __init__(
@@ -130,16 +137,21 @@ class Hybrid:
         margin: float = 0.15,
         up_s: float | None = None,
         down_s: float | None = None,
+        part: float = 0.5,
+        seldom: float | None = 150.0,
     ) -> None:
         _positive(
-            target=target, wait_s=wait_s, clear_s=clear_s, overloaded=overloaded, consolidate=consolidate, down_s=down_s
-        )
+            target=target, wait_s=wait_s, clear_s=clear_s, overloaded=overloaded, consolidate=consolidate,
+            down_s=down_s, part=part, seldom=seldom,
+        )  # fmt: skip
+        headroom = Headroom(wait_s, seldom)
         tiers = Tiers(
-            floor=Hysteresis(Foreseen(target), down=margin),
+            headroom=headroom,
+            floor=Hysteresis(Foreseen(target, headroom), down=margin),
             adding=CoolUp(Anticipated(wait_s, clear_s, overloaded), up_s),
             leaving=Leaving(target, consolidate, wait_s),
         )
-        self._policy = CoolDown(Careful(tiers), down_s)
+        self._policy = CoolDown(Careful(tiers), down_s, part)
 
     def decide(self, view: ScalingView, now: float) -> Scale:
         return self._policy.decide(view, now)

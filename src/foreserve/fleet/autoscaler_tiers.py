@@ -5,6 +5,7 @@ Source: PreServe (arXiv 2504.03702), section 4: tier 1 by windows, tier 2 by the
 
 from __future__ import annotations
 
+from foreserve.fleet.autoscaler_headroom import Headroom
 from foreserve.fleet.autoscaler_need import (
     Need,
     backlog,
@@ -33,15 +34,19 @@ QUIET_S = 10.0
 class Foreseen:
     """Tier 1. Where nothing is foreseen yet what came of late is taken for what will come."""
 
-    def __init__(self, target: float) -> None:
+    def __init__(self, target: float, headroom: Headroom | None = None) -> None:
         self._target = target
+        self._headroom = headroom
 
     def decide(self, view: ScalingView, now: float) -> Scale:
         found = self.need(view)
         if found is None:
             return Scale(wanted=view.active, why="held: what one replica can do is not known yet")
-        needed = found.replicas / self._target
+        headroom = 1.0 if self._headroom is None else self._headroom.factor
+        needed = found.replicas * headroom / self._target
         figures = {"need": needed, "per_s": found.per_s, "per_replica_s": found.each, "target": self._target}
+        if self._headroom is not None:
+            figures["headroom"] = headroom
         wanted = max(whole(needed), min(1, view.active))  # whether there is to be none is not asked here
         return Scale(wanted=wanted, why=asked(found, view.forecast, view), figures=figures)
 
@@ -55,12 +60,14 @@ class Foreseen:
 class Tiers:
     """What is added counts above the floor; fewer than there are only where both tiers ask for no more."""
 
-    def __init__(self, floor: Hysteresis, adding: CoolUp, leaving: Leaving) -> None:
+    def __init__(self, floor: Hysteresis, adding: CoolUp, leaving: Leaving, headroom: Headroom) -> None:
+        self._headroom = headroom
         self._floor = floor
         self._adding = adding
         self._leaving = leaving
 
     def decide(self, view: ScalingView, now: float) -> Scale:
+        self._headroom.look(view, now)
         floor, added = self._floor.decide(view, now), self._adding.decide(view, now)
         figures = {**added.figures, **floor.figures, "floor": float(floor.wanted)}
         if added.wanted > max(floor.wanted, view.active):
@@ -94,7 +101,12 @@ class Anticipated:
         quiet_since = now - max(view.start_s, QUIET_S)
         seen = {**self._episode, **dict.fromkeys(sorted(full), now)}
         self._episode = {name: at for name, at in seen.items() if at > quiet_since}
-        self._wanted = max(self._wanted, view.active + len(new)) if new else self._wanted if self._episode else 0
+        if not full:
+            self._wanted = min(self._wanted, view.active)  # what has left since is not brought back by the same one
+        if new:
+            self._wanted = max(self._wanted, view.active + len(new))
+        elif not self._episode:
+            self._wanted = 0
         by_map = max(view.active, self._wanted) if full else view.active
         found = need(view.recent, view.capacity)
         flow = 0.0 if found is None else found.replicas

@@ -17,9 +17,10 @@ def asked(found: Need, forecast: LoadForecast | None, view: ScalingView) -> str:
     against = f"against {amount(found.each)} per replica"
     if forecast is None:
         return f"{amount(found.per_s)} {measure}/s of late {against} (nothing is foreseen yet)"
-    in_s = max(0.0, forecast.at - view.at)
+    in_s, window = forecast.at - view.at, f"{amount(forecast.window_s)} s"
+    when = f"for the next {window}" if in_s < 1.0 else f"for the {window} that begin in {amount(in_s)} s"
     told = f"p{100 * forecast.level:.0f}, {forecast.model.replace('_', ' ')}"
-    return f"forecast {amount(found.per_s)} {measure}/s in {amount(in_s)} s ({told}) {against}"
+    return f"forecast {amount(found.per_s)} {measure}/s {when} ({told}) {against}"
 
 
 def waits(view: ScalingView) -> str:

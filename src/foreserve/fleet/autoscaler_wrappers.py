@@ -17,8 +17,12 @@ from foreserve.scaling import Scale, ScalingPolicy, ScalingView
 WINDOW_S: Final = 60.0
 """Where nothing is foreseen: as long as a window is by default."""
 
+WORTH_STARTS: Final = 2.0
+"""What is wanted again within so many starts was not worth stopping."""
+
 DUE: Final = 0.5
-"""Requests that are foreseen, at the forecast's high level, for the time of a start: more, and the load is due."""
+"""Requests that are expected in the window in which a replica would be up: so many, and the load is due. Its high
+quantile would tell of nights what errors of the day are like."""
 
 
 def changed(scale: Scale, wanted: int, why: str) -> Scale:
@@ -55,7 +59,7 @@ class ToZero:
         scale = self._policy.decide(view, now)
         if view.least > 0:
             return scale
-        due = view.forecast is not None and view.forecast.high.get("requests", 0.0) >= DUE
+        due = view.forecast is not None and view.forecast.expected.get("requests", 0.0) >= DUE
         nothing = not view.waiting.count and not any(replica.running for replica in view.replicas)
         if view.active == 0:
             if not view.waiting.count and not due:
@@ -94,13 +98,15 @@ class CoolUp:
 class CoolDown:
     """Fewer at most once per `down_s`, and only as few as all decisions since then asked for.
 
-    By default that is one window of the forecast. So it is a cool-down and a stabilisation at once: what was wanted a
-    moment ago may be wanted again.
+    By default that is one window of the forecast, and at least two starts. So it is a cool-down and a stabilisation at
+    once: what was wanted a moment ago may be wanted again. No more than `part` of them go at once, for a load that is
+    gone may have an outage for its reason, and be back; one may always go.
     """
 
-    def __init__(self, policy: ScalingPolicy, down_s: float | None = None) -> None:
+    def __init__(self, policy: ScalingPolicy, down_s: float | None = None, part: float = 1.0) -> None:
         self._policy = policy
         self._down_s = down_s
+        self._part = part
         self._wants: deque[tuple[float, int]] = deque()
         """Falling: each is more than any later one, so there are never more of them than numbers of replicas."""
         self._since: float | None = None
@@ -110,7 +116,8 @@ class CoolDown:
         scale = self._policy.decide(view, now)
         down_s = self._down_s
         if down_s is None:
-            down_s = WINDOW_S if view.forecast is None else view.forecast.window_s
+            window_s = WINDOW_S if view.forecast is None else view.forecast.window_s
+            down_s = max(window_s, WORTH_STARTS * view.start_s)
         if self._since is None:
             self._since = now
         while self._wants and self._wants[-1][1] <= scale.wanted:
@@ -127,6 +134,9 @@ class CoolDown:
             left = amount(self._wants[0][0] + down_s - now)
             return changed(scale, view.active, f"{times(view.active)} kept for {left} s: so many were wanted of late")
         self._since = now
+        kept = view.active - max(1, int(self._part * view.active))
+        if kept > most:
+            return changed(scale, kept, f"no more than {view.active - kept} at once")
         return scale if most == scale.wanted else changed(scale, most, f"{most} were wanted within {down_s:g} s")
 
 

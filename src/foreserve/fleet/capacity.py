@@ -24,6 +24,9 @@ PERIOD_S: Final = 10.0
 MOST_PERIOD_S: Final = 120.0
 """Of one measurement; it lasts longer while fewer than `FEW` requests have ended."""
 
+WARM_S: Final = 4.0
+"""After a change in how replicas stand nothing is counted for as long as a request takes, and at least so long."""
+
 FEW: Final = 8
 FULL: Final = 0.9
 """Replicas are full when so much of them is held on average."""
@@ -36,6 +39,9 @@ LEAST_HELD: Final = 0.1
 
 WEIGHT: Final = 0.2
 """Of the newest period, in the moving mean of a mix."""
+
+DRIFT: Final = 0.02
+"""Of what a guess is above what was measured, for each period in which none was full."""
 
 FORGET: Final = 0.9
 """How much a period's weight fades with the next one, in how the time of a request grows with those beside it."""
@@ -98,8 +104,12 @@ class CapacityProfile:
         self._beside: float | None = None
         """How many requests a replica holds when it is full, as far as its memory tells."""
         self._since: float | None = None
-        self._stood: tuple[int, bool] = (0, False)
-        """How many are ready, and whether they are full: one period is of one such standing."""
+        self._stood: tuple[int, int, bool] = (0, 0, False)
+        """How many are ready and how many leave, and whether the former are full: a period is of one such standing."""
+        self._warm = False
+        """Whether it has stood so for as long as a request takes."""
+        self._took = 0.0
+        """Seconds of a request, of late."""
         self._done: dict[str, float] = {}
         self._cost = RequestCost()
         self._first: dict[str, float] = {}
@@ -121,22 +131,26 @@ class CapacityProfile:
     def looked(self, replicas: Sequence[ReplicaView], waiting: Waiting, now: float) -> None:
         """So they stand. A period that has gone on for long enough is learned from; one that has changed is not."""
         ready = [replica for replica in replicas if replica.phase == "ready"]
-        working = [replica for replica in replicas if replica.phase in ("ready", "isolated", "draining")]
         self._slots = max((replica.slots for replica in ready), default=self._slots)
         self._at_once(ready)
+        leaving = sum(replica.phase in ("isolated", "draining") for replica in replicas)
         full = _full(ready, waiting)
-        stood = (len(working), full)
+        stood = (len(ready), leaving, full)
         if self._since is None or stood != self._stood:
-            self._begin(stood, now)
+            self._begin(stood, now, warm=False)
             return
         elapsed = now - self._since
         requests = self._done.get("requests", 0.0)
-        # Those that end first began before it: a period that is shorter than they take would count too few.
-        took = self._done.get("seconds", 0.0) / requests if requests else 0.0
-        if elapsed >= MOST_PERIOD_S or (elapsed >= max(PERIOD_S, 2 * took) and requests >= FEW):
-            if requests and stood[0]:
-                self._learn({name: amount / (elapsed * stood[0]) for name, amount in self._done.items()}, full)
-            self._begin(stood, now)
+        if requests:
+            self._took = self._done["seconds"] / requests
+        if not self._warm:
+            # What ends first began as things stood before.
+            if elapsed >= max(WARM_S, self._took) and (requests or elapsed >= MOST_PERIOD_S):
+                self._begin(stood, now, warm=True)
+        elif elapsed >= MOST_PERIOD_S or (elapsed >= max(PERIOD_S, 2 * self._took) and requests >= FEW):
+            if requests and ready and not leaving:
+                self._learn({name: amount / (elapsed * len(ready)) for name, amount in self._done.items()}, full)
+            self._begin(stood, now, warm=True)
 
     def _at_once(self, ready: Sequence[ReplicaView]) -> None:
         """How many a replica can run side by side where its memory holds fewer than it has slots."""
@@ -146,8 +160,8 @@ class CapacityProfile:
                 fits = min(replica.running / held, replica.slots)
                 self._beside = fits if self._beside is None else self._beside + WEIGHT * (fits - self._beside)
 
-    def _begin(self, stood: tuple[int, bool], now: float) -> None:
-        self._since, self._stood, self._done = now, stood, {}
+    def _begin(self, stood: tuple[int, int, bool], now: float, warm: bool) -> None:
+        self._since, self._stood, self._done, self._warm = now, stood, {}, warm
 
     def _learn(self, per_s: dict[str, float], full: bool) -> None:
         mix = mix_of(per_s)
@@ -167,8 +181,12 @@ class CapacityProfile:
                 name: amount + (1 - WEIGHT) * (known.full.get(name, amount) - amount) for name, amount in per_s.items()
             }
         elif known.full:
-            # What they did with room to spare they can do: what was measured before has become too low.
-            known.full = {name: max(amount, per_s.get(name, 0.0)) for name, amount in known.full.items()}
+            # What they did with room to spare they can do. And what was measured too low would stay so for good, since
+            # with too many replicas none is ever full: the guess is slowly gone back to, until one is.
+            guess = self._guess(known)
+            for name, amount in known.full.items():
+                above = 0.0 if guess is None else max(0.0, guess.per_s.get(name, 0.0) - amount)
+                known.full[name] = max(amount + DRIFT * above, per_s.get(name, 0.0))
 
     # --- what it knows
 

@@ -6,7 +6,6 @@ seen to do of one mix tells what it can do of another by the ratio of what their
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -18,6 +17,8 @@ FADE: Final = 0.999
 """Of each sum, with every request: the last thousand or so count."""
 
 FEW: Final = 30
+TOGETHER: Final = 64
+
 PRIOR: Final = 3.0
 """What each measure's equal share counts for, in requests, against what is seen."""
 
@@ -35,25 +36,42 @@ class RequestCost:
         self._sums: NDArray[np.float64] = np.zeros(1)
         self._seconds = 0.0
         self._weights: NDArray[np.float64] | None = None
+        self._new: list[tuple[dict[str, float], float]] = []
+        """Those that the sums do not have yet: they are taken in together, for one at a time costs much more."""
 
     def ended(self, amounts: Mapping[str, float], seconds: float) -> None:
         """A request of this size took so long."""
-        for name in amounts:
-            if name not in self._names and len(self._names) < MOST_MEASURES:
-                self._names.append(name)
-                self._squares = np.pad(self._squares, ((0, 1), (0, 1)))
-                self._took, self._sums = np.pad(self._took, (0, 1)), np.pad(self._sums, (0, 1))
-        row = np.array([1.0, *(amounts.get(name, 0.0) for name in self._names)])
-        if not (np.isfinite(row).all() and math.isfinite(seconds)):
+        self._new.append((dict(amounts), seconds))
+        if len(self._new) >= TOGETHER:
+            self._take_in()
+
+    def _take_in(self) -> None:
+        for amounts, _ in self._new:
+            for name in amounts:
+                if name not in self._names and len(self._names) < MOST_MEASURES:
+                    self._names.append(name)
+                    self._squares = np.pad(self._squares, ((0, 1), (0, 1)))
+                    self._took, self._sums = np.pad(self._took, (0, 1)), np.pad(self._sums, (0, 1))
+        rows = np.array([[1.0, *(amounts.get(name, 0.0) for name in self._names)] for amounts, _ in self._new])
+        took = np.array([seconds for _, seconds in self._new])
+        self._new.clear()
+        sound = np.isfinite(rows).all(axis=1) & np.isfinite(took)
+        rows, took = rows[sound], took[sound]
+        if not len(rows):
             return
-        self._squares = self._squares * FADE + np.outer(row, row)
-        self._took = self._took * FADE + row * seconds
-        self._sums = self._sums * FADE + row
-        self._seconds = self._seconds * FADE + seconds
+        before = FADE ** len(rows)
+        weights = FADE ** np.arange(len(rows) - 1, -1, -1.0)
+        weighed = rows * weights[:, None]
+        self._squares = self._squares * before + weighed.T @ rows
+        self._took = self._took * before + took @ weighed
+        self._sums = self._sums * before + weighed.sum(axis=0)
+        self._seconds = self._seconds * before + float(took @ weights)
         self._weights = None
 
     def of(self, amounts: Mapping[str, float]) -> float | None:
         """Of one request of this size; `None` while too little is known, or of a measure that no request has had."""
+        if self._new:
+            self._take_in()
         if self._sums[0] < FEW or not any(amounts.get(name, 0.0) > 0 for name in self._names):
             return None
         if self._weights is None:

@@ -243,7 +243,10 @@ class Replica:
     async def emptied(self, limit_s: float) -> bool:
         """Wait until it holds nothing or is gone, for at most `limit_s`. Of one that takes nothing new."""
         try:
-            await asyncio.wait_for(self._empty.wait(), limit_s)
+            # Not `wait_for`: until Python 3.12 it is deaf to who cancels it just when the wait has ended, and a replica
+            # that was taken back in that moment would be ended all the same.
+            async with asyncio.timeout(limit_s):
+                await self._empty.wait()
         except TimeoutError:
             return False
         return True

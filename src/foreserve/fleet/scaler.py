@@ -30,6 +30,9 @@ from foreserve.settings import ScalingSettings
 log = logging.getLogger(__name__)
 
 LEAVING: Final = ("isolated", "draining")
+POKED_S: Final = 0.1
+"""While a machine has no room every request that comes to none pokes: that is one look in so long, not one for each."""
+
 A_LITTLE: Final = 0.05
 """Of a replica: what a service needs at the least of which something waits or runs."""
 
@@ -95,6 +98,7 @@ class Scaler:
         self._bounds = bounds
         self._task: asyncio.Task[None] | None = None
         self._poked: asyncio.Handle | None = None
+        self._poked_at = float("-inf")
         self._busy_at = 0.0
         self._given_at = float("-inf")
         self._recorded_at = float("-inf")
@@ -119,9 +123,14 @@ class Scaler:
             self._task = None
 
     def poke(self) -> None:
-        """Decide in this turn of the loop: a request waits and there is no replica, or another needs what we hold."""
+        """Decide now: a request waits and there is no replica, or another service needs what we hold.
+
+        In this turn of the loop, but for the pokes that come within `POKED_S` of one.
+        """
         if self._poked is None and self._task is not None:
-            self._poked = asyncio.get_running_loop().call_soon(self._look_now)
+            loop = asyncio.get_running_loop()
+            wait_s = self._poked_at + POKED_S - loop.time()
+            self._poked = loop.call_later(wait_s, self._look_now) if wait_s > 0 else loop.call_soon(self._look_now)
 
     def ended(self, outcome: Outcome) -> None:
         """One more request has ended."""
@@ -134,7 +143,7 @@ class Scaler:
             await asyncio.sleep(self._settings.every_s)
 
     def _look_now(self) -> None:
-        self._poked = None
+        self._poked, self._poked_at = None, loop_now()
         self._look()
 
     def _look(self) -> None:
@@ -234,7 +243,9 @@ class Scaler:
         last, self.last = self.last, decision
         told = (decision.wanted, decision.granted, decision.shared)
         same = last is not None and (last.wanted, last.granted, last.shared) == told
-        if same and now - self._recorded_at < self._settings.window_s:
+        # What was to change and has not yet is told once.
+        lost = last is not None and last.granted == last.active and decision.granted != decision.active
+        if same and not lost and now - self._recorded_at < self._settings.window_s:
             return
         self._recorded_at = now
         if decision.granted != decision.active:

@@ -160,15 +160,23 @@ class Shares:
         )
 
     def check(self, leasts: Mapping[str, int]) -> None:
-        """Whether the machine has room for the least of each service. Raises ConfigError, which names them.
+        """Whether the machine has room for the least of each service, and beside them for one of those without.
+
+        Raises ConfigError, which names them.
 
         To be called again once `memory_gb` is known.
         """
         told = ", ".join(f"{name} {count}" for name, count in leasts.items() if count)
-        if self._replicas is not None and (count := sum(leasts.values())) > self._replicas:
+        count, zeros = sum(leasts.values()), sorted(name for name, least in leasts.items() if not least)
+        if self._replicas is not None and count > self._replicas:
             raise ConfigError(
                 f"machine.replicas is {self._replicas}, and the services' least numbers come to {count} ({told}); "
                 f"valid: at least {count}, or a smaller least, as in `replicas: [0, 2]`"
+            )
+        if self._replicas is not None and zeros and count == self._replicas:
+            raise ConfigError(
+                f"machine.replicas is {self._replicas}, the services' least numbers come to as many ({told}), and no "
+                f"room is left for one of {zeros[0]}; valid: at least {count + 1}, or a smaller least"
             )
         taken_gb = sum(self.memory_gb.get(name, 0.0) * count for name, count in leasts.items())
         if self._memory_gb is not None and taken_gb > self._memory_gb:
@@ -178,6 +186,15 @@ class Shares:
                 f"{taken_gb:.2g} (a replica of each: {each}); valid: more memory, or a smaller least, as in "
                 "`replicas: [0, 2]`"
             )
+
+        for name in zeros:
+            gb = self.memory_gb.get(name, 0.0)
+            if self._memory_gb is not None and taken_gb + gb > self._memory_gb:
+                beside = f", and the services' least numbers ({told}) leave" if told else ": there is"
+                raise ConfigError(
+                    f"machine.memory_gb is {self._memory_gb:g}{beside} no room for one of {name}, which takes "
+                    f"{gb:.2g} GiB; valid: more memory, or a smaller least"
+                )
 
     def ask(self, claim: Claim) -> Granted:
         """What this service gets now. Whoever holds more than its share by that is asked to ask again."""

@@ -133,6 +133,9 @@ class Demand:
                 self._append(None)
         self._index, self._current = index, {}
         self._since = index * self.window_s if follows else at
+        if not follows:  # or what is of late would be taken for an idle time
+            self._began = at
+            self._parts.clear()
         return True
 
     def stop(self, at: float) -> None:
@@ -187,7 +190,7 @@ class Demand:
     @property
     def known(self) -> int:
         """Windows that are known."""
-        return sum(map(math.isfinite, self._columns[REQUESTS]))
+        return int(np.isfinite(np.array(self._columns[REQUESTS])).sum())
 
     @property
     def index(self) -> int:

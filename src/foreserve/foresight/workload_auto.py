@@ -89,7 +89,7 @@ class Outlook:
             low=low,
             high=high,
             model=asked,
-            why=_why(asked, error, self.steps, judged * series.window_s, len(self.rolling) > 1),
+            why=_why(asked, error if judged >= LEAST else {}, self.steps, judged * series.window_s),
             error=error,
         )
 
@@ -143,14 +143,19 @@ def _compared(asked: str, errors: Mapping[str, Floats]) -> tuple[dict[str, float
 NUMBERS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
-def _why(asked: str, error: Mapping[str, float], steps: int, judged_s: float, chosen: bool) -> str:
+def _why(asked: str, error: Mapping[str, float], steps: int, judged_s: float) -> str:
     """`smoothing: 4.1 % mean error two windows ahead over the last 3 days, seasonal naive 6.0 %`."""
     if not error:
         return f"{words(asked)}: too little has been seen to judge it"
     ahead = f"{NUMBERS[steps] if steps < len(NUMBERS) else steps} window{'' if steps == 1 else 's'} ahead"
-    first = f"{words(asked)}: {100 * error[asked]:.1f} % mean error {ahead} over the last {span(judged_s)}"
-    others = sorted((share, name) for name, share in error.items() if name != asked) if chosen else []
-    return ", ".join([first, *(f"{words(name)} {100 * share:.1f} %" for share, name in others)])
+    first = f"{words(asked)}: {_told(error[asked])} mean error {ahead} over the last {span(judged_s)}"
+    others = sorted((share, name) for name, share in error.items() if name != asked)
+    return ", ".join([first, *(f"{words(name)} {_told(share)}" for share, name in others)])
+
+
+def _told(share: float) -> str:
+    """How much larger than the load errors are tells nobody anything."""
+    return f"{100 * share:.1f} %" if share <= 1.0 else "over 100 %"
 
 
 def span(seconds: float) -> str:

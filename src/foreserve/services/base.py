@@ -123,7 +123,7 @@ class Service:
         work = self._work(request, Price(cost={}))
         if self.dispatcher.turn_away(work, stream):
             if self.scaling is not None:
-                self.scaling.came(work)
+                self.scaling.refused(work)
             return stream.outcome
         if self.watcher is not None:
             self.watcher.went_on(request.id)
@@ -139,7 +139,10 @@ class Service:
         stream = Stream(request.id, Unread, bound=1, stall_s=self.settings.stall_s, on_leave=self.dispatcher.leave)
         if self.watcher is not None:
             self.watcher.came(self.kind, request, stream)
-        if await self.dispatcher.first(self._work(request, Price(cost={})), stream):
+        work = self._work(request, Price(cost={}))
+        if await self.dispatcher.first(work, stream):
+            if self.scaling is not None:
+                self.scaling.refused(work)
             return stream.outcome
         if self.watcher is not None:
             self.watcher.went_on(request.id)

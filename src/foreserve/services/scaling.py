@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Callable
 from typing import Final
 
@@ -64,6 +65,7 @@ class ServiceScaling:
         self._decided = decided
         self._shares = shares
         self._store: LoadStore | None = None
+        self._noted = b""
         self.scaler = self._made(CapacityProfile())
 
     def _made(self, capacity: CapacityProfile) -> Scaler:
@@ -75,7 +77,7 @@ class ServiceScaling:
             self.load,
             capacity,
             self._settings,
-            self._decided,
+            self._hear,
             self._shares,
             bounds=self._bounds,
         )
@@ -84,15 +86,16 @@ class ServiceScaling:
 
     async def prepare(self, store: LoadStore | None) -> None:
         """Take up what was learned before; from now on what comes is counted."""
-        self._store = store
         await self.load.start(store)
-        if store is not None and (noted := await offload(lambda: store.noted(self.name, CAPACITY))) is not None:
-            try:
-                known = msgspec.json.decode(noted, type=CapacityState)
-            except msgspec.DecodeError:
-                log.warning("%s: what one replica can do cannot be read; it is learned anew", self.name)
-            else:
-                self.scaler = self._made(CapacityProfile.restored(known))
+        if store is None:
+            return
+        try:
+            if (noted := await offload(lambda: store.noted(self.name, CAPACITY))) is not None:
+                self.scaler = self._made(CapacityProfile.restored(msgspec.json.decode(noted, type=CapacityState)))
+                self._noted = noted
+        except (sqlite3.Error, msgspec.DecodeError) as error:
+            log.warning("%s: what one replica can do cannot be read; it is learned anew: %s", self.name, error)
+        self._store = store
 
     def start(self) -> None:
         """Decide from now on: the replicas have been started."""
@@ -104,15 +107,28 @@ class ServiceScaling:
         """Decide no more, and note down what was learned. Idempotent."""
         await self.scaler.stop()
         await self.load.stop()
-        if self._store is not None:
-            self._store.note(self.name, CAPACITY, msgspec.json.encode(self.scaler.capacity.state()))
-            self._store = None
+        self._note()
+        self._store = None
+
+    def _hear(self, decision: ScalingDecision) -> None:
+        """At least once per window: so what was learned outlives a server that is killed."""
+        self._note()
+        self._decided(decision)
+
+    def _note(self) -> None:
+        if self._store is not None and (state := msgspec.json.encode(self.scaler.capacity.state())) != self._noted:
+            self._store.note(self.name, CAPACITY, state)
+            self._noted = state
 
     # --- what it is told
 
     def came(self, work: Work) -> None:
-        """A request has come, whether it is taken in or not."""
+        """A request has come, and is about to be submitted."""
         self.load.came(work, wall())
+
+    def refused(self, work: Work) -> None:
+        """One has come that was never submitted, and has ended."""
+        self.load.refused(work, wall())
 
     def settled(self, outcome: Outcome) -> None:
         """One has ended."""

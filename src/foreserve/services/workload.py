@@ -152,6 +152,12 @@ class ServiceLoad:
         if self._demand is not None:
             self._demand.came(work.id, foreseen_of(work), at)
 
+    def refused(self, work: Work, at: float) -> None:
+        """One has come and was not taken in, before its payload was looked at. Nothing more will be told of it."""
+        if self._demand is not None:
+            self._demand.came(work.id, foreseen_of(work), at)
+            self._demand.ended(work.id, {})
+
     def settled(self, outcome: Outcome) -> None:
         """It has ended."""
         if self._demand is not None:
