@@ -73,11 +73,37 @@ def test_a_straggler_and_one_that_has_gone_silent_are_passed_over():
     assert placed(room("idle"), room("b", 4000, heard=20.0), now=20.0) == "idle", "who has nothing to do says little"
 
 
+def test_overflow_is_kept_together_so_that_the_rest_go_on():
+    rooms = [room("a", 9600), room("b", 9900), room("c", 9700)]
+    placement = Anticipated()
+    assert placement.place([work()], rooms, 0.0) == "b", "all would be too full: the fullest has it"
+    assert placement.near([work()]) == ["b"], "it is looked at again however many there are"
+    assert placement.place([work()], [*rooms, room("d", 9400)], 0.0) == "d", "who has room takes it"
+    assert placement.place([work()], [room("d", 9400), room("e", 5000)], 0.0) == "e"
+    assert not placement.near([work()]), "nobody overflows any more"
+
+
+def test_overflow_goes_to_nobody_who_is_slow_or_silent_or_where_it_would_wait_too_long():
+    slow, silent = room("slow", 9900, step_s=0.3), room("silent", 9950)
+    well = [room("a", 9700, heard=20.0), room("b", 9800, heard=20.0)]
+    assert placed(slow, silent, *well, now=20.0) == "b"
+    # A thousand steps of a tenth of a second until it has room.
+    assert placed(room("b", 9900, step_s=0.1), room("a", 9700, step_s=0.1), prompt=200) == "a"
+
+
+def test_a_request_that_fills_a_cache_by_itself_is_no_overflow():
+    assert placed(room("busy", 3000), room("idle", 100), prompt=9900) == "idle"
+
+
+def test_a_replica_that_may_hang_has_no_room_however_empty():
+    assert placed(room("hangs", 100), room("full", 9900, heard=20.0), now=20.0) == "full"
+
+
 def test_a_known_beginning_is_worth_its_reading():
     placement = Anticipated()
     first = work(1000, blocks=tuple(range(10)), name="first")
     rooms = [room("a"), room("b")]
-    assert placement.near([first]) == ()
+    assert not placement.near([first])
     assert placement.chosen([first], "b", 0.0) == 0
     again = work(1200, blocks=(*range(10), 77, 78), name="again")
     assert placement.near([again]) == ["b"]

@@ -14,8 +14,17 @@ from foreserve.core import Ramp, Work
 from foreserve.dispatch.placement_prefixes import Prefixes, longest
 from foreserve.ports import Room
 
-STEPS: Final = 100
-"""How far the map is read ahead; the paper's l."""
+STEPS: Final = 30
+"""How far the map is read ahead: about two seconds of a large model's steps. The paper's 100 serve no better here."""
+
+FULL: Final = 0.97
+"""The highest share of a KV cache that a replica should come to. Beyond it engines preempt and compute again."""
+
+OTHERS: Final = 0.5
+"""A cache of which others hold less than this is not what overflows: it is the request that is large."""
+
+MOST_WAIT_S: Final = 30.0
+"""A replica that holds the overflow gets no more once who comes would wait there longer than this."""
 
 POWER: Final = 4
 LOAD: Final = 1.0
@@ -50,6 +59,10 @@ class Anticipated:
     power of the highest share of it in the next `STEPS` steps, were these begun there now. Slow replicas count as many
     times as much as they are slow, silent ones their silence. The least wins, of equals the one that stands first.
 
+    Where all would be filled beyond `FULL` the overflow is kept together, on the fullest: engines that are given more
+    than they hold preempt, compute again and fall behind, and a fleet that shares the overflow evenly falls behind as
+    a whole. It goes to one whose wait for room is at most `MOST_WAIT_S`; where there is none, by seconds as ever.
+
     The short list is of those with the emptiest caches, by what they hold now and have to read. Two more are drawn by
     the request's id, so that what stands first in the order of one gateway is not all that it ever looks at.
     """
@@ -60,6 +73,8 @@ class Anticipated:
         self._prefixes = Prefixes()
         self._caches: dict[str, float] = {}
         """KV tokens of those that were looked at last, where they tell."""
+        self._overflows = ""
+        """Of the replicas that were looked at last, the fullest of those that are too full."""
 
     def rank(self, room: Room) -> tuple[float, float, str]:
         """See `ports.Shortlisted`. A replica that can hold more may be given more."""
@@ -74,7 +89,8 @@ class Anticipated:
     def near(self, works: Sequence[Work]) -> Sequence[str]:
         """See `ports.Shortlisted`."""
         hits = self._prefixes.hits(longest(works).prefix)
-        return [*hits][:NEAR] if hits else ()
+        known = [*hits][:NEAR] if hits else []
+        return [*known, self._overflows] if self._overflows else known
 
     def place(self, works: Sequence[Work], rooms: Sequence[Room], now: float) -> str:
         """See `Placement`."""
@@ -88,24 +104,31 @@ class Anticipated:
         ramps = [work.ramp for work in works if work.ramp is not None]
         usual_s = _usual([room.token_s for room in rooms]) or TOKEN_S
         step_s = _usual([room.step_s for room in rooms])
-        best, name = math.inf, rooms[0].replica
+        all_ill, least, name = True, math.inf, rooms[0].replica
+        overflows, fullest = "", FULL
         for room in rooms:
             token_s = room.token_s or usual_s
-            unread = room.unread
+            peak, seconds = _load(room, ramps, token_s)
             missing = prompt - hits.get(room.replica, 0) if hits else prompt
-            seconds = _load_s(room, ramps, token_s)
             if missing > 0:
                 seconds += missing * token_s
-            if unread is not None:
-                head_s, gone_s = unread.first * token_s, now - unread.since
-                seconds += unread.tokens * token_s - (head_s if gone_s > head_s else max(gone_s, 0.0))
-            if room.step_s is not None and room.step_s > SLOW * step_s:
+            if room.unread is not None:
+                head_s, gone_s = room.unread.first * token_s, now - room.unread.since
+                seconds += room.unread.tokens * token_s - (head_s if gone_s > head_s else max(gone_s, 0.0))
+            slow = room.step_s is not None and room.step_s > SLOW * step_s
+            if slow and room.step_s is not None:
                 seconds *= room.step_s / step_s
-            if room.running and room.heard is not None and now - room.heard > SILENT_S:
-                seconds += now - room.heard
-            if seconds < best:
-                best, name = seconds, room.replica
-        return name
+            silent_s = now - room.heard if room.running and room.heard is not None else 0.0
+            silent = silent_s > SILENT_S
+            if silent:
+                seconds += silent_s
+            ill = silent or peak > FULL
+            if (ill, seconds) < (all_ill, least):
+                all_ill, least, name = ill, seconds, room.replica
+            if peak > fullest and not (slow or silent) and _overflows(room, ramps, peak):
+                overflows, fullest = room.replica, peak
+        self._overflows = overflows
+        return overflows if all_ill and overflows else name
 
     def chosen(self, works: Sequence[Work], replica: str, now: float) -> int:
         """See `ports.Shortlisted`."""
@@ -158,12 +181,23 @@ def _sent(prefixes: Prefixes, works: Sequence[Work], replica: str, caches: Mappi
     return sum(prefixes.sent(work, replica, caches.get(replica)) for work in works if work.prefix is not None)
 
 
-def _load_s(room: Room, ramps: Sequence[Ramp], token_s: float) -> float:
-    """What the load is worth that is foreseen of a replica, in seconds."""
+def _load(room: Room, ramps: Sequence[Ramp], token_s: float) -> tuple[float, float]:
+    """The highest share of its cache that is foreseen, 0 where it tells none; what its load is worth, in seconds."""
     most = room.most("kv_tokens")
     if most is None or room.ahead is None:
-        return SHARE_S * (room.running / max(room.capacity.get("slots", 1.0), 1.0)) ** POWER
-    return LOAD * most * token_s * room.ahead.peak(STEPS, ramps) ** POWER
+        return 0.0, SHARE_S * (room.running / max(room.capacity.get("slots", 1.0), 1.0)) ** POWER
+    peak = room.ahead.peak(STEPS, ramps)
+    return peak, LOAD * most * token_s * peak**POWER
+
+
+def _overflows(room: Room, ramps: Sequence[Ramp], peak: float) -> bool:
+    """Whether it is others that fill it, not these alone, and they would not have to wait too long there."""
+    most, ahead = room.most("kv_tokens"), room.ahead
+    if not most or ahead is None:
+        return False
+    ours = sum(ramp.base + min(ramp.steps, STEPS) for ramp in ramps) / most
+    steps = max((ahead.until(ramp) for ramp in ramps), default=0)
+    return peak - ours >= OTHERS and steps * (room.step_s or 0.0) <= MOST_WAIT_S
 
 
 def _usual(told: list[float | None]) -> float:
