@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from foreserve.errors import ConfigError
+from foreserve.parsing import parse
 from foreserve.settings import (
     Environment,
     FunctionSettings,
@@ -17,7 +18,6 @@ from foreserve.settings import (
     Settings,
     StateSettings,
     UpstreamSettings,
-    parse,
 )
 
 WHERE = "app.yaml: services.chat"

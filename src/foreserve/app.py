@@ -35,6 +35,7 @@ from foreserve.fleet.replicas import Replicas
 from foreserve.fleet.scaler import Fleet
 from foreserve.fleet.sharing import Shares
 from foreserve.loads import LoadStore
+from foreserve.parsing import parse
 from foreserve.ports import Admission, BatchPolicy, Kind, Launcher, Placement
 from foreserve.rows import state_folder
 from foreserve.samples import Keep, SampleStore
@@ -52,7 +53,6 @@ from foreserve.settings import (
     Settings,
     StateSettings,
     UpstreamSettings,
-    parse,
 )
 from foreserve.state import History
 

@@ -14,8 +14,9 @@ from foreserve.appfile import load_app_file
 from foreserve.chosen import make_admission, make_placement, make_policy, make_scaling_policy, placement_name
 from foreserve.errors import ConfigError
 from foreserve.foresight.workload import offered
+from foreserve.parsing import parse
 from foreserve.registry import choices
-from foreserve.settings import AppSettings, parse
+from foreserve.settings import AppSettings
 from foreserve.yamlfile import Document
 
 
