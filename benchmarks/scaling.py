@@ -5,8 +5,9 @@ times as fast, with cold starts of 25 s. The largest clients each have a service
 scaled so that its load keeps 1.5 replicas busy on average), and the whole model is one more, smoother service.
 
 The reactive ways and the forecast alone are tuned on the end of the first week: the cheapest of a small grid that meets
-the objective there, else the one that comes nearest; ours is as it comes. `static` is the least fixed number that meets the objective in the very week
-that is measured, which nobody could know beforehand. `--live` scales worker processes on this machine.
+the objective there, else the one that comes nearest; ours is as it comes. `static` is the least fixed number that meets
+the objective in the very week that is measured, which nobody could know beforehand. `--live` scales worker processes on
+this machine.
 """
 
 from __future__ import annotations

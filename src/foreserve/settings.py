@@ -90,8 +90,10 @@ class ScalingSettings(Settings, frozen=True, kw_only=True):
             _above(name, getattr(self, name), 0)
         if not 0.5 <= self.level < 1.0:
             raise ValueError(f"`level` is {self.level}; it must be at least 0.5 and below 1")
-        if self.command is not None and not self.command:
+        if self.command is not None and (not self.command or not self.command[0].strip()):
             raise ValueError("`command` names no program")
+        if self.webhook_key_env is not None and self.webhook is None:
+            raise ValueError("`webhook_key_env` is set, and no `webhook` to show that key to")
         if self.webhook is not None and not self.webhook.startswith(("http://", "https://")):
             raise ValueError(f"`webhook` is {self.webhook!r}; it must be an http:// or https:// address")
 
@@ -132,6 +134,26 @@ class ServiceSettings(Settings, frozen=True, kw_only=True):
             _above(name, getattr(self, name), 0)
         if self.deadline_s is not None:
             _above("deadline_s", self.deadline_s, 0)
+        self._check_scaling()
+
+    def _check_scaling(self) -> None:
+        """Whether all that is set of `scaling` does something. Raises ValueError."""
+        upstream, usual = isinstance(self, UpstreamSettings), ScalingSettings()
+        changed = [name for name in usual.__struct_fields__ if getattr(self.scaling, name) != getattr(usual, name)]
+        for name in ("command", "webhook"):
+            if name in changed and not upstream:
+                raise ValueError(
+                    f"`scaling.{name}` is told how many servers an `upstream` wants; Foreserve starts the replicas of "
+                    "all other kinds by itself"
+                )
+        # Servers may leave by the admin's word too, however many there are.
+        idle = [f"`scaling.{name}`" for name in changed if not (upstream and name == "drain_s")]
+        if idle and isinstance(self.replicas, int):
+            verb = "does" if len(idle) == 1 else "do"
+            raise ValueError(
+                f"{', '.join(idle)} {verb} nothing with a fixed number of replicas; "
+                f"write `replicas: [least, most]`, as in [{min(self.replicas, 1)}, {max(self.replicas, 4)}]"
+            )
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -238,6 +260,11 @@ class UpstreamSettings(ServiceSettings, frozen=True, kw_only=True):
         super().__post_init__()
         for name in ("probe_every_s", "probe_limit_s", "probe_busy_s"):
             _above(name, getattr(self, name), 0)
+        if isinstance(self.replicas, int) and self.replicas != 1:
+            raise ValueError(
+                f"`replicas` is {self.replicas}; `urls` tell how many there are, or a range: "
+                "`replicas: [least, most]` with `scaling.command` or `.webhook`"
+            )
         if self.scaled and self.scaling.command is None and self.scaling.webhook is None:
             raise ValueError("`replicas` is a range, and nobody starts servers: set `scaling.command` or `.webhook`")
         if not self.urls and not (self.scaled and self.bounds[0]):
@@ -450,7 +477,10 @@ def _check(value: Any, kind: Any, where: str) -> None:
     try:
         msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{where} is {_short(value)}: {_lower(str(error).partition(' - at ')[0])}") from None
+        said = _lower(str(error).partition(" - at ")[0])
+        if int in kinds:  # a number or a range
+            said = said.replace("array of length 2", "int or [least, most]")
+        raise ConfigError(f"{where} is {_short(value)}: {said}") from None
 
 
 def _check_struct(value: Any, struct: type[msgspec.Struct], where: str) -> None:

@@ -51,6 +51,7 @@ def test_list_add_and_remove(fleet: Fleet) -> None:
     assert (added.exit_code, added.output) == (0, f"m: {fleet.two} is ready\nn: {fleet.two} is ready\n")
     listed = run(app, ["servers", "list", *at], env={"COLUMNS": "200"})
     assert listed.exit_code == 0
+    assert "reason" in listed.output
     assert listed.output.count(fleet.two) == listed.output.count(fleet.one) == 2
     removed = run(app, ["servers", "remove", fleet.two, "--service", "n", *at])
     assert (removed.exit_code, removed.output) == (0, f"n: {fleet.two} has left\n")

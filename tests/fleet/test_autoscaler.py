@@ -288,6 +288,11 @@ def test_options_that_make_no_sense_are_refused(make: Callable[..., ScalingPolic
         make(**options)
 
 
+def test_reactive_goes_by_one_target():
+    with pytest.raises(ConfigError, match=r"`target` .* and `target_ongoing` .* are both set"):
+        Reactive(target=0.5, target_ongoing=3.0)
+
+
 def test_they_are_registered():
     registered = set(registry.names("scaling policy"))
     if not registered:

@@ -186,31 +186,33 @@ def test_it_follows_what_changes():
 
 def test_each_mix_has_its_own():
     profile = CapacityProfile()
-    over = serve(profile, rate=8.0, running=8, prompt_tokens=500.0, output_tokens=30.0)
-    serve(profile, rate=1.0, running=8, begin=over, prompt_tokens=500.0, output_tokens=1000.0)
+    over = serve(profile, rate=8.0, running=8, took=1.0, prompt_tokens=500.0, output_tokens=30.0)
+    serve(profile, rate=1.0, running=8, took=8.0, begin=over, prompt_tokens=500.0, output_tokens=1000.0)
     short = at(profile, {"requests": 9.0, "input_tokens": 4500.0, "output_tokens": 280.0})
     long = at(profile, {"requests": 2.0, "input_tokens": 1000.0, "output_tokens": 2100.0})
-    assert short.per_s["requests"] == pytest.approx(8.0, rel=0.05)
-    assert long.per_s["requests"] == pytest.approx(1.0, rel=0.05)
+    assert short.per_s["requests"] == pytest.approx(8.0, rel=0.1)
+    assert long.per_s["requests"] == pytest.approx(1.0, rel=0.1)
 
 
-def test_a_mix_that_was_never_seen_is_taken_for_the_nearest():
+def test_a_mix_that_was_never_seen_is_judged_by_what_its_requests_cost():
     profile = CapacityProfile()
-    over = serve(profile, rate=8.0, running=8, prompt_tokens=500.0, output_tokens=30.0)
-    serve(profile, rate=1.0, running=8, begin=over, prompt_tokens=500.0, output_tokens=1000.0)
-    assert at(profile, {"requests": 1.0, "input_tokens": 500.0, "output_tokens": 500.0}).per_s[
-        "requests"
-    ] == pytest.approx(1.0, rel=0.05)
+    over = serve(profile, rate=8.0, running=8, took=1.0, prompt_tokens=500.0, output_tokens=30.0)
+    serve(profile, rate=1.0, running=8, took=8.0, begin=over, prompt_tokens=500.0, output_tokens=1000.0)
+    found = at(profile, {"requests": 1.0, "input_tokens": 500.0, "output_tokens": 500.0}).per_s["requests"]
+    assert found == pytest.approx(8 / 4.4, rel=0.15)  # half way between, as long as it takes
+    # Nothing is known of what a resource costs that none has had.
+    other = at(profile, {"requests": 1.0, "bytes": 500.0}).per_s["requests"]
+    assert other == pytest.approx(1.0, rel=0.1)
 
 
 def test_a_period_in_which_a_replica_came_or_left_tells_nothing():
     profile = CapacityProfile()
     serve(profile, rate=2.0, running=8)
-    known = profile.state()
+    known = profile.state().mixes
     for now in range(0, 60, 2):
         profile.looked([replica(n, running=8) for n in range(1 + now // 2 % 2)], Waiting(), 100.0 + now)
         profile.ended(ended())
-    assert profile.state() == known
+    assert profile.state().mixes == known
 
 
 def test_what_did_not_end_well_was_work_too():

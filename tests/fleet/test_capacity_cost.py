@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 
-from foreserve.fleet.capacity_cost import FEW, TOGETHER, RequestCost
+from foreserve.fleet.capacity_cost import FEW, TOGETHER, CostState, RequestCost
 
 nan, inf = float("nan"), float("inf")
 
@@ -51,3 +52,11 @@ def test_a_time_that_is_none_is_left_out():
         cost.ended({"output_tokens": 10.0}, wrong)
         cost.ended({"output_tokens": wrong}, 1.0)
     assert cost.of(sizes(1)[0]) == known
+
+
+def test_it_survives_a_restart_and_what_is_not_sound_does_not():
+    cost, size = taught(200), {"input_tokens": 700.0, "output_tokens": 90.0}
+    kept = msgspec.json.decode(msgspec.json.encode(cost.state()), type=CostState)
+    assert RequestCost.restored(kept).of(size) == cost.of(size)
+    for wrong in ({"took": [1.0]}, {"seconds": float("nan")}, {"squares": [[1.0]] * 3}):
+        assert RequestCost.restored(msgspec.structs.replace(kept, **wrong)).of(size) is None

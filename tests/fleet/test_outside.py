@@ -258,11 +258,33 @@ async def test_from_none_the_first_request_waits_for_a_server() -> None:
         assert phases(outside) == []
         outcome = await ask(running, "first")
         assert (outcome.kind, cloud.told) == (OutcomeKind.DONE, [1])
+        assert (cloud.wishes[0].used, cloud.wishes[0].unused) == ((cloud.servers[0].url,), ()), "one had no server ever"
         outside.scale(0)
         await until(lambda: cloud.told == [1, 0])
         await until(lambda: cloud.servers[0]._runner is None)
         assert (await ask(running, "second")).kind is OutcomeKind.DONE
         assert cloud.told == [1, 0, 1]
+        assert [wish.unused for wish in cloud.wishes[1:]] == [(cloud.servers[0].url,), ()]
+
+
+async def test_from_none_what_waits_is_not_sent_to_a_server_that_still_loads() -> None:
+    async with fleet(up=0, bounds=(0, 2)) as (cloud, _, running):
+        cloud.servers[0].loading = True
+        asked = [asyncio.create_task(ask(running, f"r{n}")) for n in range(5)]
+        await until(lambda: len(cloud.servers[0].probes) >= 2)
+        assert not cloud.servers[0].seen
+        cloud.servers[0].loading = False
+        assert {(outcome.kind, outcome.attempt) for outcome in await asyncio.gather(*asked)} == {(OutcomeKind.DONE, 0)}
+
+
+async def test_a_server_that_was_asked_for_and_never_came_is_told_as_unused() -> None:
+    async with fleet(up=0, bounds=(0, 2)) as (cloud, outside, _):
+        cloud.acts = False
+        outside.scale(1)
+        await until(lambda: cloud.told == [1])
+        outside.scale(0)
+        await until(lambda: cloud.told == [1, 0])
+        assert cloud.wishes[1].unused == (cloud.servers[0].url,)
 
 
 async def test_load_makes_a_real_command_start_a_server(tmp_path: Path) -> None:

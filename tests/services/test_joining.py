@@ -147,6 +147,17 @@ async def test_what_is_not_fit_does_not_join_and_is_forgotten() -> None:
         await until(lambda: [s.url for s in servers(at)] == [one.url])
 
 
+async def test_one_that_hung_and_is_started_anew_says_why() -> None:
+    async with scripted() as one, scripted() as two:
+        quick = {"probe_every_s": 0.2, "probe_limit_s": 0.3, "probe_busy_s": 0.3}
+        async with upstream(one.url, two.url, **quick) as (service, _):
+            two.hangs = True
+            await until(lambda: "hangs" in servers(service)[1].reason and servers(service)[1].state == "starting")
+            two.hangs = False
+            await until(lambda: servers(service)[1].state == "ready")
+            assert [status.reason for status in servers(service)] == ["", ""]
+
+
 async def test_none_join_while_only_observing() -> None:
     async with scripted() as one, upstream(one.url, observe=True) as (service, _):
         with pytest.raises(Forbidden, match="only observing"):

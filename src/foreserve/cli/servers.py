@@ -48,7 +48,7 @@ def list_(gateway: Gateway = HERE, api_key: Key = None) -> None:
     Example: `foreserve servers list`.
     """
     services = _run(gateway, api_key, _services)
-    table = Table("service", "server", "state", "running", "of others", "KV", "")
+    table = Table("service", "server", "state", "running", "of others", "KV", "reason")
     for name, servers in services.items():
         for one in servers:
             others, kv = one["others"], one["kv_fraction"]

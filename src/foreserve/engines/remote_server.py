@@ -21,6 +21,10 @@ class Unreachable(ForeserveError):
         self.gone = gone
 
 
+class Loading(Unreachable):
+    """The server is up and says that it takes no requests yet, which mends itself."""
+
+
 class Locked(ForeserveError):
     """The server wants an API key, or another one."""
 

@@ -34,6 +34,8 @@ class Watch:
 
     def __init__(self, server: RemoteServer, pulse: Pulse, probe: Probe | None) -> None:
         self.load: EngineLoad | None = None
+        self.missed = 0.0
+        """When the server last was not there, in loop seconds: what answers next may have been started since."""
         self._server = server
         self._pulse = pulse
         # Often enough that a server which tells its progress tells it within the patience of a probe.
@@ -84,6 +86,7 @@ class Watch:
                 misses = 0
             except Unreachable as error:
                 self.load = None
+                self.missed = now() if error.gone else self.missed
                 misses = 1 if self._pulse.last > asked else misses + 1
                 if misses >= (_GONE if error.gone else _HUNG):
                     self._fail(str(error))

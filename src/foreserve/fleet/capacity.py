@@ -17,7 +17,7 @@ import msgspec
 
 from foreserve.core import Outcome
 from foreserve.fleet.autoscaler_need import COARSE, share_held
-from foreserve.fleet.capacity_cost import RequestCost
+from foreserve.fleet.capacity_cost import CostState, RequestCost
 from foreserve.scaling import Amounts, Capacity, ReplicaView, Waiting
 
 PERIOD_S: Final = 10.0
@@ -47,6 +47,9 @@ FORGET: Final = 0.9
 """How much a period's weight fades with the next one, in how the time of a request grows with those beside it."""
 
 MOST_MIXES: Final = 64
+ALIKE: Final = 0.25
+"""What is known of a mix counts so much less with each doubling that it is away."""
+
 NEAR: Final = 2
 """Mixes are alike whose amounts for a request differ by no more than so many doublings together."""
 
@@ -93,6 +96,7 @@ class CapacityState(msgspec.Struct, frozen=True, kw_only=True):
     """What has been learned, for `CapacityProfile.restored`; the mix seen last is the last."""
 
     mixes: list[tuple[Mix, Known]]
+    cost: CostState | None = None
 
 
 class CapacityProfile:
@@ -192,27 +196,53 @@ class CapacityProfile:
 
     def at(self, mix: Amounts) -> Capacity | None:
         """What one replica can do of a load with this mix (amounts of any span of time), as far as is known."""
-        found = self._of_alike(mix)
-        return None if found is None else self._turned(found, mix)
+        each, cost = self._each(mix)
+        told = self._of_all(each, cost, mix_of(mix)) if cost is not None else None
+        if told is None:
+            return self._of_alike(mix)
+        of_cost, why, measured = told
+        rate = of_cost / (cost or 1.0)
+        return Capacity(per_s={name: rate * amount for name, amount in each.items()}, why=why, measured=measured)
 
-    def _turned(self, found: Capacity, mix: Amounts) -> Capacity:
-        """What that is of this mix, by what its requests cost against those that it was found of.
+    def _each(self, amounts: Amounts) -> tuple[dict[str, float], float | None]:
+        """One request of these, and what it costs; `None` where that is not known, or not of all its measures."""
+        requests = amounts.get("requests", 0.0)
+        if requests <= 0:
+            return {}, None
+        each = {name: amount / requests for name, amount in amounts.items() if amount > 0}
+        return each, self._cost.of({name: amount for name, amount in each.items() if name not in COARSE})
 
-        All measures then ask for as many replicas: by the fullest of them alone a mix that is a little off would ask
-        for far too many.
+    def _of_all(self, each: Amounts, cost: float | None, wanted: Mix) -> tuple[float, str, bool] | None:
+        """What one replica does in a second in units of `cost`, by all mixes, the near ones most; and how we know.
+
+        Measured on full replicas where any were, else guessed as in `_guess`.
         """
-        requests, then = mix.get("requests", 0.0), found.per_s.get("requests", 0.0)
-        fine = {name: amount for name, amount in mix.items() if name not in COARSE and amount > 0}
-        if requests <= 0 or then <= 0 or not fine:
-            return found
-        each = {name: amount / requests for name, amount in fine.items()}
-        known = {name: amount / then for name, amount in found.per_s.items() if name not in COARSE}
-        now, before = self._cost.of(each), self._cost.of(known)
-        if now is None or before is None or set(each) != set(known):
-            return found
-        rate = then * before / now
-        per_s = {**found.per_s, "requests": rate, **{name: rate * amount for name, amount in each.items()}}
-        return msgspec.structs.replace(found, per_s=per_s)
+        found: list[tuple[float, Known, float]] = []
+        for mix, known in self._mixes.items():
+            of_mix, its_cost = self._each(known.each)
+            if its_cost is not None and set(of_mix) - {"seconds"} == set(each) - {"seconds"}:
+                found.append((ALIKE ** _apart(mix, wanted), known, its_cost))
+        full = [(near * known.periods, known.full["requests"] * its) for near, known, its in found if known.full]
+        if full:
+            times = sum(known.periods for _, known, _ in found)
+            of_cost = sum(weight * value for weight, value in full) / sum(weight for weight, _ in full)
+            return of_cost, f"measured {_times(times)} on full replicas{_of(each)}", True
+        if not found or self._slots <= 0:
+            return None
+        fit = [0.0] * 5
+        for near, known, its in found:
+            weight, x, y, xx, xy = known.fit
+            fit = [a + near * b for a, b in zip(fit, (weight, x, y / its, xx, xy / its), strict=True)]
+        at_once = self._at_most()
+        took = _took(fit, at_once)
+        if took <= 0 or cost is None:
+            return None
+        why = f"a first guess: {at_once:.3g} at once, {took * cost:.3g} s each{_of(each)}; no replica was full yet"
+        return at_once / took, why, False
+
+    def _at_most(self) -> float:
+        """How many one replica runs side by side."""
+        return self._slots if self._beside is None else min(self._slots, self._beside)
 
     def _of_alike(self, mix: Amounts) -> Capacity | None:
         """What is known of the nearest mix."""
@@ -224,34 +254,36 @@ class CapacityProfile:
         measured = [each for each in near if self._mixes[each].full]
         if measured and (not wanted or _apart(measured[0], wanted) <= max(NEAR, _apart(near[0], wanted))):
             known = self._mixes[measured[0]]
-            times = "once" if known.periods == 1 else f"{known.periods} times"
-            return Capacity(per_s=dict(known.full), why=f"measured {times} on full replicas{_of(known)}")
+            why = f"measured {_times(known.periods)} on full replicas{_of(known.each)}"
+            return Capacity(per_s=dict(known.full), why=why)
         return self._guess(self._mixes[near[0]])
 
     def _guess(self, known: Known) -> Capacity | None:
         """What full replicas would do, by how long a request takes and how that grows with those beside it."""
         if self._slots <= 0:
             return None
-        at_once = self._slots if self._beside is None else min(self._slots, self._beside)
+        at_once = self._at_most()
         took = _took(known.fit, at_once)
         if took <= 0:
             return None
         rate = at_once / took
         guessed = {name: rate * amount for name, amount in known.each.items()}
         per_s = {name: max(amount, known.most.get(name, 0.0)) for name, amount in guessed.items()}
-        why = f"a first guess: {at_once:.3g} at once, {took:.3g} s each{_of(known)}; no replica was full yet"
+        why = f"a first guess: {at_once:.3g} at once, {took:.3g} s each{_of(known.each)}; no replica was full yet"
         return Capacity(per_s=per_s, why=why, measured=False)
 
     # --- over a restart
 
     def state(self) -> CapacityState:
         """What `restored` takes."""
-        return CapacityState(mixes=list(self._mixes.items()))
+        return CapacityState(mixes=list(self._mixes.items()), cost=self._cost.state())
 
     @classmethod
     def restored(cls, state: CapacityState) -> CapacityProfile:
         """As it was; what is not sound is left out."""
         made = cls()
+        if state.cost is not None:
+            made._cost = RequestCost.restored(state.cost)
         for mix, known in state.mixes[-MOST_MIXES:]:
             numbers = [*known.full.values(), *known.most.values(), *known.each.values(), *known.fit]
             if len(known.fit) == 5 and all(math.isfinite(number) and number >= 0 for number in numbers):
@@ -300,7 +332,11 @@ def _took(fit: Sequence[float], beside: float) -> float:
     return min(took, y / weight * max(1.0, beside / usual)) if usual > 0 else took
 
 
-def _of(known: Known) -> str:
-    """The mix, in words."""
-    told = [f"{amount:,.0f} {name.replace('_', ' ')}" for name, amount in known.each.items() if name not in COARSE]
+def _times(periods: int) -> str:
+    return "once" if periods == 1 else f"{periods} times"
+
+
+def _of(each: Amounts) -> str:
+    """The mix, by the amounts of one request, in words."""
+    told = [f"{amount:,.0f} {name.replace('_', ' ')}" for name, amount in each.items() if name not in COARSE]
     return f", at about {' and '.join(told)} a request" if told else ""

@@ -6,9 +6,11 @@ seen to do of one mix tells what it can do of another by the ratio of what their
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +23,16 @@ TOGETHER: Final = 64
 
 PRIOR: Final = 3.0
 """What each measure's equal share counts for, in requests, against what is seen."""
+
+
+class CostState(msgspec.Struct, frozen=True, kw_only=True):
+    """What has been learned, for `RequestCost.restored`: sums of squares, of products with the time, and of amounts."""
+
+    names: list[str]
+    squares: list[list[float]]
+    took: list[float]
+    sums: list[float]
+    seconds: float
 
 
 class RequestCost:
@@ -79,6 +91,30 @@ class RequestCost:
         row = np.array([1.0, *(amounts.get(name, 0.0) for name in self._names)])
         cost = float(row @ self._weights)
         return cost if cost > 0 else None
+
+    def state(self) -> CostState:
+        """What `restored` takes."""
+        if self._new:
+            self._take_in()
+        return CostState(
+            names=list(self._names),
+            squares=self._squares.tolist(),
+            took=self._took.tolist(),
+            sums=self._sums.tolist(),
+            seconds=self._seconds,
+        )
+
+    @classmethod
+    def restored(cls, state: CostState) -> RequestCost:
+        """As it was; what is not sound is forgotten."""
+        made, size = cls(), len(state.names) + 1
+        sound = len(state.squares) == len(state.took) == len(state.sums) == size <= MOST_MEASURES + 1
+        numbers = [*state.took, *state.sums, state.seconds, *(each for row in state.squares for each in row)]
+        if sound and all(len(row) == size for row in state.squares) and all(0 <= each < math.inf for each in numbers):
+            made._names, made._seconds = list(state.names), state.seconds
+            made._squares, made._took = np.array(state.squares), np.array(state.took)
+            made._sums = np.array(state.sums)
+        return made
 
     def _fitted(self) -> NDArray[np.float64]:
         """In units of the mean of each measure; what would fall below 0 is left out, one after the other."""

@@ -17,6 +17,7 @@ from typing import Final
 from foreserve.clock import now as loop_now
 from foreserve.fleet.outside_tell import Teller, Untold, Wish
 from foreserve.fleet.replicas import Replicas
+from foreserve.fleet.seats import Seat
 from foreserve.scaling import ReplicaView
 
 log = logging.getLogger(__name__)
@@ -177,7 +178,7 @@ class Outside:
             current=self._ready(),
             why=self.why,
             used=tuple(url for url, seat in seats if seat.wanted or seat.alive is not None),
-            unused=tuple(url for url, seat in seats if not seat.wanted and seat.alive is None),
+            unused=tuple(url for url, seat in seats if not seat.wanted and seat.alive is None and self._had(url, seat)),
         )
         try:
             servers = await self._teller.tell(wish)
@@ -187,12 +188,19 @@ class Outside:
             log.warning("%s wants %d servers, and was not heard: %s", self.service, wanted, error)
             self._backoff_s = min(2.0 * self._backoff_s, REPEAT_S)
             return
+        for url, seat in seats:
+            # Somebody starts it now, whether or not it is ever ready: when it is of no use, that is to be told.
+            seat.had_server = seat.had_server or url in wish.used
         log.info("%s: told that %d servers are wanted, of which %d serve", self.service, wanted, wish.current)
         self._told, self.problem = wanted, ""
         self._not_before, self._backoff_s = loop_now() + REPEAT_S, FIRST_BACKOFF_S
         self._forget(wish.unused)
         if servers:
             await self._joins(servers)
+
+    def _had(self, url: str, seat: Seat) -> bool:
+        """Whether a server may be there that somebody has to stop."""
+        return seat.had_server or url not in self._places
 
     def _forget(self, urls: Iterable[str]) -> None:
         for url in [url for url in urls if url not in self._places]:

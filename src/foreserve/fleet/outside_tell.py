@@ -38,7 +38,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """How many servers a service wants. It tells how things should be, so it may be heard twice.
 
     `id` is the same when it is told again. `current` is how many serve now; `used` are the addresses that must stay,
-    `unused` those that hold nothing of ours and may be stopped.
+    `unused` those that held a server, hold nothing of ours and may be stopped.
     """
 
     id: str

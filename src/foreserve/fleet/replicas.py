@@ -325,6 +325,7 @@ class Replicas:
         took = replica.since - replica.launched_at
         log.info("replica %s is ready after %.1f s", replica.name, took)
         self._starts.append(took)
+        seat.filled()
         self._news.set()
         self._on_info(replica.info)
         self._dispatcher.attach(replica)

@@ -194,7 +194,8 @@ class Scaler:
             least=least,
             most=most,
             forecast=forecast,
-            capacity=self.capacity.at(recent if recent.get("requests") or forecast is None else forecast.expected),
+            # Of the mix that is foreseen: what came of late may be two requests, and those of any size.
+            capacity=self.capacity.at(forecast.expected if forecast and forecast.expected.get("requests") else recent),
             start_s=start_s,
             idle_s=now - self._busy_at,
         )

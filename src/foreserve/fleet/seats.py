@@ -39,6 +39,10 @@ class Seat:
         self.replica: Replica | None = None
         """The one that it has, or that it lost and is to be started again."""
         self.generation = 0
+        self.had_server = False
+        """Whether a replica was ever ready here, or a server was asked for."""
+        self.last_loss = ""
+        """Why the last one was lost, in words; empty since another was ready."""
         self._losses = 0
         self._not_before = 0.0
         self.timer: asyncio.TimerHandle | None = None
@@ -60,9 +64,15 @@ class Seat:
         """Its replica is gone and was not told to. Returns how long a successor has to wait, in seconds."""
         proven = replica.ready_at is not None and now - replica.ready_at >= PROVEN_S
         self._losses = 1 if proven else self._losses + 1
+        self.last_loss = replica.reason
         wait = backoff(self._losses, self.spec.most_backoff_s)
         self._not_before = now + wait
         return wait
+
+    def filled(self) -> None:
+        """Its replica is ready."""
+        self.had_server = True
+        self.last_loss = ""
 
     def wait_s(self, now: float) -> float:
         """How long it is until a replica may be started here; 0 at most times."""

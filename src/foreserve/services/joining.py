@@ -39,7 +39,10 @@ Address = IPv4Address | IPv6Address
 
 
 class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One server of a service. `running` is what we gave it, `others` what it has beside that (`None`: not known)."""
+    """One server of a service. `running` is what we gave it, `others` what it has beside that (`None`: not known).
+
+    `reason` says why it serves nothing: of one that is started anew, why the last start or server there was lost.
+    """
 
     url: str
     replica: str
@@ -65,7 +68,7 @@ def servers(service: Service) -> list[ServerStatus]:
                 url=url,
                 replica=replica.name,
                 state="leaving" if seat.closing else replica.state.value,
-                reason=replica.reason,
+                reason=replica.reason or seat.last_loss,
                 running=len(replica.held),
                 others=None if load is None else load.others,
                 waiting=None if load is None else load.waiting,

@@ -112,6 +112,7 @@ class Upstream:
                 "probe_limit_s": settings.probe_limit_s,
                 "probe_busy_s": settings.probe_busy_s,
                 "await_s": settings.start_limit_s if settings.scaled else 0.0,
+                "loading_s": settings.start_limit_s,
             },
             start_limit_s=settings.start_limit_s,
             liveness_s=settings.liveness_s,
