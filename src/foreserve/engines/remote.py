@@ -28,7 +28,6 @@ from foreserve.engines.forwarding import Body, Forward, Head
 from foreserve.engines.json_fields import asking_for_usage, edited
 from foreserve.engines.refusals import BACK_PRESSURE, refusal
 from foreserve.engines.remote_call import Call, Cancelled, Lost, Silent
-from foreserve.engines.remote_metrics import Page
 from foreserve.engines.remote_probe import Probe
 from foreserve.engines.remote_pulse import Pulse
 from foreserve.engines.remote_server import Loading, Locked, RemoteServer, Served, Unreachable, read_bounded
@@ -388,21 +387,12 @@ class RemoteEngine:
         """How many tokens its KV cache holds, where it tells."""
         if served.make == "llamacpp" and (tokens := await self._server.cache_tokens()) is not None:
             return tokens
-        page = await self._page()
+        page = await self._server.metrics_in_time()
         return None if page is None else page.kv_tokens
 
     async def _progress(self) -> float | None:
-        page = await self._page()
+        page = await self._server.metrics_in_time()
         return None if page is None else page.progress
-
-    async def _page(self) -> Page | None:
-        """Its metrics, where they come in time: a server at work on a long prompt may be late with them."""
-        try:
-            return await self._server.metrics()
-        except Unreachable as error:
-            if error.gone:
-                raise
-            return None
 
     async def _served(self) -> Served:
         """Raises Unreachable, and EngineStartError for what does not mend itself."""

@@ -90,6 +90,15 @@ class RemoteServer:
         self._metrics = page is not None or status >= 502
         return page
 
+    async def metrics_in_time(self) -> Page | None:
+        """As `metrics`; `None` also where they are late: llama.cpp tells none while it reads a prompt."""
+        try:
+            return await self.metrics()
+        except Unreachable as error:
+            if error.gone:
+                raise
+            return None
+
     async def cache_tokens(self) -> float | None:
         """How many tokens llama.cpp's KV cache holds: its slots times the context of each. Raises Unreachable."""
         status, body = await self._get("/props")
