@@ -70,7 +70,7 @@ class Drive:
             if (due := start + block[0].arrival) > loop.time():
                 await asyncio.sleep(due - loop.time())
             await self._submit_all(await self._foreseen(block), start)
-        while self._open or self._coming_again:
+        while self._open > 0 or self._coming_again:
             self._idle.clear()
             await self._idle.wait()
         for tell in self.over:
@@ -167,5 +167,5 @@ class Drive:
     def _ended(self, outcome: Outcome) -> None:
         self._oracle.forget(outcome.id)
         self._open -= 1
-        if not self._open:
+        if self._open <= 0:  # below, when an end was told twice, which the checks find
             self._idle.set()
