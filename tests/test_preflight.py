@@ -14,8 +14,10 @@ from foreserve import preflight
 from foreserve.app import App
 from foreserve.core import EngineSpec
 from foreserve.errors import ConfigError
+from foreserve.fleet.inline import InlineLauncher
 from foreserve.preflight import GIB, Finding, available_memory, check, folder, port
-from foreserve.settings import LLMSettings, QueueSettings, ServerSettings, ServiceSettings
+from foreserve.services.upstream import Upstream
+from foreserve.settings import LLMSettings, QueueSettings, ScalingSettings, ServerSettings, ServiceSettings
 
 
 class Plain:
@@ -255,25 +257,89 @@ def test_a_folder_without_the_right_to_write(tmp_path: Path) -> None:
     assert "cannot be written" in folder("f", tmp_path / "locked" / "b", "F").detail
 
 
+RANGE: Any = {"replicas": (1, 2)}
+
+
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("what", "words", "said"),
     [
-        ({"policy": "hrn"}, "service 'it': policy: no batch policy is called 'hrn'; did you mean 'hrrn'?"),
-        ({"policy": "fixed", "policy_options": {"size": 0}}, "service 'it': policy fixed: `size` is 0"),
-        ({"policy_options": {"aging": 1}}, "service 'it': policy_options.aging: unknown option for policy 'fcfs'"),
-        ({"placement": "nowhere"}, "service 'it': placement: no placement is called 'nowhere'"),
-        ({"queue": QueueSettings(admission="bound")}, "service 'it': queue.admission: no admission is called 'bound'"),
+        ("policy", {"policy": "hrn"}, "service 'it': policy: no batch policy is called 'hrn'; did you mean 'hrrn'?"),
+        ("policy", {"policy": "fixed", "policy_options": {"size": 0}}, "service 'it': policy fixed: `size` is 0"),
+        (
+            "policy",
+            {"policy_options": {"aging": 1}},
+            "service 'it': policy_options.aging: unknown option for policy 'fcfs'",
+        ),
+        ("placement", {"placement": "nowhere"}, "service 'it': placement: no placement is called 'nowhere'"),
+        (
+            "admission",
+            {"queue": QueueSettings(admission="bound")},
+            "service 'it': queue.admission: no admission is called 'bound'",
+        ),
+        (
+            "scaling",
+            {**RANGE, "scaling": ScalingSettings(policy="hybird")},
+            "service 'it': scaling.policy: no scaling policy is called 'hybird'; did you mean 'hybrid'?",
+        ),
+        (
+            "scaling",
+            {**RANGE, "scaling": ScalingSettings(policy_options={"targets": 1})},
+            "service 'it': scaling.policy_options.targets: unknown option for policy 'hybrid'; did you mean 'target'?",
+        ),
+        (
+            "forecaster",
+            {**RANGE, "scaling": ScalingSettings(forecaster="last")},
+            "service 'it': scaling.forecaster: no forecaster is called 'last'",
+        ),
     ],
 )
-def test_what_could_not_be_wired_is_found_in_the_words_of_serving(findings: Any, words: Any, said: str) -> None:
+def test_what_could_not_be_wired_is_found_in_the_words_of_serving(
+    findings: Any, what: str, words: Any, said: str
+) -> None:
     kind: Any = Plain(ServiceSettings(**words))
-    found = findings(kind)["it: policy"]
-    assert not found.ok
-    assert found.detail.startswith(said)
+    wrong = {name: finding for name, finding in findings(kind).items() if not finding.ok}
+    assert list(wrong) == [f"it: {what}"]
+    assert wrong[f"it: {what}"].detail.startswith(said)
     with pytest.raises(ConfigError) as caught:
-        App(it=kind, state={"history": False}).run()
-    assert str(caught.value) == found.detail
+        App(it=kind, state={"history": False}).run(InlineLauncher())
+    assert str(caught.value) == wrong[f"it: {what}"].detail
 
 
-def test_the_policy_is_told(findings: Any) -> None:
-    assert findings(Plain())["it: policy"] == Finding(ok=True, what="it: policy", detail="fcfs")
+def test_scaling_that_is_well_is_told(findings: Any) -> None:
+    made = findings(Plain(ServiceSettings(replicas=(0, 3), scaling=ScalingSettings(policy="reactive"))))
+    assert made["it: scaling"] == Finding(ok=True, what="it: scaling", detail="reactive, 0 to 3 replicas")
+
+
+def test_a_scaling_command_must_be_there(findings: Any, tmp_path: Path) -> None:
+    def found(*command: str) -> dict[str, Finding]:
+        scaling: Any = {"command": list(command)}
+        kind = Upstream(["http://127.0.0.1:9"], replicas=(1, 2), scaling=scaling)
+        return {name: each for name, each in findings(kind).items() if "scaling" in name}
+
+    plain = tmp_path / "scale-it.sh"
+    plain.write_text("#!/bin/sh\n")
+    for wrong in ("no-such-program-anywhere", str(tmp_path / "away"), str(plain)):
+        finding = found(wrong, "{wanted}")["it: scaling command"]
+        assert not finding.ok
+        assert f"{wrong!r} is no program that can be run" in finding.detail
+    plain.chmod(0o755)
+    assert [each.ok for each in found(str(tmp_path / "scale-{service}.sh")).values()] == [True]
+    assert [each.ok for each in found(sys.executable, "x.py").values()] == [True]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "machine", "said"),
+    [
+        (2, {"replicas": 1}, "machine.replicas is 1, and the services' least numbers come to 2 (it 2)"),
+        ((1, 2), {"memory_gb": 2}, "machine.memory_gb is 2, and the services' least numbers (it 1) take about 3"),
+        ((0, 2), {"memory_gb": 2}, "machine.memory_gb is 2: there is no room for one of it, which takes 3 GiB"),
+        ((0, 2), {"memory_gb": 4, "replicas": 1}, ""),
+    ],
+)
+def test_a_machine_without_room_is_found(findings: Any, replicas: Any, machine: Any, said: str) -> None:
+    made = findings(Plain(ServiceSettings(replicas=replicas), memory_bytes=lambda: 3 * GIB), machine=machine)
+    if not said:
+        assert "machine" not in made
+        return
+    assert not made["machine"].ok
+    assert made["machine"].detail.startswith(said)

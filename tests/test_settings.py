@@ -7,16 +7,17 @@ import msgspec
 import pytest
 
 from foreserve.errors import ConfigError
+from foreserve.parsing import parse
 from foreserve.settings import (
     Environment,
     FunctionSettings,
     LLMSettings,
     QueueSettings,
+    ScalingSettings,
     ServerSettings,
     Settings,
     StateSettings,
     UpstreamSettings,
-    parse,
 )
 
 WHERE = "app.yaml: services.chat"
@@ -56,6 +57,8 @@ def test_a_struct_that_is_already_made_passes() -> None:
         ({"model": "m", "replicas": True}, f"{WHERE}.replicas is True: expected int or [least, most], got bool"),
         ({"model": "m", "replicas": 1.5}, f"{WHERE}.replicas is 1.5: expected int or [least, most], got float"),
         ({"model": "m", "threads": "4"}, f"{WHERE}.threads is '4': expected int, got str"),
+        ({"model": "m", "replicas": [1]}, f"{WHERE}.replicas is [1]: expected int or [least, most]"),
+        ({"model": "m", "replicas": [1, 2, 3]}, f"{WHERE}.replicas is [1, 2, 3]: expected int or [least, most]"),
         ({"model": "m", "replicas": -1}, f"{WHERE}: `replicas` is -1; it must be at least 0"),
         (
             {"model": "m", "weights": "q80"},
@@ -178,3 +181,50 @@ def test_the_word_off_may_go_without_quotes_in_yaml(given: Any, read: str) -> No
 def test_a_yes_or_no_is_no_word_where_it_is_no_choice() -> None:
     assert words({"model": "m", "foresight": {"predictor": True}}).startswith(f"{WHERE}.foresight.predictor is True;")
     assert words({"model": "m", "weights": False}).startswith(f"{WHERE}.weights is False;")
+
+
+@pytest.mark.parametrize(
+    ("data", "into", "said"),
+    [
+        (
+            {"model": "m", "scaling": {"policy": "reactive"}},
+            LLMSettings,
+            "`scaling.policy` does nothing with a fixed number of replicas; "
+            "write `replicas: [least, most]`, as in [1, 4]",
+        ),
+        (
+            {"model": "m", "replicas": 6, "scaling": {"idle_s": 9, "drain_s": 1}},
+            LLMSettings,
+            "`scaling.idle_s`, `scaling.drain_s` do nothing with a fixed number of replicas; "
+            "write `replicas: [least, most]`, as in [1, 6]",
+        ),
+        (
+            {"model": "m", "replicas": [1, 2], "scaling": {"command": ["up"]}},
+            LLMSettings,
+            "`scaling.command` is told how many servers an `upstream` wants",
+        ),
+        (
+            {"model": "m", "scaling": {"webhook": "http://h"}},
+            LLMSettings,
+            "`scaling.webhook` is told how many servers an `upstream` wants",
+        ),
+        ({"urls": ["http://a"], "replicas": 3}, UpstreamSettings, "`replicas` is 3; `urls` tell how many there are"),
+        (
+            {"urls": ["http://a"], "scaling": {"command": ["up"]}},
+            UpstreamSettings,
+            "`scaling.command` does nothing with a fixed number of replicas",
+        ),
+    ],
+)
+def test_what_would_do_nothing_is_refused(data: Any, into: type, said: str):
+    assert words(data, into).startswith(f"{WHERE}: {said}")
+
+
+def test_scaling_that_names_no_program_or_a_key_for_nobody_is_refused():
+    assert "`command` names no program" in words({"command": [" "]}, ScalingSettings)
+    assert "no `webhook` to show" in words({"webhook_key_env": "KEY"}, ScalingSettings)
+
+
+def test_what_is_as_usual_may_be_written_with_a_fixed_number():
+    parse({"model": "m", "replicas": 2, "scaling": {"policy": "hybrid"}}, LLMSettings, WHERE)
+    parse({"urls": ["http://a"], "scaling": {"drain_s": 5}}, UpstreamSettings, WHERE)

@@ -35,6 +35,7 @@ from foreserve.fleet.replicas import Replicas
 from foreserve.fleet.scaler import Fleet
 from foreserve.fleet.sharing import Shares
 from foreserve.loads import LoadStore
+from foreserve.parsing import parse
 from foreserve.ports import Admission, BatchPolicy, Kind, Launcher, Placement
 from foreserve.rows import state_folder
 from foreserve.samples import Keep, SampleStore
@@ -52,7 +53,6 @@ from foreserve.settings import (
     Settings,
     StateSettings,
     UpstreamSettings,
-    parse,
 )
 from foreserve.state import History
 
@@ -147,7 +147,7 @@ class Running:
         self._expiring: asyncio.Task[None] | None = None
         self.services = {name: self._wire(name, kind) for name, kind in app.services.items()}
         if self._shares is not None:
-            self._shares.check(self._leasts())
+            self._shares.check(leasts(self.app.services))
 
     def _wire(self, name: str, kind: Served) -> Service:
         """Everything that one service consists of, and who tells whom."""
@@ -333,18 +333,9 @@ class Running:
             for name, kind in self.app.services.items():
                 if hasattr(kind, "memory_bytes"):
                     self._shares.memory_gb[name] = await offload(kind.memory_bytes) / 2**30
-            self._shares.check(self._leasts())
+            self._shares.check(leasts(self.app.services))
         for scaling in scaled.values():
             await scaling.prepare(self.loads)
-
-    def _leasts(self) -> dict[str, int]:
-        """Of each service that takes room on this machine; servers that run elsewhere take none."""
-        settings = {name: kind.settings for name, kind in self.app.services.items()}
-        return {
-            name: each.bounds[0]
-            for name, each in settings.items()
-            if each.bounds[1] and not isinstance(each, UpstreamSettings)
-        }
 
     async def _start_all(self) -> None:
         """Side by side. When one fails, or this is cancelled, nothing of it runs on."""
@@ -411,6 +402,16 @@ class Running:
     def _refuse_all(self) -> None:
         for service in self.services.values():
             service.dispatcher.give_up("the server is stopping")
+
+
+def leasts(services: Mapping[str, Served]) -> dict[str, int]:
+    """Of each service that takes room on this machine; servers that run elsewhere take none."""
+    settings = {name: kind.settings for name, kind in services.items()}
+    return {
+        name: each.bounds[0]
+        for name, each in settings.items()
+        if each.bounds[1] and not isinstance(each, UpstreamSettings)
+    }
 
 
 def _outside(

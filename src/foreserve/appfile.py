@@ -18,8 +18,9 @@ import msgspec
 from foreserve import registry
 from foreserve.app import App
 from foreserve.errors import ConfigError
+from foreserve.parsing import parse
 from foreserve.pyfile import load_file
-from foreserve.settings import AppSettings, MachineSettings, ServerSettings, StateSettings, parse
+from foreserve.settings import AppSettings, MachineSettings, ServerSettings, StateSettings
 from foreserve.yamlfile import Document
 
 _PATHS = ("model", "target", "python", "folder")

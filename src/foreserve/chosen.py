@@ -8,9 +8,10 @@ from typing import Any, get_type_hints
 
 from foreserve import registry
 from foreserve.errors import ConfigError
+from foreserve.parsing import parse
 from foreserve.ports import Admission, Ahead, BatchPolicy, Placement
 from foreserve.scaling import ScalingPolicy
-from foreserve.settings import QueueSettings, ScalingSettings, parse
+from foreserve.settings import QueueSettings, ScalingSettings
 
 
 def make_policy(service: str, name: str, options: Mapping[str, Any]) -> BatchPolicy:

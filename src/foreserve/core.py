@@ -189,8 +189,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     replica and `first` when its first chunk arrived; both are `None` where that never happened. `beside` are the ids it
     was started together with and `running` is how many its replica held already; `ahead` is how many waited when it
     came, `before` how many were started while it waited. `again` says in a word or two why the last of several attempts
-    was made: "replica lost", "replica left" (it was to end), "out of memory", "server full" or "broken off", then
-    ", resumed" where it went on after what had been delivered. Empty where there was one attempt.
+    was made: "replica lost", "replica left" (it was to end), "out of memory", "server full", "server loading" or
+    "broken off", then ", resumed" where it went on after what had been delivered. Empty where there was one attempt.
     """
 
     id: str

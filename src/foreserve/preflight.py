@@ -20,9 +20,11 @@ from typing import Any
 
 import msgspec
 
-from foreserve.app import App, policy_name
-from foreserve.chosen import make_admission, make_placement, make_policy, placement_name
+from foreserve.app import App, leasts, policy_name
+from foreserve.chosen import make_admission, make_placement, make_policy, make_scaling_policy, placement_name
 from foreserve.errors import ConfigError
+from foreserve.fleet.sharing import Shares
+from foreserve.foresight.workload import offered
 from foreserve.settings import Environment, ServerSettings
 from foreserve.state import history_file
 
@@ -66,7 +68,8 @@ def check(app: App) -> list[Finding]:
 
 def _service(name: str, kind: Any) -> Iterator[Finding]:
     """Its order, interpreter and packages, then what its kind knows."""
-    yield _order(name, kind)
+    yield from _order(name, kind)
+    yield from _scaling(name, kind)
     missing = _interpreter(kind.settings.python)
     if isinstance(missing, str):
         yield Finding(ok=False, what=f"{name}: interpreter", detail=missing)
@@ -84,16 +87,43 @@ def _service(name: str, kind: Any) -> Iterator[Finding]:
             yield msgspec.structs.replace(each, what=f"{name}: {each.what}")
 
 
-def _order(name: str, kind: Any) -> Finding:
+def _order(name: str, kind: Any) -> Iterator[Finding]:
     """Its policy, placement and admission, made as they are when it is served."""
     settings = kind.settings
     try:
         policy = make_policy(name, policy_name(kind), settings.policy_options)
-        make_placement(name, placement_name(kind))
-        make_admission(name, settings.queue, policy)
     except ConfigError as error:
-        return Finding(ok=False, what=f"{name}: policy", detail=str(error))
-    return Finding(ok=True, what=f"{name}: policy", detail=policy_name(kind))
+        yield Finding(ok=False, what=f"{name}: policy", detail=str(error))
+    else:
+        yield Finding(ok=True, what=f"{name}: policy", detail=policy_name(kind))
+        yield from _wrong(f"{name}: admission", lambda: make_admission(name, settings.queue, policy))
+    yield from _wrong(f"{name}: placement", lambda: make_placement(name, placement_name(kind)))
+
+
+def _scaling(name: str, kind: Any) -> Iterator[Finding]:
+    """What follows its load, where the number of its replicas does, made as it is when it is served."""
+    settings, scaling = kind.settings, kind.settings.scaling
+    wrong = [
+        *_wrong(f"{name}: scaling", lambda: make_scaling_policy(name, scaling)),
+        *_wrong(f"{name}: forecaster", lambda: offered(scaling.forecaster, f"service {name!r}: scaling.forecaster")),
+    ]
+    if scaling.command is not None:
+        program = scaling.command[0].replace("{service}", name)
+        if shutil.which(program) is None:
+            detail = f"scaling.command: {program!r} is no program that can be run; valid: a path, or a name on PATH"
+            wrong.append(Finding(ok=False, what=f"{name}: scaling command", detail=detail))
+    yield from wrong
+    least, most = settings.bounds
+    if not wrong and not isinstance(settings.replicas, int):
+        yield Finding(ok=True, what=f"{name}: scaling", detail=f"{scaling.policy}, {least} to {most} replicas")
+
+
+def _wrong(what: str, made: Callable[[], Any]) -> Iterator[Finding]:
+    """A finding where something cannot be made."""
+    try:
+        made()
+    except ConfigError as error:
+        yield Finding(ok=False, what=what, detail=str(error))
 
 
 # --- interpreters and packages
@@ -153,15 +183,20 @@ def _packages(name: str, kind: Any, missing: Missing) -> Iterator[Finding]:
 
 
 def _memory(app: App, said: set[str]) -> Iterator[Finding]:
-    """What the services say they need, together, against what is available. Problems in `said` are not repeated."""
-    needs: dict[str, int] = {}
+    """What the services say they need, against `machine` and what is available. Problems in `said` are not repeated."""
+    each: dict[str, int] = {}
     for name, kind in app.services.items():
         if hasattr(kind, "memory_bytes"):
             try:
-                needs[name] = int(kind.memory_bytes()) * kind.settings.bounds[1]
+                each[name] = int(kind.memory_bytes())
             except ConfigError as error:
                 if str(error) not in said:
                     yield Finding(ok=False, what=f"{name}: memory", detail=str(error))
+    machine = app.settings.machine
+    shares = Shares(machine.replicas, machine.memory_gb)
+    shares.memory_gb.update({name: need / GIB for name, need in each.items()})
+    yield from _wrong("machine", lambda: shares.check(leasts(app.services)))
+    needs = {name: need * app.services[name].settings.bounds[1] for name, need in each.items()}
     if not needs:
         return
     free = available_memory()

@@ -34,7 +34,8 @@ class LoadForecast(msgspec.Struct, frozen=True, kw_only=True):
     """What is foreseen to come in the `window_s` seconds from `at` on.
 
     With a chance of `level` each amount is at most what `high` says, and with the same at least what `low` says.
-    `model` is the forecaster that said so, `why` tells in words why it was asked.
+    `model` is the forecaster that said so, `why` tells in words why it was asked. `error` is how far off it was on
+    the number of requests in the last `judged_s` seconds, as a share (`None`: there was too little to judge it by).
     """
 
     at: float
@@ -45,6 +46,8 @@ class LoadForecast(msgspec.Struct, frozen=True, kw_only=True):
     level: float
     model: str
     why: str = ""
+    error: float | None = None
+    judged_s: float = 0.0
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,26 +1,19 @@
 """Typed settings: one place for every word an app file may use, the same in Python and in YAML.
 
-`parse` turns plain values into one of the structs below. What does not fit is a ConfigError that names the place
-(`app.yaml: services.chat.queue.max_request`), what is wrong and the valid choices. Environment variables are read in
-`Environment` and nowhere else.
+`parsing.parse` turns plain values into one of the structs below. What does not fit is a ConfigError that names the
+place (`app.yaml: services.chat.queue.max_request`), what is wrong and the valid choices. Environment variables are read
+in `Environment` and nowhere else.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Final, Literal
 
 import msgspec
-
-from foreserve.errors import ConfigError
-from foreserve.registry import choices
-
-T = TypeVar("T")
 
 
 def _at_least(name: str, value: float, least: float) -> None:
@@ -90,8 +83,10 @@ class ScalingSettings(Settings, frozen=True, kw_only=True):
             _above(name, getattr(self, name), 0)
         if not 0.5 <= self.level < 1.0:
             raise ValueError(f"`level` is {self.level}; it must be at least 0.5 and below 1")
-        if self.command is not None and not self.command:
+        if self.command is not None and (not self.command or not self.command[0].strip()):
             raise ValueError("`command` names no program")
+        if self.webhook_key_env is not None and self.webhook is None:
+            raise ValueError("`webhook_key_env` is set, and no `webhook` to show that key to")
         if self.webhook is not None and not self.webhook.startswith(("http://", "https://")):
             raise ValueError(f"`webhook` is {self.webhook!r}; it must be an http:// or https:// address")
 
@@ -132,6 +127,26 @@ class ServiceSettings(Settings, frozen=True, kw_only=True):
             _above(name, getattr(self, name), 0)
         if self.deadline_s is not None:
             _above("deadline_s", self.deadline_s, 0)
+        self._check_scaling()
+
+    def _check_scaling(self) -> None:
+        """Whether all that is set of `scaling` does something. Raises ValueError."""
+        upstream, usual = isinstance(self, UpstreamSettings), ScalingSettings()
+        changed = [name for name in usual.__struct_fields__ if getattr(self.scaling, name) != getattr(usual, name)]
+        for name in ("command", "webhook"):
+            if name in changed and not upstream:
+                raise ValueError(
+                    f"`scaling.{name}` is told how many servers an `upstream` wants; Foreserve starts the replicas of "
+                    "all other kinds by itself"
+                )
+        # Servers may leave by the admin's word too, however many there are.
+        idle = [f"`scaling.{name}`" for name in changed if not (upstream and name == "drain_s")]
+        if idle and isinstance(self.replicas, int):
+            verb = "does" if len(idle) == 1 else "do"
+            raise ValueError(
+                f"{', '.join(idle)} {verb} nothing with a fixed number of replicas; "
+                f"write `replicas: [least, most]`, as in [{min(self.replicas, 1)}, {max(self.replicas, 4)}]"
+            )
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -238,6 +253,11 @@ class UpstreamSettings(ServiceSettings, frozen=True, kw_only=True):
         super().__post_init__()
         for name in ("probe_every_s", "probe_limit_s", "probe_busy_s"):
             _above(name, getattr(self, name), 0)
+        if isinstance(self.replicas, int) and self.replicas != 1:
+            raise ValueError(
+                f"`replicas` is {self.replicas}; `urls` tell how many there are, or a range: "
+                "`replicas: [least, most]` with `scaling.command` or `.webhook`"
+            )
         if self.scaled and self.scaling.command is None and self.scaling.webhook is None:
             raise ValueError("`replicas` is a range, and nobody starts servers: set `scaling.command` or `.webhook`")
         if not self.urls and not (self.scaled and self.bounds[0]):
@@ -387,107 +407,3 @@ class Environment(Settings, frozen=True, kw_only=True):
             state=Path(os.environ.get("FORESERVE_STATE", home / ".local" / "state" / "foreserve")),
             log_level=os.environ.get("FORESERVE_LOG", "INFO").upper(),
         )
-
-
-def parse(data: Any, into: type[T], where: str) -> T:
-    """`data` (plain mappings, lists, values) as `into`. Raises ConfigError that names the place and the valid choices.
-
-    `where` is how the place of `data` is called, such as `app.yaml: services.chat`; keys below it are appended.
-    """
-    data = _words(data, into)
-    _check(data, into, where)
-    try:
-        return msgspec.convert(data, into, strict=True)
-    except msgspec.ValidationError as error:  # what a struct says of itself, with the place as `$.queue`
-        message, _, path = str(error).partition(" - at `$")
-        raise ConfigError(f"{where}{path.rstrip('`')}: {_lower(message)}") from None
-
-
-def _words(value: Any, kind: Any) -> Any:
-    """`value` with `on` and `off` as words where those are choices: YAML reads them as yes and no unless quoted."""
-    kinds = [part for part in _parts(kind) if part is not NoneType]
-    if isinstance(value, bool):
-        word = "on" if value else "off"
-        valid = [choice for part in kinds if get_origin(part) is Literal for choice in get_args(part)]
-        return word if word in valid and value not in valid and bool not in kinds else value
-    for part in kinds:
-        inner = get_args(part)
-        if isinstance(value, Mapping) and isinstance(part, type) and issubclass(part, msgspec.Struct):
-            types = {field.encode_name: field.type for field in msgspec.structs.fields(part)}
-            return {key: _words(item, types[key]) if key in types else item for key, item in value.items()}
-        if isinstance(value, Mapping) and get_origin(part) is dict:
-            return {key: _words(item, inner[1]) for key, item in value.items()}
-        if isinstance(value, (list, tuple)) and get_origin(part) is list:
-            return [_words(item, inner[0]) for item in value]
-    return value
-
-
-def _check(value: Any, kind: Any, where: str) -> None:
-    """Keys, choices and types that do not fit: msgspec would find them too, but without the valid ones."""
-    kinds = [part for part in _parts(kind) if part is not NoneType]
-    if (value is None and len(kinds) < len(_parts(kind))) or Any in kinds:
-        return
-    struct = next((part for part in kinds if isinstance(part, type) and issubclass(part, msgspec.Struct)), None)
-    if struct is not None and (isinstance(value, Mapping) or len(kinds) == 1):
-        _check_struct(value, struct, where)
-        return
-    for part in kinds:
-        inner = get_args(part)
-        if get_origin(part) is list and isinstance(value, (list, tuple)):
-            for index, item in enumerate(value):
-                _check(item, inner[0], f"{where}[{index}]")
-            return
-        if get_origin(part) is dict and isinstance(value, Mapping):
-            for key, item in value.items():
-                _check_key(key, where)
-                _check(item, inner[1], f"{where}.{key}")
-            return
-    if all(get_origin(part) is Literal for part in kinds):
-        valid = [choice for part in kinds for choice in get_args(part)]
-        if value not in valid:
-            raise ConfigError(f"{where} is {_short(value)}{choices(str(value), map(str, valid))}")
-        return
-    try:
-        msgspec.convert(value, kind, strict=True)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{where} is {_short(value)}: {_lower(str(error).partition(' - at ')[0])}") from None
-
-
-def _check_struct(value: Any, struct: type[msgspec.Struct], where: str) -> None:
-    fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
-    if isinstance(value, struct):
-        return
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} is {_short(value)}: expected keys and values; valid: {', '.join(fields)}")
-    for key, item in value.items():
-        _check_key(key, where)
-        if key not in fields:
-            raise ConfigError(f"{where}.{key}: unknown key {key!r}{choices(key, fields)}")
-        _check(item, fields[key].type, f"{where}.{key}")
-    for name, field in fields.items():
-        if field.required and name not in value:
-            raise ConfigError(f"{where}: missing key {name!r}; {struct.__name__} needs it")
-
-
-def _check_key(key: Any, where: str) -> None:
-    if not isinstance(key, str):
-        raise ConfigError(f'{where}: the key {key!r} is not text; write "{key}"')
-
-
-def _parts(kind: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself."""
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-
-
-def _lower(message: str) -> str:
-    if not message.startswith("Expected "):
-        return message
-    message = message.replace("`", "").replace(" | null", "").replace("got null", "got nothing")
-    message = message.replace("int | array", "int or [least, most]")
-    return "e" + message.replace("Expected object", "Expected keys and values")[1:]
-
-
-def _short(value: Any) -> str:
-    """A value as an error shows it: never a page of it."""
-    text = "empty" if value is None else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

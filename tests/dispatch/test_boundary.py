@@ -178,6 +178,7 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
     LoadForecast: {
         "at": "a time to come", "window_s": "a setting", "expected": "predicted of windows that are over",
         "low": "the same", "high": "the same", "level": "a setting", "model": "a name", "why": "words",
+        "error": "of windows that are over", "judged_s": "their length",
     },
     Capacity: {
         "per_s": "of requests that have ended", "why": "words", "measured": "whether it was while replicas were full",

@@ -244,6 +244,7 @@ def test_running_out_of_memory_together_is_tried_more_often_than_a_loss_but_not_
     [
         ({"retry": "memory"}, "out of memory"),
         ({"retry": True, "status": 429}, "server full"),
+        ({"retry": "loading", "status": 503}, "server loading"),
         ({"retry": True}, "broken off"),
     ],
 )

@@ -31,7 +31,7 @@ def delta(**fields: object) -> dict[str, object]:
 class ScriptedServer:
     """Answers every POST by `script`, and requests for one token by `probed`; keeps what it was sent.
 
-    While it `hangs` it answers neither, though its health is well.
+    While it `hangs` it answers neither, and while it is `loading` both with 503, though its health is well.
     """
 
     def __init__(self, models: tuple[str, ...] = ("m",), make: str = "vllm") -> None:
@@ -40,6 +40,7 @@ class ScriptedServer:
         self.script: Script = self.answer
         self.probed: Script = self.answer
         self.hangs = False
+        self.loading = False
         self.seen: list[tuple[web.Request, bytes]] = []
         self.probes: list[dict[str, object]] = []
         self.metrics: str | None = None
@@ -99,7 +100,9 @@ class ScriptedServer:
             self.busy.set()
         self.running += 1
         try:
-            return await (hang if self.hangs else self.probed if probe else self.script)(request)
+            return await (hang if self.hangs else load if self.loading else self.probed if probe else self.script)(
+                request
+            )
         except asyncio.CancelledError:
             self.left.set()
             raise
@@ -139,6 +142,10 @@ async def hang_up(request: web.Request) -> web.StreamResponse:
 async def hang(request: web.Request) -> web.StreamResponse:
     await asyncio.sleep(60)
     return web.Response()
+
+
+async def load(request: web.Request) -> web.StreamResponse:
+    return web.json_response({"error": {"message": "Loading model", "code": 503}}, status=503)
 
 
 @asynccontextmanager

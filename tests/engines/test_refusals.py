@@ -19,6 +19,21 @@ async def test_whose_fault_it_is(status: int, reason: str) -> None:
     assert (finish.detail["content_type"], finish.detail["body"]) == ("text/plain", b"no")
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"error": {"message": "Loading model"}}', ', and says "Loading model"'),
+        (b'{"error": "full"}', ', and says "full"'),
+        (b'{"error": {"message": 3}}', ""),
+        (b'{"error": [1]}', ""),
+        (b"[]", ""),
+        (b"\xff", ""),
+    ],
+)
+def test_the_servers_words_are_quoted_as_its_own(body: bytes, words: str) -> None:
+    assert refusal("http://h", 503, {}, body).error == f"the upstream server http://h answered 503{words}"
+
+
 async def test_retry_after_in_seconds_as_a_date_and_as_nonsense() -> None:
     assert retry_after("1.5") == 1.5
     assert retry_after("-3") == 0.0

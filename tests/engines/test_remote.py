@@ -228,6 +228,27 @@ async def test_back_pressure_holds_the_place_and_may_be_tried_once_more(status: 
         assert "retry" not in once.detail
 
 
+async def test_503_of_a_server_that_has_answered_nothing_since_it_came_up_may_be_tried_again_and_again() -> None:
+    async def refused(attempt: int, **words: Any) -> Any:
+        finish = [chunk async for chunk in made.run(work(attempt=attempt, **words))][-1].finish
+        assert finish is not None
+        assert finish.error == f'the upstream server {server.url} answered 503, and says "Loading model"'
+        return finish.detail.get("retry")
+
+    async with scripted() as server, engine(server, loading_s=60.0) as made:
+        server.loading = True
+        assert [await refused(attempt) for attempt in (0, 1, 5)] == ["loading"] * 3
+        assert await refused(0, idempotent=False) is None
+        server.loading = False
+        assert (await run(made, work()))[2].reason == "stop"
+        server.loading = True
+        assert [await refused(attempt) for attempt in (0, 1)] == [True, None], "it is full"
+    async with scripted() as server, engine(server, loading_s=0.3) as made:
+        server.loading = True
+        await asyncio.sleep(0.4)
+        assert await refused(1) is None, "too long ago"
+
+
 async def test_cancel_closes_the_connection_before_and_within_an_answer() -> None:
     async with scripted() as server, engine(server) as made:
         for script in (hang, streaming(event(delta(content="a")), then=hang)):

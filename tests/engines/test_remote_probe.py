@@ -123,6 +123,29 @@ async def test_one_that_hangs_at_the_start_does_not_become_ready() -> None:
             await RemoteEngine(server.url, **QUICK).start()  # type: ignore[arg-type]
 
 
+async def test_one_that_loads_is_not_ready_and_is_waited_for_and_429_is_ready() -> None:
+    async def full(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=429)
+
+    async with scripted() as server:
+        server.loading = True
+        with pytest.raises(EngineStartError, match=r"/v1/completions answers 503: it is not ready yet"):
+            await RemoteEngine(server.url, **QUICK).start()  # type: ignore[arg-type]
+        made = RemoteEngine(server.url, **QUICK, loading_s=20.0)  # type: ignore[arg-type]
+        start = asyncio.create_task(made.start())
+        await asyncio.sleep(1.3)
+        assert not start.done()
+        server.loading = False
+        await asyncio.wait_for(start, 5)
+        server.loading = True
+        await asyncio.sleep(0.8)
+        assert not made._watch._failed.done(), "later 503 says that it is full"
+        await made.close()
+        server.loading, server.probed = False, full
+        async with engine(server, **QUICK):
+            pass
+
+
 async def test_a_busy_one_becomes_ready_by_its_counters() -> None:
     async def read(request: web.Request) -> web.Response:
         counters(server, len(readings))

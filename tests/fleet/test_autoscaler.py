@@ -181,6 +181,32 @@ def test_what_finds_a_free_slot_at_once_adds_none():
     assert play(Hybrid(), stand, range(0, 100, 2)) == []
 
 
+@pytest.mark.parametrize("told", [None, 0.5], ids=["no wait is foreseen", "too short a wait is foreseen"])
+def test_while_nobody_knows_what_one_can_do_requests_are_gone_by(told: float | None):
+    """A queue that builds up before a request has ended is not waited out."""
+    full = [replica(0, running=8)]
+    queue = Waiting(count=9, seconds=4.0, oldest_s=1.0, predicted_wait_s=told)
+    stand = foreseen(50.0, full, capacity=None, waiting=queue)
+    policy = Hybrid()
+    scale = policy.decide(stand, 0.0)
+    assert scale.wanted == 2, "three would have slots for all; no more than twice as many while nothing is known"
+    assert scale.why.startswith("8 run and 9 wait")
+    assert "on 8 slots: added by requests alone" in scale.why
+    assert "not known yet" in scale.why
+    assert "held" not in scale.why
+    assert policy.decide(after(stand, 2), 2.0).wanted == 2, "until it is ready"
+    more = [replica(0, running=8), replica(1, running=8)]
+    again = foreseen(50.0, more, capacity=None, waiting=Waiting(count=20, oldest_s=9.0, predicted_wait_s=told))
+    assert policy.decide(again, 60.0).wanted == 4
+
+
+@pytest.mark.parametrize(("oldest_s", "wanted"), [(1.0, 1), (2.5, 2)])
+def test_a_short_queue_adds_one_only_when_it_lasts(oldest_s: float, wanted: int):
+    queue = Waiting(count=3, seconds=1.0, oldest_s=oldest_s, predicted_wait_s=0.5)
+    stand = view([replica(0, running=8)], capacity=None, recent={}, waiting=queue)
+    assert play(Hybrid(), stand, range(0, 20, 2)) == ([] if wanted == 1 else [(0, wanted)])
+
+
 def test_more_than_was_foreseen_adds_before_a_queue_has_built_up():
     stand = foreseen(5.0, 2, recent={"tokens": 30.0})
     scale = Hybrid().decide(stand, 0.0)
@@ -286,6 +312,11 @@ def test_policies_do_not_change_what_they_see(make: Callable[[], ScalingPolicy])
 def test_options_that_make_no_sense_are_refused(make: Callable[..., ScalingPolicy], options: dict[str, Any]):
     with pytest.raises(ConfigError, match=f"scaling.policy_options: {next(iter(options))} is"):
         make(**options)
+
+
+def test_reactive_goes_by_one_target():
+    with pytest.raises(ConfigError, match=r"`target` .* and `target_ongoing` .* are both set"):
+        Reactive(target=0.5, target_ongoing=3.0)
 
 
 def test_they_are_registered():

@@ -41,6 +41,20 @@ def test_the_last_goes_when_nothing_has_come_for_long_enough():
     assert (gone.wanted, gone.why) == (0, "nothing has come for 300 s")
 
 
+@pytest.mark.parametrize(
+    "told",
+    [{"error": None}, {"error": 6.2}, {"judged_s": 120.0}],
+    ids=["never tried", "far off of late", "tried for two minutes"],
+)
+def test_a_forecast_that_has_not_been_right_wakes_nobody_and_keeps_nobody(told: dict[str, Any]):
+    after_a_burst = forecast({"requests": 300.0}, **told)
+    asleep = zero(wanted=3, replicas=0, forecast=after_a_burst)
+    assert (asleep.wanted, asleep.why) == (0, "at zero; nothing waits and none is due")
+    assert zero(wanted=3, idle_s=300.0, forecast=after_a_burst).wanted == 0
+    assert zero(wanted=3, replicas=0, forecast=after_a_burst, waiting=Waiting(count=1)).wanted == 3
+    assert zero(wanted=3, replicas=0, forecast=forecast({"requests": 300.0})).wanted == 3, "one that was right does"
+
+
 def test_the_last_is_kept_whatever_the_policy_wants_until_then():
     kept = zero(wanted=0, idle_s=10.0)
     assert kept.wanted == 1

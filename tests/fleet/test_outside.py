@@ -267,6 +267,16 @@ async def test_from_none_the_first_request_waits_for_a_server() -> None:
         assert [wish.unused for wish in cloud.wishes[1:]] == [(cloud.servers[0].url,), ()]
 
 
+async def test_from_none_what_waits_is_not_sent_to_a_server_that_still_loads() -> None:
+    async with fleet(up=0, bounds=(0, 2)) as (cloud, _, running):
+        cloud.servers[0].loading = True
+        asked = [asyncio.create_task(ask(running, f"r{n}")) for n in range(5)]
+        await until(lambda: len(cloud.servers[0].probes) >= 2)
+        assert not cloud.servers[0].seen
+        cloud.servers[0].loading = False
+        assert {(outcome.kind, outcome.attempt) for outcome in await asyncio.gather(*asked)} == {(OutcomeKind.DONE, 0)}
+
+
 async def test_a_server_that_was_asked_for_and_never_came_is_told_as_unused() -> None:
     async with fleet(up=0, bounds=(0, 2)) as (cloud, outside, _):
         cloud.acts = False

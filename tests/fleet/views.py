@@ -40,7 +40,10 @@ def replica(
 
 def forecast(high: dict[str, float], expected: dict[str, float] | None = None, **words: Any) -> LoadForecast:
     """Of the window of 60 s that begins in 40 s."""
-    told: dict[str, Any] = {"at": 1040.0, "window_s": 60.0, "level": 0.8, "model": "gradient_boosting"}
+    told: dict[str, Any] = {
+        "at": 1040.0, "window_s": 60.0, "level": 0.8, "model": "gradient_boosting",
+        "error": 0.1, "judged_s": 86_400.0,
+    }  # fmt: skip
     expected = high if expected is None else expected
     return LoadForecast(**{**told, "expected": expected, "low": dict.fromkeys(high, 0.0), "high": high, **words})
 

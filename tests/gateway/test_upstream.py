@@ -226,14 +226,14 @@ async def test_a_server_is_read_no_faster_than_its_client() -> None:
 async def test_a_slow_client_gets_all_of_a_large_answer(kind: str, part: bytes) -> None:
     given = [0]
     size = 300 * len(part)
-    async with front(stall_s=0.5) as f:
+    async with front(stall_s=2.0) as f:
         f.server.script = pouring(size, given, kind, part)
         async with f.client.post(f.url + CHAT, json={"model": "m"}) as answer:
             digest, got = hashlib.sha256(), 0
             while data := await answer.content.read(2**18):
                 digest.update(data)
                 got += len(data)
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.06)  # longer than a stall in all, far shorter each
         assert got == size
         assert digest.digest() == hashlib.sha256(part * 300).digest()
         async with asyncio.timeout(5):

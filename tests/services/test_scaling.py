@@ -27,6 +27,8 @@ from tests.fleet.test_capacity import serve
 def llm(**words: Any) -> LLM:
     engine = {"output_tokens": [40, 60], "decode_s": 0.02, "start_s": 3.0, **words.pop("engine", {})}
     scaling = {"every_s": 1.0, "window_s": 10.0, "idle_s": 20.0, "forecaster": "last_value", **words.pop("scaling", {})}
+    if isinstance(words.get("replicas"), int):
+        scaling = {}
     words = {"replicas": (0, 3), "launcher": "inline", "max_running": 4, "engine_options": engine, **words}
     return LLM("simulated", scaling=scaling, **words)
 

@@ -170,6 +170,44 @@ async def test_a_lost_server_costs_nothing_that_had_not_begun_and_comes_back() -
         running.ledger.check()
 
 
+async def test_what_a_restarted_server_refuses_while_it_loads_waits_for_it() -> None:
+    # Nothing probes it, so it is given requests as soon as its health is well.
+    async with scripted() as one, served(one.url, probe=False) as running:
+        service = running.services["m"]
+        one.loading = True
+        stream = service.submit(ask("r1"))
+        await until(lambda: len(one.seen) >= 3)
+        one.loading = False
+        outcome = await stream.settled()
+        assert (outcome.kind, outcome.again) == (OutcomeKind.DONE, "server loading")
+        assert outcome.attempt >= 3
+
+
+async def test_a_server_that_never_ends_loading_is_not_tried_for_ever() -> None:
+    async with scripted() as one, served(one.url, probe=False, queue={"max_wait_s": 1.5}) as running:
+        one.loading = True
+        stream = running.services["m"].submit(ask("r1"))
+        outcome = await asyncio.wait_for(stream.settled(), 10)
+        assert (outcome.kind, outcome.code) == (OutcomeKind.FAILED, "upstream_refused")
+        assert f'the upstream server {one.url} answered 503, and says "Loading model"' in outcome.reason
+        assert 3 <= len(one.seen) <= 6
+
+
+async def test_a_rolling_restart_into_servers_that_load_loses_nothing() -> None:
+    async with scripted() as one, scripted() as two, served(one.url, two.url) as running:
+        service = running.services["m"]
+        for n, server in enumerate((one, two)):
+            await server.stop()
+            server.loading = True
+            await asyncio.sleep(1.2)  # so that it is missed once, which does not make it gone
+            await server.start()
+            asked = [service.submit(ask(f"r{n}.{k}")) for k in range(6)]
+            await asyncio.sleep(1.5)
+            server.loading = False
+            assert {(await stream.settled()).kind for stream in asked} == {OutcomeKind.DONE}
+            await until(lambda: len(service.replicas.ready) == 2)
+
+
 async def test_an_answer_that_had_begun_is_not_run_again() -> None:
     async with scripted() as one, scripted() as two, served(one.url, two.url) as running:
         one.script = two.script = streaming(event(delta(content="a")), pause_s=0.05, then=hang_up)

@@ -9,6 +9,7 @@ from foreserve.app import App
 from foreserve.errors import ConfigError
 from foreserve.services.llm import LLM
 from foreserve.services.upstream import Upstream
+from foreserve.settings import ScalingSettings
 from foreserve.simulation.variants import assignments, changed, check_policies, compared, differences
 
 
@@ -106,3 +107,29 @@ def test_only_what_differs_is_told():
     two = {"chat": {"replicas": 2, "queue": {"max": 2}, "options": {"a": 1}}}
     assert differences([one, two]) == {"chat.replicas": [1, 2], "chat.options": [{}, None], "chat.options.a": [None, 1]}
     assert differences([one, one]) == {}
+
+
+def test_with_a_fixed_number_nothing_scales_and_options_go_with_their_policy():
+    scaling: Any = {"window_s": 20.0, "policy": "hybrid", "policy_options": {"wait_s": 1.0}}
+    first = App(chat=LLM("simulated", replicas=(1, 4), scaling=scaling), machine={"replicas": 5})
+    fixed = settings(changed(first, {"chat.replicas": 2}, ""), "chat")
+    assert (fixed.replicas, fixed.scaling) == (2, ScalingSettings())
+    other = settings(changed(first, {"chat.scaling.policy": "reactive"}, ""), "chat").scaling
+    assert (other.policy, other.policy_options, other.window_s) == ("reactive", {}, 20.0)
+    same = settings(changed(first, {"chat.scaling.policy": "hybrid"}, ""), "chat").scaling
+    assert same.policy_options == {"wait_s": 1.0}
+    with pytest.raises(ConfigError, match=r"`scaling.policy` does nothing with a fixed number"):
+        changed(first, {"chat": {"replicas": 2, "scaling": {"policy": "reactive"}}}, "")
+
+
+def test_the_machine_stays_and_can_be_changed():
+    first = App(chat=LLM("simulated", replicas=(1, 4)), machine={"replicas": 5})
+    assert changed(first, {"chat.max_running": 2}, "").settings.machine.replicas == 5
+    assert changed(first, {"machine.replicas": 3}, "").settings.machine.replicas == 3
+
+
+@pytest.mark.parametrize(("key", "value"), [("policy", "hybird"), ("forecaster", "lst_value")])
+def test_scaling_that_cannot_be_made_is_told_before_anything_runs(key: str, value: str):
+    told = changed(App(chat=LLM("simulated", replicas=(1, 4))), {f"chat.scaling.{key}": value}, "")
+    with pytest.raises(ConfigError, match=rf"service 'chat': scaling\.{key}: .* is called '{value}'"):
+        check_policies(told.services)

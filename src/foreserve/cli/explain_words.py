@@ -23,6 +23,7 @@ _AGAIN = {
     "replica left": "its replica was to end before",
     "out of memory": "its batch had run out of memory before",
     "server full": "the server had no room for it before",
+    "server loading": "the server was not ready before",
     "broken off": "the server broke off before it had answered",
 }
 """By `Outcome.again`."""

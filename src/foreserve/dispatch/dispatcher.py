@@ -147,7 +147,7 @@ class Dispatcher:
     def _finish(self, flight: Flight, finish: Finish, now: float) -> None:
         """The engine is done with a request, one way or the other."""
         retry = finish.detail.get("retry") if isinstance(finish.detail, dict) else None
-        if retry and self._again(flight, now, why_again(finish)):
+        if retry and self._in_time(flight, now, why_again(finish)) and self._again(flight, now, why_again(finish)):
             return
         self._end(flight, ended(flight, finish, now))
 
@@ -240,6 +240,14 @@ class Dispatcher:
         del self._running[flight.work.id]
         self._wait(flight, now)
         return True
+
+    def _in_time(self, flight: Flight, now: float, why: Again) -> bool:
+        """Servers that load are tried for as long as one may wait, however often; the rest is bounded by its number."""
+        if why != "server loading":
+            return True
+        if flight.refused_since is None:
+            flight.refused_since = now
+        return now - flight.refused_since < self._queue.most_wait_s
 
     def _overdue(self, flight: Flight) -> None:
         now = self._loop.time()

@@ -23,7 +23,7 @@ each time, so that from a batch of 512 the tenth attempt is alone."""
 MOST_MOVES = 3
 """A request is moved away from a replica that is to end at most so often, then that waits for it."""
 
-Again = Literal["replica lost", "replica left", "out of memory", "server full", "broken off"]
+Again = Literal["replica lost", "replica left", "out of memory", "server full", "server loading", "broken off"]
 """Why a request runs once more; see `Outcome.again`."""
 
 
@@ -56,6 +56,8 @@ class Flight:
         self.resumed = False
         """Whether the present attempt goes on where another was lost."""
         self.why_again = ""
+        self.refused_since: float | None = None
+        """When a server that was loading first refused it."""
         self._losses = 0
         self._crowded = 0
         self._moves = 0
@@ -105,9 +107,11 @@ class Flight:
 
         False, and nothing has happened, when it may not run again or cannot go on.
         """
-        memory, moved = why == "out of memory", why == "replica left"
+        memory, moved, loading = why == "out of memory", why == "replica left", why == "server loading"
         if moved:
             enough = self._moves >= MOST_MOVES
+        elif loading:
+            enough = False  # whoever asks bounds it by time
         else:
             enough = self._crowded + 1 >= MOST_MEMORY_ATTEMPTS if memory else self.tried_enough
         if not self.work.idempotent or enough:
@@ -120,7 +124,7 @@ class Flight:
         else:
             return False
         self._moves, self._crowded = self._moves + moved, self._crowded + memory
-        self._losses += not (memory or moved)
+        self._losses += not (memory or moved or loading)
         self.work = msgspec.structs.replace(work, attempt=self.work.attempt + 1, crowded=self._crowded)
         self.why_again = f"{why}, resumed" if self.first is not None else why
         self.replica = None
@@ -169,6 +173,8 @@ def why_again(finish: Finish) -> Again:
     """Why an engine wants a request to be tried once more."""
     if finish.detail["retry"] == "memory":
         return "out of memory"
+    if finish.detail["retry"] == "loading":
+        return "server loading"
     return "server full" if "status" in finish.detail else "broken off"
 
 

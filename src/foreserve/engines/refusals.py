@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
+import msgspec
+
 from foreserve.clock import wall
 from foreserve.core import Finish
 
 BACK_PRESSURE = (429, 503)
 """Statuses that say `not now` rather than `not this`: the same request may be served later or elsewhere."""
 
+_MOST_WORDS = 200
 _LONGEST_RETRY_S = 3600.0
 
 
@@ -22,7 +25,7 @@ def refusal(url: str, status: int, headers: Mapping[str, str], body: bytes) -> F
     """
     return Finish(
         reason="rejected" if status < 500 or status in BACK_PRESSURE else "error",
-        error=f"the server {url} answered {status}",
+        error=f"the upstream server {url} answered {status}{_said(body)}",
         detail={
             "status": status,
             "body": body,
@@ -31,6 +34,16 @@ def refusal(url: str, status: int, headers: Mapping[str, str], body: bytes) -> F
             "retry_after": retry_after(headers.get("Retry-After")) if status in BACK_PRESSURE else None,
         },
     )
+
+
+def _said(body: bytes) -> str:
+    """The words of an OpenAI-like error, as a quotation: they are the server's, not ours."""
+    try:
+        error = msgspec.json.decode(body)["error"]
+        words = error if isinstance(error, str) else error["message"]
+    except (msgspec.DecodeError, KeyError, TypeError, UnicodeDecodeError):
+        return ""
+    return f', and says "{words[:_MOST_WORDS]}"' if isinstance(words, str) and words else ""
 
 
 def retry_after(value: str | None) -> float | None:

@@ -28,10 +28,9 @@ from foreserve.engines.forwarding import Body, Forward, Head
 from foreserve.engines.json_fields import asking_for_usage, edited
 from foreserve.engines.refusals import BACK_PRESSURE, refusal
 from foreserve.engines.remote_call import Call, Cancelled, Lost, Silent
-from foreserve.engines.remote_metrics import Page
 from foreserve.engines.remote_probe import Probe
 from foreserve.engines.remote_pulse import Pulse
-from foreserve.engines.remote_server import Locked, RemoteServer, Served, Unreachable, read_bounded
+from foreserve.engines.remote_server import Loading, Locked, RemoteServer, Served, Unreachable, read_bounded
 from foreserve.engines.remote_watch import Watch
 from foreserve.errors import EngineStartError
 
@@ -60,12 +59,14 @@ class RemoteEngine:
 
     An answer of 400 or above is a finish whose `detail` holds it (see `refusals`). 429 and 503 are back-pressure: they
     keep their place here for as long as the server asked for (at most 2 s), and work that may run twice is then to be
-    tried once more. A server that goes away ends `failed()`: its host then treats this engine as a process that has
-    exited, and the fleet starts new ones until the server is back. With `probe` so does one that hangs: silent for
-    `probe_every_s` it is asked for one token, and has `probe_limit_s` for that or any other sign, at least
-    `probe_busy_s` while it owes a first byte and does not tell its progress (see `remote_pulse`). It is then also asked
-    before this engine is ready. For a server that is only being started, the start waits up to
-    `await_s`.
+    tried once more. 503 of a server that has only come up (it has answered no request otherwise since) says that it
+    still loads: for `loading_s` such work is to be tried as often as its queue allows. A server that goes away ends
+    `failed()`: its host then treats this engine as a process that has exited, and the fleet starts new ones until the
+    server is back. With `probe` so does one that hangs: silent for `probe_every_s` it is asked for one token, and has
+    `probe_limit_s` for that or any other sign, at least `probe_busy_s` while it owes a first byte and does not tell its
+    progress (see `remote_pulse`). It is then also asked before this engine is ready. For a server that is only being
+    started, the start waits up to `await_s`; for one that answers 503 to the probe, and so is loading, up to
+    `loading_s`.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class RemoteEngine:
         probe_limit_s: float = 5.0,
         probe_busy_s: float = 120.0,
         await_s: float = 0.0,
+        loading_s: float = 0.0,
     ) -> None:
         self._url = url
         self._model = model
@@ -96,6 +98,9 @@ class RemoteEngine:
         self._probe_limit_s = probe_limit_s
         self._probe_busy_s = probe_busy_s
         self._await_s = await_s
+        self._loading_s = loading_s
+        self._came_up = self._answered = 0.0
+        """When the server was started, as far as we saw, and when it last answered a request other than by 503."""
         self._calls: dict[str, Call] = {}
         self._counts_tokens: bool | None = None
         self._started = False
@@ -111,15 +116,20 @@ class RemoteEngine:
         )
         self._server = RemoteServer(self._url, self._session, self._key, self._connect_s)
         self._pulse = Pulse(self._probe_every_s, self._probe_limit_s, self._probe_busy_s, self._timeout_s, now())
-        until = now() + self._await_s
+        began, told = now(), False
         try:
             while True:
                 try:
                     served, kv_tokens, probe = await self._ready()
                     break
                 except Unreachable as error:
-                    if now() + _AWAIT_EVERY_S > until:
+                    loading = isinstance(error, Loading)
+                    limit_s = max(self._await_s, self._loading_s if loading else 0.0)
+                    if now() + _AWAIT_EVERY_S > began + limit_s:
                         raise EngineStartError(str(error)) from None
+                    if loading and not told:
+                        told = True
+                        log.info("%s; it is asked again every %g s", error, _AWAIT_EVERY_S)
                 await asyncio.sleep(_AWAIT_EVERY_S)
         except BaseException:
             await self._session.close()
@@ -129,6 +139,7 @@ class RemoteEngine:
             self._counts_tokens = False
         self._watch = Watch(self._server, self._pulse, probe)
         self._started = True
+        self._came_up = now()
         facts: dict[str, Any] = {"url": self._server.url, "models": list(served.models), "make": served.make}
         context = served.context_tokens.get(self._model or "", max(served.context_tokens.values(), default=None))
         if context is not None:
@@ -159,10 +170,12 @@ class RemoteEngine:
             if response.status >= 400:
                 body = await call.within(lambda: read_bounded(response.content, _REFUSAL_BYTES), self._timeout_s)
                 finish = refusal(self._server.url, response.status, response.headers, body)
-                if response.status in BACK_PRESSURE and work.idempotent and work.attempt == 0:
+                loading = self._loading(response.status)
+                if work.idempotent and (loading or (response.status in BACK_PRESSURE and work.attempt == 0)):
                     response.close()
-                    finish = await self._held_back(call, finish)
+                    finish = await self._held_back(call, finish, loading=loading)
             else:
+                self._answered = now()
                 head: Head | None = Head(
                     status=response.status,
                     content_type=response.headers.get("Content-Type", ""),
@@ -260,6 +273,7 @@ class RemoteEngine:
                     self._timeout_s,
                 )
             except aiohttp.ClientConnectionError as error:
+                self._came_up = now()  # what answers next may be another that has only been started
                 if (reason := await self._watch.lost()) is not None:
                     raise Lost(reason) from None
                 if last:
@@ -267,12 +281,19 @@ class RemoteEngine:
                 log.info("%s closed a connection before it answered (%s): asking once more", self._server.url, error)
         raise AssertionError("unreachable")
 
-    async def _held_back(self, call: Call, finish: Finish) -> Finish:
+    def _loading(self, status: int) -> bool:
+        """Whether an error answer says that the server has come up and is not ready."""
+        if status != 503:
+            self._answered = now()
+        came_up = max(self._came_up, self._watch.missed)
+        return came_up > self._answered and now() < came_up + self._loading_s
+
+    async def _held_back(self, call: Call, finish: Finish, *, loading: bool) -> Finish:
         """The server has no room: keep ours taken for a moment, so that the queue, not the server, is tried again."""
         wait = finish.detail["retry_after"]
         wait = min(max(_LEAST_HELD_S, 0.5 if wait is None else wait), _MOST_HELD_S)
         await call.within(lambda: asyncio.sleep(wait), wait + 1.0)
-        return msgspec.structs.replace(finish, detail={**finish.detail, "retry": True})
+        return msgspec.structs.replace(finish, detail={**finish.detail, "retry": "loading" if loading else True})
 
     async def _lost(self, finish: Finish) -> Finish:
         """Nothing of the answer has been given out, so it can be had elsewhere, or here once more.
@@ -366,21 +387,12 @@ class RemoteEngine:
         """How many tokens its KV cache holds, where it tells."""
         if served.make == "llamacpp" and (tokens := await self._server.cache_tokens()) is not None:
             return tokens
-        page = await self._page()
+        page = await self._server.metrics_in_time()
         return None if page is None else page.kv_tokens
 
     async def _progress(self) -> float | None:
-        page = await self._page()
+        page = await self._server.metrics_in_time()
         return None if page is None else page.progress
-
-    async def _page(self) -> Page | None:
-        """Its metrics, where they come in time: a server at work on a long prompt may be late with them."""
-        try:
-            return await self._server.metrics()
-        except Unreachable as error:
-            if error.gone:
-                raise
-            return None
 
     async def _served(self) -> Served:
         """Raises Unreachable, and EngineStartError for what does not mend itself."""

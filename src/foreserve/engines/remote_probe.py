@@ -9,7 +9,7 @@ from typing import Any
 
 from foreserve.clock import now
 from foreserve.engines.remote_pulse import Pulse
-from foreserve.engines.remote_server import RemoteServer, Unreachable
+from foreserve.engines.remote_server import Loading, RemoteServer, Unreachable
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +45,13 @@ class Probe:
     async def first(self, progress: Callable[[], Awaitable[float | None]]) -> None:
         """One probe at the start. Raises Unreachable when it fails, or the server neither answers nor makes progress.
 
+        At the start 503 is no sign of life but `not ready yet` (Loading): what is sent meanwhile would fail.
         `progress` reads the server's counter.
         """
         self._pulse.told(await progress(), now())
         try:
             async with asyncio.timeout(self._pulse.limit_s):
-                sick = await self._ask()
+                sick = await self._ask(loads=True)
         except TimeoutError:
             if not self._pulse.told(await progress(), now()):
                 raise Unreachable(self._words(self._pulse.limit_s), gone=False) from None
@@ -113,14 +114,19 @@ class Probe:
         self._sick += 1
         return sick if self._sick >= SICK else None
 
-    async def _ask(self) -> str | None:
-        """Asks for one token, where the server takes such a request. What is wrong with it, `None` when it is well."""
+    async def _ask(self, *, loads: bool = False) -> str | None:
+        """Asks for one token, where the server takes such a request. What is wrong with it, `None` when it is well.
+
+        With `loads` it may still be loading: raises Loading then. Later a 503 says that it is full, so that it works.
+        """
         while self._paths:
             path = self._paths[0]
             words: dict[str, Any] = {} if self._model is None else {"model": self._model}
             status = await self._server.post(path, {**words, **PATHS[path], "max_tokens": 1, "temperature": 0})
             if status in (500, 502, 504):
                 return f"{self._server.url}{path} answers {status} to a request for one token"
+            if loads and status == 503:
+                raise Loading(f"{self._server.url}{path} answers 503: it is not ready yet", gone=False)
             if status < 400 or status in (429, 503):
                 return None
             del self._paths[0]

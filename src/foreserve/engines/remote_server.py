@@ -21,6 +21,10 @@ class Unreachable(ForeserveError):
         self.gone = gone
 
 
+class Loading(Unreachable):
+    """The server is up and says that it takes no requests yet, which mends itself."""
+
+
 class Locked(ForeserveError):
     """The server wants an API key, or another one."""
 
@@ -85,6 +89,15 @@ class RemoteServer:
         # A server that is starting may answer 503 here once; one that lacks the page says so by 404 or 501.
         self._metrics = page is not None or status >= 502
         return page
+
+    async def metrics_in_time(self) -> Page | None:
+        """As `metrics`; `None` also where they are late: llama.cpp tells none while it reads a prompt."""
+        try:
+            return await self.metrics()
+        except Unreachable as error:
+            if error.gone:
+                raise
+            return None
 
     async def cache_tokens(self) -> float | None:
         """How many tokens llama.cpp's KV cache holds: its slots times the context of each. Raises Unreachable."""

@@ -34,6 +34,8 @@ class Watch:
 
     def __init__(self, server: RemoteServer, pulse: Pulse, probe: Probe | None) -> None:
         self.load: EngineLoad | None = None
+        self.missed = 0.0
+        """When the server last was not there, in loop seconds: what answers next may have been started since."""
         self._server = server
         self._pulse = pulse
         # Often enough that a server which tells its progress tells it within the patience of a probe.
@@ -75,7 +77,7 @@ class Watch:
             await asyncio.sleep(self._every_s if misses == 0 else self._every_s / 2)
             asked, ours = now(), self._pulse.under_way
             try:
-                page = None if misses else await self._page()
+                page = None if misses else await self._server.metrics_in_time()
                 if page is None:
                     self.load = None
                     await self._server.well()
@@ -84,18 +86,10 @@ class Watch:
                 misses = 0
             except Unreachable as error:
                 self.load = None
+                self.missed = now() if error.gone else self.missed
                 misses = 1 if self._pulse.last > asked else misses + 1
                 if misses >= (_GONE if error.gone else _HUNG):
                     self._fail(str(error))
-
-    async def _page(self) -> Page | None:
-        """Its metrics, where they come in time: llama.cpp, well as it is, tells none while it reads a prompt."""
-        try:
-            return await self._server.metrics()
-        except Unreachable as error:
-            if error.gone:
-                raise
-            return None
 
     def _read(self, page: Page, ours: int) -> EngineLoad:
         """The load that a page tells. We had `ours` requests there when it was asked for."""

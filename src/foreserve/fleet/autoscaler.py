@@ -6,6 +6,8 @@ Source: PreServe (arXiv 2504.03702): a forecast sets the floor, anticipated over
 
 from __future__ import annotations
 
+from typing import Final
+
 from foreserve.errors import ConfigError
 from foreserve.fleet.autoscaler_headroom import Headroom
 from foreserve.fleet.autoscaler_need import CONSOLIDATE, OVERLOADED, whole
@@ -13,6 +15,9 @@ from foreserve.fleet.autoscaler_tiers import Anticipated, Foreseen, Leaving, Tie
 from foreserve.fleet.autoscaler_words import amount, waits
 from foreserve.fleet.autoscaler_wrappers import Careful, CoolDown, CoolUp, Hysteresis
 from foreserve.scaling import Scale, ScalingView
+
+REACTIVE_TARGET: Final = 0.7
+"""The share of a replica's slots and memory that `reactive` goes by, where it is told none."""
 
 
 def _positive(**options: float | None) -> None:
@@ -41,18 +46,25 @@ class Reactive:
     """`reactive`: as many as keep each at its target, by what runs and waits now.
 
     What an HPA or Ray Serve does: `ceil(ongoing / target_ongoing)`, where ongoing requests are those that run or wait.
-    Without `target_ongoing` it is `target` of a replica's slots; memory that an engine reports in use counts likewise.
-    Within `tolerance` of the target nothing changes. More at once or after `up_s`, fewer after `down_s`.
+    Without `target_ongoing` it is `target` (0.7) of a replica's slots; only one of the two may be set. Memory that an
+    engine reports in use counts against `target` likewise. Within `tolerance` of the target nothing changes. More at
+    once or after `up_s`, fewer after `down_s`.
     """
 
     def __init__(
         self,
-        target: float = 0.7,
+        target: float | None = None,
         target_ongoing: float | None = None,
         tolerance: float = 0.1,
         up_s: float = 0.0,
         down_s: float = 300.0,
     ) -> None:
+        if target is not None and target_ongoing is not None:
+            raise ConfigError(
+                "policy reactive: `target` (a share of the slots) and `target_ongoing` (requests) are both set; "
+                "valid: one of them"
+            )
+        target = REACTIVE_TARGET if target is None else target
         _positive(target=target, target_ongoing=target_ongoing, down_s=down_s)
         self._policy = CoolDown(CoolUp(_Ongoing(target, target_ongoing, tolerance), up_s), down_s)
 

@@ -41,7 +41,7 @@ class Foreseen:
     def decide(self, view: ScalingView, now: float) -> Scale:
         found = self.need(view)
         if found is None:
-            return Scale(wanted=view.active, why="held: what one replica can do is not known yet")
+            return Scale(wanted=view.active, why="no floor: what one replica can do is not known yet")
         headroom = 1.0 if self._headroom is None else self._headroom.factor
         needed = found.replicas * headroom / self._target
         figures = {"need": needed, "per_s": found.per_s, "per_replica_s": found.each, "target": self._target}
@@ -120,9 +120,15 @@ class Anticipated:
             by_queue = max(view.active, whole(to_clear(view, clear_s, flow)))
         elif wait_s is None and _without_slot(view) > 0 and not _starting(view):
             by_queue = view.active + 1
-        wanted = max(by_map, by_queue)
+        ongoing = 0 if found is not None else _by_ongoing(view, self._wait_s)
+        wanted = max(by_map, by_queue, ongoing)
         if wanted <= view.active:
             return Scale(wanted=view.active, why=waits(view), figures=figures)
+        if ongoing == wanted > by_map:
+            slots = sum(each.slots for each in view.replicas if _works(each))
+            running = sum(each.running for each in view.replicas)
+            why = f"{running} run and {waits(view)}, on {times(round(slots), 'slot')}: added by requests alone"
+            return Scale(wanted=wanted, why=why, figures={**figures, "ongoing": float(running + view.waiting.count)})
         if by_map >= by_queue:
             names = ", ".join(sorted(full))
             why = f"{times(len(full))} foreseen above {100 * self._above:.0f} % of its memory ({names}); {waits(view)}"
@@ -176,6 +182,23 @@ def _starting(view: ScalingView) -> bool:
 def _without_slot(view: ScalingView) -> float:
     """How many wait for which no slot is free: others have only just come, and start at once."""
     return view.waiting.count - sum(each.slots - each.running for each in view.replicas if each.phase == "ready")
+
+
+def _by_ongoing(view: ScalingView, wait_s: float) -> int:
+    """Enough for those that run or wait to have a slot, as an HPA or Ray Serve goes; 0 where none is to be added.
+
+    Where more wait than all ready replicas have slots. Where fewer do, but find none free and one has waited for longer
+    than `wait_s`, one more, unless one starts.
+    """
+    ready = [replica for replica in view.replicas if _works(replica) and replica.slots > 0]
+    if not ready or not view.waiting.count:
+        return 0
+    slots = sum(replica.slots for replica in ready)
+    if view.waiting.count > slots:
+        ongoing = view.waiting.count + sum(replica.running for replica in view.replicas)
+        return whole(ongoing / (slots / len(ready)))
+    late = view.waiting.oldest_s > wait_s and _without_slot(view) > 0 and not _starting(view)
+    return view.active + 1 if late else 0
 
 
 def _wait(view: ScalingView) -> float | None:

@@ -25,6 +25,22 @@ DUE: Final = 0.5
 quantile would tell of nights what errors of the day are like."""
 
 
+TRUSTED: Final = 0.5
+"""Of the load: a forecast that was further off than that of late wakes nobody, nor does one that was never tried."""
+
+TRUSTED_WINDOWS: Final = 30
+"""So many windows at the least must have told so: after a burst an hour is not yet known to repeat."""
+
+
+def due(view: ScalingView) -> bool:
+    """Whether requests are expected by when a replica would be up, by a forecast that has earned to be believed."""
+    told = view.forecast
+    if told is None or told.error is None:
+        return False
+    believed = told.error <= TRUSTED and told.judged_s >= TRUSTED_WINDOWS * told.window_s
+    return believed and told.expected.get("requests", 0.0) >= DUE
+
+
 def changed(scale: Scale, wanted: int, why: str) -> Scale:
     """`scale` with another number, and why it is another."""
     return msgspec.structs.replace(scale, wanted=wanted, why=f"{scale.why}; {why}" if scale.why else why)
@@ -48,7 +64,8 @@ class Bounded:
 class ToZero:
     """A service whose least is 0 goes to none when nothing has come for `idle_s`, and back when one waits or is due.
 
-    Elsewhere there is at least one. What is due within the time of a start is waited for.
+    Elsewhere there is at least one. What is due within the time of a start is waited for. From none it wakes for a
+    forecast that was right of late alone: for any other the first request does.
     """
 
     def __init__(self, policy: ScalingPolicy, idle_s: float) -> None:
@@ -59,16 +76,16 @@ class ToZero:
         scale = self._policy.decide(view, now)
         if view.least > 0:
             return scale
-        due = view.forecast is not None and view.forecast.expected.get("requests", 0.0) >= DUE
+        expected = due(view)
         nothing = not view.waiting.count and not any(replica.running for replica in view.replicas)
         if view.active == 0:
-            if not view.waiting.count and not due:
+            if not view.waiting.count and not expected:
                 return msgspec.structs.replace(scale, wanted=0, why="at zero; nothing waits and none is due")
             why = "one waits and there is no replica" if view.waiting.count else "load is due by when one would be up"
             return msgspec.structs.replace(scale, wanted=max(1, scale.wanted), why=f"{why}; {scale.why}")
         known = all(replica.known for replica in view.replicas if replica.phase == "ready")
         if nothing and known and view.idle_s >= self._idle_s:
-            if due:
+            if expected:
                 return changed(scale, max(1, scale.wanted), "idle, but load is due within the time of a start")
             return msgspec.structs.replace(scale, wanted=0, why=f"nothing has come for {amount(view.idle_s)} s")
         return scale if scale.wanted >= 1 else changed(scale, 1, f"the last is kept until idle for {self._idle_s:g} s")

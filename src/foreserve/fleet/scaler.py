@@ -88,6 +88,8 @@ class Scaler:
         self.capacity = capacity
         self.last: ScalingDecision | None = None
         """The newest decision."""
+        self.seen: ScalingView | None = None
+        """What it was made of."""
         self._policy = policy
         self._replicas = replicas
         self._dispatcher = dispatcher
@@ -158,7 +160,7 @@ class Scaler:
     def tick(self) -> ScalingDecision:
         """Look, decide and see to it."""
         now = loop_now()
-        view = self._view(now)
+        view = self.seen = self._view(now)
         scale = self._decide(view, now)
         granted = self._granted(view, scale, now)
         if granted.replicas > view.active:

@@ -32,7 +32,7 @@ FIRST: Final = ("last_value", "smoothing")
 class Foreseen(msgspec.Struct, frozen=True, kw_only=True):
     """What is foreseen of one measure in the window at `index`, and by whom.
 
-    `error` is the mean error by forecaster, as a share, over the same windows.
+    `error` is the mean error by forecaster, as a share, over the same `judged` windows.
     """
 
     index: int
@@ -42,6 +42,7 @@ class Foreseen(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     why: str
     error: dict[str, float] = {}
+    judged: int = 0
 
 
 class Outlook:
@@ -91,6 +92,7 @@ class Outlook:
             model=asked,
             why=_why(asked, error if judged >= LEAST else {}, self.steps, judged * series.window_s),
             error=error,
+            judged=judged,
         )
 
     def _choose(self, errors: Mapping[str, Floats], telling: set[str]) -> None:

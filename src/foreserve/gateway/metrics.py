@@ -85,6 +85,15 @@ class _Now(Collector):
         others = GaugeMetricFamily("foreserve_others", "Requests on its servers that came past us", labels=["service"])
         asked = GaugeMetricFamily("foreserve_scaling_wanted", "What the scaling policy wants", labels=["service"])
         granted = GaugeMetricFamily("foreserve_scaling_granted", "What the machine has room for", labels=["service"])
+        forecast = GaugeMetricFamily(
+            "foreserve_load_forecast", "What is expected to come in each second", labels=["service", "measure"]
+        )
+        capacity = GaugeMetricFamily(
+            "foreserve_replica_capacity", "What one replica can do in each second", labels=["service", "measure"]
+        )
+        wait = GaugeMetricFamily(
+            "foreserve_predicted_wait_seconds", "What one that came now would wait", labels=["service"]
+        )
         for name, service in self._running.services.items():
             status = service.status()
             waiting.add_metric([name], status.waiting)
@@ -96,10 +105,17 @@ class _Now(Collector):
             if status.scaling is not None and (decision := status.scaling.decision) is not None:
                 asked.add_metric([name], decision.wanted)
                 granted.add_metric([name], decision.granted)
+            if status.scaling is not None:
+                for measure, amount in status.scaling.forecast.items():
+                    forecast.add_metric([name, measure], amount)
+                for measure, amount in status.scaling.capacity.items():
+                    capacity.add_metric([name, measure], amount)
+                if status.scaling.predicted_wait_s is not None:
+                    wait.add_metric([name], status.scaling.predicted_wait_s)
             told = [replica.load.others for replica in status.replicas if replica.load is not None]
             if known := [count for count in told if count is not None]:
                 others.add_metric([name], sum(known))
-        yield from (waiting, running, replicas, wanted, others, asked, granted)
+        yield from (waiting, running, replicas, wanted, others, asked, granted, forecast, capacity, wait)
 
 
 @router.get("/metrics", **describe("Prometheus metrics", reply="text/plain"))

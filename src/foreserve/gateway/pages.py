@@ -44,6 +44,14 @@ function show(s) {{
       ["start, s", "n"]],
     s.services.map(x => [x.name, x.kind, x.ready ? ["yes", "good"] : ["no", "bad"], x.waiting, x.running,
       x.replicas.filter(r => r.state === "ready").length, x.wanted, x.start_s ? x.start_s.toFixed(1) : ""])));
+  const scaled = s.services.filter(x => x.scaling?.decision);
+  if (scaled.length) main.append(el("h2", "Scaling"), table(
+    [["name"], ["between", "n"], ["decision", "n"], ["why"]],
+    scaled.map(x => {{
+      const d = x.scaling.decision;
+      const less = d.granted === d.wanted ? "" : " (" + d.wanted + " wanted: " + d.shared + ")";
+      return [x.name, x.scaling.least + " to " + x.scaling.most, d.active + " → " + d.granted, d.why + less];
+    }})));
   main.append(el("h2", "Replicas"), table(
     [["name"], ["state"], ["for, s", "n"], ["running", "n"], ["slots", "n"], ["process", "n"], ["reason"]],
     s.services.flatMap(x => x.replicas.map(r => [r.name, [r.state, colour[r.state] ?? "dim"], r.since_s.toFixed(0),

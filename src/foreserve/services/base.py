@@ -117,17 +117,8 @@ class Service:
         Asked before the payload is made (`request.payload` is not looked at), so that refusing under overload costs
         little. What is turned away is in the ledger as any other.
         """
-        stream = Stream(request.id, Unread, bound=1, stall_s=self.settings.stall_s, on_leave=self.dispatcher.leave)
-        if self.watcher is not None:
-            self.watcher.came(self.kind, request, stream)
-        work = self._work(request, Price(cost={}))
-        if self.dispatcher.turn_away(work, stream):
-            if self.scaling is not None:
-                self.scaling.refused(work)
-            return stream.outcome
-        if self.watcher is not None:
-            self.watcher.went_on(request.id)
-        return None
+        work, stream = self._unpriced(request)
+        return self._turned(work, stream, self.dispatcher.turn_away(work, stream))
 
     async def until_known(self, request: Request) -> Outcome | None:
         """Where no replica has ever been ready, wait for the first: only then is it known what may be asked.
@@ -136,16 +127,24 @@ class Service:
         """
         if self.info is not None:
             return None
+        work, stream = self._unpriced(request)
+        return self._turned(work, stream, await self.dispatcher.first(work, stream))
+
+    def _unpriced(self, request: Request) -> tuple[Work, Stream]:
+        """A request of which it is asked whether it may come at all."""
         stream = Stream(request.id, Unread, bound=1, stall_s=self.settings.stall_s, on_leave=self.dispatcher.leave)
         if self.watcher is not None:
             self.watcher.came(self.kind, request, stream)
-        work = self._work(request, Price(cost={}))
-        if await self.dispatcher.first(work, stream):
+        return self._work(request, Price(cost={})), stream
+
+    def _turned(self, work: Work, stream: Stream, away: bool) -> Outcome | None:
+        """How it has ended if it was turned away; `None` when it goes on."""
+        if away:
             if self.scaling is not None:
                 self.scaling.refused(work)
             return stream.outcome
         if self.watcher is not None:
-            self.watcher.went_on(request.id)
+            self.watcher.went_on(work.id)
         return None
 
     def _work(self, request: Request, price: Price) -> Work:

@@ -19,9 +19,10 @@ from typing import Any, overload
 
 from foreserve.core import Chunk, EngineInfo, EngineSpec, Outcome, Price, Request, Work
 from foreserve.errors import BadRequest, ConfigError
+from foreserve.parsing import parse
 from foreserve.ports import Decoded
 from foreserve.registry import choices, entry
-from foreserve.settings import FunctionSettings, parse
+from foreserve.settings import FunctionSettings
 
 EVENTS_BOUND = 4096
 """Items of a generator that a reader may be behind."""

@@ -15,6 +15,7 @@ from foreserve.clock import wall
 from foreserve.core import EngineInfo, EngineSpec, Outcome, Price, Request, Work
 from foreserve.engines.generation import Generate
 from foreserve.errors import BadRequest, ConfigError, RequestError, Unavailable
+from foreserve.parsing import parse
 from foreserve.registry import entry
 from foreserve.services.foreseeing import Foreseer
 from foreserve.services.foreseen import Foreseen, tokens_cost
@@ -25,7 +26,7 @@ from foreserve.services.llm_preparing import Preparing
 from foreserve.services.llm_prompt import OFFLOAD_CHARS, Limits, Sampling, check_length, generate
 from foreserve.services.llm_text import ByteText, Text
 from foreserve.services.prefixes import of_tokens, wanted
-from foreserve.settings import LLMSettings, parse
+from foreserve.settings import LLMSettings
 
 CONTINUOUS_POLICY = "hrrn"
 STATIC_POLICY = "magnus"

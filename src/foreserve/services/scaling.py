@@ -28,7 +28,11 @@ CAPACITY: Final = "capacity"
 
 
 class ScalingStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """For people and metrics: the newest decision, and what is known of the load."""
+    """For people and metrics: the newest decision, and what is known of the load.
+
+    `forecast` is what it expected for each second, by measure, of the time when a replica would be up that was asked
+    for then; `predicted_wait_s` how long one that came then would have waited, `None` where nothing told.
+    """
 
     least: int
     most: int
@@ -36,6 +40,8 @@ class ScalingStatus(msgspec.Struct, frozen=True, kw_only=True):
     capacity: dict[str, float]
     capacity_why: str
     load: WorkloadStatus
+    forecast: dict[str, float] = {}
+    predicted_wait_s: float | None = None
 
 
 class ServiceScaling:
@@ -138,6 +144,8 @@ class ServiceScaling:
     def status(self) -> ScalingStatus:
         """A snapshot."""
         capacity = self.scaler.capacity.at(self.load.recent(0.0))
+        seen = self.scaler.seen
+        told = None if seen is None else seen.forecast
         return ScalingStatus(
             least=self._bounds[0],
             most=self._bounds[1],
@@ -145,4 +153,6 @@ class ServiceScaling:
             capacity={} if capacity is None else capacity.per_s,
             capacity_why="" if capacity is None else capacity.why,
             load=self.load.status(),
+            forecast={} if told is None else {name: each / told.window_s for name, each in told.expected.items()},
+            predicted_wait_s=None if seen is None else seen.waiting.predicted_wait_s,
         )

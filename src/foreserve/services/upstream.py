@@ -11,6 +11,7 @@ from foreserve.chosen import placement_name
 from foreserve.core import Chunk, EngineInfo, EngineSpec, Outcome, Price, Request, Work
 from foreserve.engines.forwarding import Answer, Body, Forward, Head
 from foreserve.errors import ConfigError
+from foreserve.parsing import parse
 from foreserve.ports import Decoded
 from foreserve.registry import entry, load
 from foreserve.services.foreseeing import Foreseer
@@ -18,7 +19,7 @@ from foreserve.services.foreseen import Foreseen, tokens_cost
 from foreserve.services.observing import Observer
 from foreserve.services.prefixes import of_bytes, wanted
 from foreserve.services.upstream_asked import asked_upstream
-from foreserve.settings import QueueSettings, UpstreamSettings, parse
+from foreserve.settings import QueueSettings, UpstreamSettings
 
 BYTES_PER_TOKEN = 4
 """Rough, for English text; it only ranks requests until something better is learned."""
@@ -112,6 +113,7 @@ class Upstream:
                 "probe_limit_s": settings.probe_limit_s,
                 "probe_busy_s": settings.probe_busy_s,
                 "await_s": settings.start_limit_s if settings.scaled else 0.0,
+                "loading_s": settings.start_limit_s,
             },
             start_limit_s=settings.start_limit_s,
             liveness_s=settings.liveness_s,

@@ -15,7 +15,7 @@ from foreserve.clock import offload, wall
 from foreserve.core import Outcome, Work
 from foreserve.foresight.demand import REQUESTS, Demand
 from foreserve.foresight.workload import Forecaster, Series, offered
-from foreserve.foresight.workload_auto import Foreseen, Outlook
+from foreserve.foresight.workload_auto import LEAST, Foreseen, Outlook
 from foreserve.foresight.workload_rolling import is_dear
 from foreserve.loads import LoadStore
 from foreserve.scaling import LoadForecast, Window
@@ -197,6 +197,7 @@ class ServiceLoad:
 
     def _forecast(self, told: dict[str, Foreseen]) -> LoadForecast:
         lead = next((told[measure] for measure in LEADS if measure in told), next(iter(told.values())))
+        judge = told.get(REQUESTS, lead)
         return LoadForecast(
             at=lead.index * self.settings.window_s,
             window_s=self.settings.window_s,
@@ -206,6 +207,8 @@ class ServiceLoad:
             level=self.settings.level,
             model=lead.model,
             why=lead.why,
+            error=judge.error.get(judge.model) if judge.judged >= LEAST else None,
+            judged_s=judge.judged * self.settings.window_s,
         )
 
     def _going_on(self) -> LoadForecast | None:

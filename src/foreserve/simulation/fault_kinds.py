@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from foreserve.errors import ConfigError
+from foreserve.parsing import parse
 from foreserve.registry import choices
-from foreserve.settings import Settings, parse
+from foreserve.settings import Settings
 
 
 class Fault(Settings, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ import yaml
 
 from foreserve.engines.profile import EngineProfile, checked
 from foreserve.errors import ConfigError
-from foreserve.settings import parse
+from foreserve.parsing import parse
 from foreserve.yamlfile import Document
 
 FOLDER: Final = "profiles"

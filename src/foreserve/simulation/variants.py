@@ -11,10 +11,12 @@ import yaml
 
 from foreserve.app import App, policy_name
 from foreserve.appfile import load_app_file
-from foreserve.chosen import make_admission, make_placement, make_policy, placement_name
+from foreserve.chosen import make_admission, make_placement, make_policy, make_scaling_policy, placement_name
 from foreserve.errors import ConfigError
+from foreserve.foresight.workload import offered
+from foreserve.parsing import parse
 from foreserve.registry import choices
-from foreserve.settings import AppSettings, parse
+from foreserve.settings import AppSettings
 from foreserve.yamlfile import Document
 
 
@@ -53,8 +55,9 @@ def varied(words: str) -> tuple[str, list[Any]]:
 def changed(app: App, changes: Mapping[str, Any], where: str) -> App:
     """`app` with `changes` made to it, which stays as it is. Keys are dotted or nested, values plain.
 
-    A key begins with `services.`, with a service's name, or with `server` or `state`. Mappings are merged, all else is
-    replaced; options of a policy go with the policy. `where` begins every error. Raises ConfigError.
+    A key begins with `services.`, with a service's name, or with `server`, `state` or `machine`. Mappings are merged,
+    all else is replaced; options of a policy go with the policy, and `scaling` where the number of replicas is fixed.
+    `where` begins every error. Raises ConfigError.
     """
     services: dict[str, dict[str, Any]] = {}
     own: dict[str, Any] = {name: {} for name in AppSettings.__struct_fields__}
@@ -71,7 +74,7 @@ def changed(app: App, changes: Mapping[str, Any], where: str) -> App:
         name: parse(_merged(msgspec.to_builtins(getattr(app.settings, name)), words), _type(name), f"{where}{name}")
         for name, words in own.items()
     }
-    return App(server=settings["server"], state=settings["state"], **kinds)
+    return App(**settings, **kinds)
 
 
 def _type(name: str) -> Any:
@@ -142,6 +145,11 @@ def _with(kind: Any, words: dict[str, Any], where: str) -> Any:
     base = msgspec.to_builtins(settings)
     if "policy" in words and words["policy"] != base["policy"]:
         base["policy_options"] = {}
+    scaling = words.get("scaling")
+    if isinstance(scaling, Mapping) and scaling.get("policy", base["scaling"]["policy"]) != base["scaling"]["policy"]:
+        base["scaling"]["policy_options"] = {}
+    if isinstance(words.get("replicas"), int):
+        del base["scaling"]  # with a fixed number there is nothing that it could do
     return type(kind).from_settings(parse(_merged(base, words), type(settings), where), where)
 
 
@@ -163,11 +171,14 @@ def compared(app: App, path: str) -> App:
 
 
 def check_policies(kinds: Mapping[str, Any]) -> None:
-    """Whether every policy, placement and admission can be made. Raises ConfigError."""
+    """Whether every policy, scaling policy, forecaster, placement and admission can be made. Raises ConfigError."""
     for name, kind in kinds.items():
         policy = make_policy(name, policy_name(kind), kind.settings.policy_options)
         make_placement(name, placement_name(kind))
         make_admission(name, kind.settings.queue, policy)
+        make_scaling_policy(name, kind.settings.scaling)
+        if not isinstance(kind.settings.replicas, int):
+            offered(kind.settings.scaling.forecaster, f"service {name!r}: scaling.forecaster")
 
 
 def differences(settings: list[Mapping[str, Any]]) -> dict[str, list[Any]]:
