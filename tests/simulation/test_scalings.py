@@ -40,7 +40,7 @@ def rises(seconds: float = 240.0, peak: float = 16.0, seed: int = 0) -> Rows:
 
 
 def play(replicas: object, trace: Rows | None = None, heard: list[Outcome] | None = None, **words: Any) -> Result:
-    app = chat(replicas=replicas, scaling=SCALING)
+    app = chat(replicas=replicas) if isinstance(replicas, int) else chat(replicas=replicas, scaling=SCALING)
     observers = [] if heard is None else [heard.append]
     return simulate(app, profiles(chat=PROFILE), trace or rises(), observers=observers, **words)
 
