@@ -459,3 +459,20 @@ def test_a_recording_ends_where_the_app_says_and_the_result_has_a_note_of_it(hou
     assert told.exit_code == 0, told.output
     assert 5_000 < kept.stat().st_size < 10_200
     assert "d.jsonl is not whole: it is full: it may have 10,000 bytes" in " ".join(told.stdout.split())
+
+
+def test_replicas_that_come_and_go_are_set_varied_and_compared(house: Path):
+    told = figures(house, "--set", "chat.replicas=[1,3]", "--set", "chat.scaling.window_s=5")
+    (run,) = told["runs"]
+    assert run["settings"]["chat"]["replicas"] == [1, 3]
+    assert run["services"]["chat"]["scaling"]["decisions"] is not None
+    varied = figures(house, "--vary", "chat.replicas=[1,3],2")
+    assert [each["name"] for each in varied["runs"]] == ["chat.replicas=[1, 3]", "chat.replicas=2"]
+    assert varied["runs"][1]["services"]["chat"]["scaling"] is None
+
+
+def test_a_history_is_not_played(house: Path):
+    whole, rest = figures(house)["runs"][0], figures(house, "--history", "10s")["runs"][0]
+    assert 0 < rest["total"]["requests"] < whole["total"]["requests"]
+    assert any("10 s before it were not played" in note for note in rest["notes"])
+    assert "--history: 'soon' is no time" in refused(house, "--history", "soon")

@@ -57,7 +57,7 @@ class Drive:
         self._block_tokens = block_tokens
         self._before = before
         self._first = next(iter(twins))
-        self._open = 0
+        self._open: set[str] = set()
         self._idle = asyncio.Event()
         running.observers.append(self._ended)
 
@@ -70,7 +70,7 @@ class Drive:
             if (due := start + block[0].arrival) > loop.time():
                 await asyncio.sleep(due - loop.time())
             await self._submit_all(await self._foreseen(block), start)
-        while self._open > 0 or self._coming_again:
+        while self._open or self._coming_again:
             self._idle.clear()
             await self._idle.wait()
         for tell in self.over:
@@ -155,7 +155,7 @@ class Drive:
             about=about,
         )
         self.submitted += request_id is None
-        self._open += 1
+        self._open.add(request.id)
         self._oracle.tell(request.id, row.output_tokens)
         if self._before is not None:
             self._before(request, row)
@@ -166,6 +166,6 @@ class Drive:
 
     def _ended(self, outcome: Outcome) -> None:
         self._oracle.forget(outcome.id)
-        self._open -= 1
-        if self._open <= 0:  # below, when an end was told twice, which the checks find
+        self._open.discard(outcome.id)
+        if not self._open:
             self._idle.set()
