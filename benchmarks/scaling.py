@@ -13,13 +13,13 @@ this machine.
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -241,18 +241,22 @@ def _ratio(ours: float, theirs: float) -> float:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--live", action="store_true", help="scale worker processes on this machine instead")
+    parser.add_argument(
+        "--live", action="store_true", help="scale worker processes on this machine instead: fleet_live"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes side by side")
 
 
 def main() -> None:
     """Measure and report."""
-    args = arguments(__doc__, more=_options)
-    if args.live:
-        live: Any = importlib.import_module("benchmarks.fleet_live")
-        live.main()
+    if "--live" in sys.argv:
+        sys.argv.remove("--live")  # the rest are options of that one
+        from benchmarks import fleet_live
+
+        fleet_live.main()
         return
+    args = arguments(__doc__, more=_options)
     plan = msgspec.structs.replace(QUICK if args.quick else FULL, seed=args.seed)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
