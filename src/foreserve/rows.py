@@ -85,23 +85,27 @@ class RowWriter(Generic[R]):
 
     def _write(self) -> None:
         told, problem = 0, "the buffer was full"
-        with closing(connect(self._path)) as database:
-            while True:
-                rows, last = self._batch()
-                try:
-                    if rows:
-                        with database:
-                            self._insert(database, rows)
-                except Exception as error:  # a row that SQLite cannot hold costs its batch, not all that come later
-                    self.dropped += len(rows)
-                    problem = str(error)
-                if self.dropped > 2 * told:
-                    told = self.dropped
-                    log.warning("%s %s has lost %d rows so far: %s", self._what, self._path, told, problem)
-                if isinstance(last, threading.Event):
-                    last.set()
-                elif last is None:
-                    return
+        database: sqlite3.Connection | None = None
+        while True:
+            rows, last = self._batch()
+            try:
+                if rows:
+                    # Opened here, and again after a failure: a file that cannot be opened now costs its batch too.
+                    database = database or connect(self._path)
+                    with database:
+                        self._insert(database, rows)
+            except Exception as error:  # a row that SQLite cannot hold costs its batch, not all that come later
+                self.dropped += len(rows)
+                problem = str(error)
+            if self.dropped > 2 * told:
+                told = self.dropped
+                log.warning("%s %s has lost %d rows so far: %s", self._what, self._path, told, problem)
+            if isinstance(last, threading.Event):
+                last.set()
+            elif last is None:
+                break
+        if database is not None:
+            database.close()
 
     def _batch(self) -> tuple[list[R], tuple[R] | threading.Event | None]:
         """The rows that have come, once something has, and what ended the batch: a flush, the end, or its last row."""
@@ -126,7 +130,11 @@ def state_folder(settings: StateSettings) -> Path:
 def connect(path: Path) -> sqlite3.Connection:
     """A connection that waits up to 5 s for other writers, and may be used in another thread."""
     database = sqlite3.connect(path, timeout=5.0, check_same_thread=False)
-    database.execute("PRAGMA synchronous = NORMAL")
+    try:
+        database.execute("PRAGMA synchronous = NORMAL")
+    except sqlite3.Error:
+        database.close()
+        raise
     return database
 
 
