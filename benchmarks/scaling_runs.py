@@ -28,6 +28,9 @@ PER_TOKEN_S: Final = 0.25
 TARGET: Final = 0.99
 """The share of requests that is to meet it."""
 
+FORESEEING: Final = ("forecast", "hybrid")
+"""Policies that go by a forecast."""
+
 
 def profile() -> EngineProfile:
     """Prompts at 7,000 tokens a second; a decode step of 20 ms, and 0.15 ms and what its context reads per sequence."""
@@ -130,7 +133,9 @@ def run(load: Load, way: Way, *, begin_s: float, lead_s: float, end_s: float, wi
 def _scaling(way: Way, load: Load, window_s: float) -> dict[str, Any]:
     if not way.policy:
         return {}
-    return {"policy": way.policy, "policy_options": way.options, "window_s": window_s, "day_s": load.day_s}
+    scaling = {"policy": way.policy, "policy_options": way.options, "window_s": window_s, "day_s": load.day_s}
+    # Who looks at no forecast needs no good one, which halves the time that its runs take.
+    return scaling if way.policy in FORESEEING else {**scaling, "forecaster": "last_value"}
 
 
 def _numbers(values: list[float] | list[float | None]) -> list[float]:

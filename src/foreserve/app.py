@@ -48,6 +48,7 @@ from foreserve.services.scaling import ServiceScaling
 from foreserve.settings import (
     AppSettings,
     MachineSettings,
+    RuntimeSettings,
     ServerSettings,
     ServiceSettings,
     Settings,
@@ -88,12 +89,14 @@ class App:
         server: Mapping[str, Any] | ServerSettings | None = None,
         state: Mapping[str, Any] | StateSettings | None = None,
         machine: Mapping[str, Any] | MachineSettings | None = None,
+        runtime: Mapping[str, Any] | RuntimeSettings | None = None,
         **services: Served,
     ) -> None:
         self.settings = AppSettings(
             server=_settings(server, ServerSettings, "server"),
             state=_settings(state, StateSettings, "state"),
             machine=_settings(machine, MachineSettings, "machine"),
+            runtime=_settings(runtime, RuntimeSettings, "runtime"),
         )
         if not services:
             raise ConfigError("App(): nothing to serve; name at least one service, as in App(chat=LLM('smollm2'))")

@@ -267,6 +267,20 @@ class EngineLoad(msgspec.Struct, frozen=True, kw_only=True):
     others: int | None = None
 
 
+class WeightsRef(msgspec.Struct, frozen=True, kw_only=True):
+    """Read-only data that an engine declares before it runs, so that it can be loaded beside the start of its process.
+
+    `name` is how the engine asks for it. `source` is a safetensors file (`file`), an address (`uri`), or a callable
+    that returns arrays by name, `"module:attribute"` or `"file.py:attribute"` (`loader`). With `sha256` (hex) contents
+    that differ are an error.
+    """
+
+    name: str
+    source: str
+    kind: Literal["file", "uri", "loader"] = "file"
+    sha256: str | None = None
+
+
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How to make an engine, in this process or another: `factory` is `"module:attribute"` or `"file.py:attribute"`.
 
@@ -274,6 +288,10 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     ours), `env` is added to that process's environment. `start_limit_s` bounds the time until it is ready and
     `liveness_s` the silence that is taken for a hang; it must exceed the longest engine step. `most_backoff_s` bounds
     the pause before a restart (`None`: the fleet's own bound); an engine that is cheap to start may want a short one.
+
+    `weights` are loaded while the process comes up, once for all workers of this machine. `imports` are modules that
+    its process may have imported before it is wanted. `memory_bytes` bounds what it may write to, beyond what it has
+    when it is ready (`None`: no bound).
     """
 
     factory: str
@@ -283,3 +301,6 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     start_limit_s: float = 300.0
     liveness_s: float = 60.0
     most_backoff_s: float | None = None
+    weights: tuple[WeightsRef, ...] = ()
+    imports: tuple[str, ...] = ()
+    memory_bytes: int | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from foreserve.core import Chunk, EngineInfo, EngineLoad, Work
+from foreserve.core import Chunk, EngineInfo, EngineLoad, WeightsRef, Work
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
@@ -20,11 +20,13 @@ class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
 
 
 class Start(Message, frozen=True):
-    """Make this engine and become ready. A worker takes exactly one."""
+    """Make this engine and become ready. A worker takes exactly one. See `EngineSpec` for the last two."""
 
     factory: str
     options: dict[str, Any]
     heartbeat_s: float = 1.0
+    weights: tuple[WeightsRef, ...] = ()
+    memory_bytes: int | None = None
 
 
 class Run(Message, frozen=True):

@@ -383,12 +383,45 @@ class MachineSettings(Settings, frozen=True, kw_only=True):
             _above("memory_gb", self.memory_gb, 0)
 
 
+class RuntimeSettings(Settings, frozen=True, kw_only=True):
+    """How worker processes start and leave, and what they share.
+
+    `fork` starts workers out of a process that has imported their packages before; without it each is a new
+    interpreter. Such a process stays for `context_s` after its last worker. Read-only weights are held once for all
+    workers of this machine, and for `host_s` after the last one let go of them; together at most `host_gb` (GiB;
+    `None`: no bound). They are read by `readers` threads in chunks of `chunk_mb` (MiB). `sources` has the beginnings of
+    addresses that weights may come from, such as `https://models.example.org/`; files need none.
+    """
+
+    fork: bool = True
+    context_s: float = 1800.0
+    host_s: float = 900.0
+    host_gb: float | None = None
+    readers: int = 4
+    chunk_mb: int = 16
+    sources: list[str] = []
+
+    def __post_init__(self) -> None:
+        for name in ("context_s", "host_s"):
+            _at_least(name, getattr(self, name), 0)
+        for name in ("readers", "chunk_mb"):
+            _at_least(name, getattr(self, name), 1)
+        if self.host_gb is not None:
+            _above("host_gb", self.host_gb, 0)
+        for source in self.sources:
+            if not source.startswith(("http://", "https://")) or source.count("/") < 3:
+                raise ValueError(
+                    f"`sources`: {source!r} is no beginning of an address; valid: as https://models.example.org/"
+                )
+
+
 class AppSettings(Settings, frozen=True, kw_only=True):
     """What an app has beside its services."""
 
     server: ServerSettings = ServerSettings()
     state: StateSettings = StateSettings()
     machine: MachineSettings = MachineSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
 
 
 class Environment(Settings, frozen=True, kw_only=True):

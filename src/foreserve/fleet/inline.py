@@ -98,7 +98,7 @@ class InlineLauncher:
             reason = f"{name}: the inline launcher runs engines in this process, so {' and '.join(own)} cannot be set"
             connection.refuse(reason)
         else:
-            connection.send(Start(spec.factory, spec.options, self._heartbeat_s or heartbeat_s(spec)))
+            connection.send(Start(spec.factory, spec.options, self._heartbeat_s or heartbeat_s(spec), spec.weights))
         return connection
 
     async def close(self) -> None:

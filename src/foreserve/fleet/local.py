@@ -69,7 +69,7 @@ class LocalConnection:
             self._loop.call_soon(self._finally)
             return
         self.pid = self._process.pid
-        self.send(Start(spec.factory, spec.options, heartbeat_s(spec)))
+        self.send(Start(spec.factory, spec.options, heartbeat_s(spec), spec.weights, spec.memory_bytes))
         await self._process.log_output()
 
     # --- Connection
