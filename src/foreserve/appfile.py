@@ -186,7 +186,7 @@ def _from_folder(words: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """`words` with relative paths as seen from `folder`, at this level and the next."""
     made: dict[str, Any] = {}
     for key, value in words.items():
-        if isinstance(value, Mapping) and key not in ("env", "engine_options", "policy_options"):
+        if isinstance(value, Mapping) and key not in ("env", "engine_options", "policy_options", "weights"):
             made[key] = _from_folder(value, folder)
         else:
             made[key] = _located(value, folder) if key in _PATHS and isinstance(value, str) else value
