@@ -276,7 +276,7 @@ async def test_nobody_waits_behind_an_abandoned_thread_and_when_all_are_abandone
         assert [answer.data for answer in answers] == ["fine", "fine"]
         assert not fate.done()
         await abandoned(made, "second", running)
-        assert "2 calls did not end when they were cancelled" in await asyncio.wait_for(fate, 10)
+        assert "2 calls did not end when they were told to" in await asyncio.wait_for(fate, 10)
         assert (await anext(made.run(call("late")))).finish.reason == "error"
     finally:
         go.set()
@@ -376,7 +376,8 @@ async def test_targets_are_found_in_files_and_modules(tmp_path):
     assert (await outcome("operator:neg"))[1].reason == "rejected"
     info = await PythonEngine(f"{tmp_path / 'shop.py'}:price", max_running=2).start()
     assert info.capacity == {"slots": 2.0}
-    assert info.facts == {"streams": False, "parameters": ["n"]}
+    assert (info.facts["streams"], info.facts["parameters"]) == (False, ["n"])
+    assert info.facts["takes"] == ({"name": "n", "takes": "value", "required": True, "words": "int"},)
     for target, words in [
         (f"{tmp_path / 'shop.py'}:prize", "did you mean 'price'"),
         (f"{tmp_path / 'shop.py'}:LABEL", "cannot be called"),
@@ -392,3 +393,106 @@ async def test_a_module_that_fails_is_told_with_its_error(tmp_path):
     (tmp_path / "broken_shop.py").write_text("1 / 0\n")
     with pytest.raises(EngineStartError, match="ZeroDivisionError"):
         await PythonEngine(f"{tmp_path / 'broken_shop.py'}:price").start()
+
+
+def endless():
+    while True:
+        pass
+
+
+async def endless_later():
+    await asyncio.Event().wait()
+
+
+def endless_after_one():
+    yield 1
+    endless()
+
+
+@pytest.mark.parametrize(("target", "items"), [(endless, []), (endless_later, []), (endless_after_one, [1])])
+async def test_a_call_that_runs_too_long_ends_in_words_and_its_code_is_stopped(target, items):
+    made = await engine(target, max_running=1, timeout_s=0.05)
+    fate = asyncio.create_task(made.failed())
+    for _ in range(3):  # with one thread: the next could not begin behind code that was not stopped
+        chunks = [chunk async for chunk in made.run(call())]
+        assert [chunk.data for chunk in chunks[:-1]] == items
+        assert chunks[-1].finish.error == "the call ran longer than its `timeout_s`, 0.05 s"
+    assert not fate.done()
+    assert (await made.load()).running == 0
+    fate.cancel()
+    await made.close()
+
+
+async def test_the_time_in_which_nobody_asks_for_an_item_is_not_the_calls():
+    made = await engine(count, timeout_s=0.2)
+    run = made.run(call(n=2))
+    await anext(run)
+    await asyncio.sleep(0.3)
+    assert [chunk.finish and chunk.finish.reason async for chunk in run] == [None, "stop"]
+
+
+async def test_code_that_cannot_be_stopped_costs_its_thread_and_at_last_the_process(monkeypatch):
+    monkeypatch.setattr("foreserve.engines.python.STOP_S", 0.02)
+    go = threading.Event()
+
+    def block(stuck=True):
+        return go.wait(20) if stuck else "fine"
+
+    made = await engine(block, max_running=2, timeout_s=0.05)
+    fate = asyncio.create_task(made.failed())
+    try:
+        assert [chunk.finish.reason async for chunk in made.run(call("a"))] == ["error"]
+        assert [chunk.data async for chunk in made.run(call("b", stuck=False))] == ["fine", None]
+        assert not fate.done()
+        assert [chunk.finish.reason async for chunk in made.run(call("c"))] == ["error"]
+        assert "2 calls did not end when they were told to" in await asyncio.wait_for(fate, 10)
+    finally:
+        go.set()
+
+
+class Greeter:
+    def __init__(self, weights="none"):
+        self.weights = weights
+
+    def __call__(self, name: str):
+        return f"{name}: {self.weights}"
+
+
+class Counter:
+    async def __call__(self, n: int):
+        for i in range(n):
+            yield i
+
+
+class Broken:
+    def __init__(self):
+        raise RuntimeError("no disk")
+
+
+@pytest.mark.parametrize(("target", "args", "items"), [(Greeter, {"name": "a"}, ["a: none"]), (Counter, {"n": 2}, [0, 1])])
+async def test_a_class_is_made_and_its_object_called(target, args, items):
+    assert (await outcome(target, **args))[0] == items
+    info = await PythonEngine(target).start()
+    assert info.facts["streams"] == (target is Counter)
+
+
+async def test_a_class_is_made_with_the_weights_that_it_asks_for(monkeypatch):
+    monkeypatch.setattr("foreserve.engines.python_code._weights", lambda names: names)
+    assert (await outcome_with(Greeter, "weights", name="a")) == ["a: weights"]
+    assert (await outcome_with(Greeter, ["x", "y"], name="a")) == ["a: ['x', 'y']"]
+    assert (await outcome_with(Counter, "weights", n=1)) == [0]
+
+
+async def outcome_with(target, weights, **args):
+    made = await engine(target, weights=weights)
+    return [chunk.data async for chunk in made.run(call(**args)) if chunk.finish is None]
+
+
+async def test_a_class_that_cannot_be_made_is_told_with_why():
+    with pytest.raises(EngineStartError, match=r"Broken\(…\) raised RuntimeError: no disk"):
+        await PythonEngine(Broken).start()
+
+
+async def test_memory_that_runs_out_is_told_as_that():
+    _, finish = await outcome(lambda: bytearray(1 << 60))
+    assert finish.error == "the call ran out of memory (MemoryError)"
