@@ -11,6 +11,7 @@ import pytest
 from foreserve.core import OutcomeKind
 from foreserve.dispatch.admission import Bounded
 from foreserve.dispatch.batching import FirstCome, FixedBatches
+from foreserve.dispatch.deferred import Deferred
 from foreserve.dispatch.stream import Stream
 from foreserve.simulation.clock import run
 from tests.dispatch.harness import House, Listener
@@ -23,7 +24,9 @@ def one_night(seed: int) -> bytes:
     draw = random.Random(seed)
 
     async def main() -> bytes:
-        policy = FirstCome() if draw.random() < 0.5 else FixedBatches(size=draw.randint(1, 5), max_wait_s=0.3)
+        size = draw.randint(1, 5)
+        policies = [FirstCome(), FixedBatches(size=size, max_wait_s=0.3), Deferred(size=size, wait_s=0.3)]
+        policy = policies[draw.randrange(3)]
         house = House(policy=policy, admission=Bounded(max_waiting=20, max_wait_s=15.0), max_wait_s=20.0)
         alive = [house.replica(f"r{i}", slots=draw.randint(1, 4)) for i in range(3)]
 
