@@ -45,7 +45,16 @@ def values(code: Any, batched: bool = False, **words: Any) -> dict[str, Any]:
 def test_values_are_made_by_annotation():
     def code(a: int, b: float, c: list[Item], d: Point, e: Words, f: Model, g: Any = None, *, h=1): ...
 
-    given = {"a": 1, "b": 2, "c": [{"name": "x"}], "d": {"x": 3}, "e": {"text": "t"}, "f": {"size": 4}, "g": [1], "h": {}}
+    given = {
+        "a": 1,
+        "b": 2,
+        "c": [{"name": "x"}],
+        "d": {"x": 3},
+        "e": {"text": "t"},
+        "f": {"size": 4},
+        "g": [1],
+        "h": {},
+    }
     made = values(code, args=given)
     assert made["c"] == [Item("x")]
     assert (made["b"], made["d"], made["e"]) == (2.0, Point(3), {"text": "t"})

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foreserve.app import App as App
+    from foreserve.calling import File as File
+    from foreserve.engines.python_weights import weights as weights
+    from foreserve.engines.weights import Weights as Weights
     from foreserve.services.function import function as function
     from foreserve.services.llm import LLM as LLM
     from foreserve.services.upstream import Upstream as Upstream
@@ -19,12 +22,15 @@ __version__ = "0.1.0"
 
 _HOME = {
     "App": "foreserve.app",
+    "File": "foreserve.calling",
     "LLM": "foreserve.services.llm",
     "Upstream": "foreserve.services.upstream",
+    "Weights": "foreserve.engines.weights",
     "function": "foreserve.services.function",
+    "weights": "foreserve.engines.python_weights",
 }
 
-__all__ = ["LLM", "App", "Upstream", "__version__", "function"]
+__all__ = ["LLM", "App", "File", "Upstream", "Weights", "__version__", "function", "weights"]
 
 
 def __getattr__(name: str) -> Any:

@@ -45,6 +45,7 @@ from foreserve.services.foreseeing import Foreseer
 from foreserve.services.forgetting import expire_left
 from foreserve.services.joining import expect
 from foreserve.services.scaling import ServiceScaling
+from foreserve.services.together import agree
 from foreserve.settings import (
     AppSettings,
     MachineSettings,
@@ -108,6 +109,7 @@ class App:
                     f"App(): {name!r} is {type(kind).__name__}, not a service; "
                     f"valid: {', '.join(registry.names('kind'))}, as in App({name}=LLM('smollm2'))"
                 )
+        agree(services, self.settings.runtime)
         self.services: dict[str, Served] = services
 
     def run(self, launcher: Launcher | None = None) -> Running:

@@ -61,7 +61,8 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
 
     `input_tokens` is the whole prompt's length, `output` the answer's, `most_tokens` the limit that the request sets.
     `seconds` is the expected time on a replica from start to end, under a load like that of late; `least_seconds` what
-    it takes at the least of which there is much chance, for telling whether a deadline can still be met.
+    it takes at the least of which there is much chance, for telling whether a deadline can still be met. Of what has no
+    tokens only the seconds mean anything; its `most_tokens` is 0.
     """
 
     input_tokens: int

@@ -62,7 +62,7 @@ class ServerSettings(Settings, frozen=True, kw_only=True):
 
     host: str = "127.0.0.1"
     port: int = 8000
-    api_keys: list[ApiKey] = []
+    api_keys: list[ApiKey] = msgspec.field(default_factory=list)
     max_body_bytes: int = 32 * 2**20
     max_connections: int = 2048
     body_s: float = 60.0
@@ -134,7 +134,7 @@ class RuntimeSettings(Settings, frozen=True, kw_only=True):
     host_gb: float | None = None
     readers: int = 4
     chunk_mb: int = 16
-    sources: list[str] = []
+    sources: list[str] = msgspec.field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("context_s", "host_s"):

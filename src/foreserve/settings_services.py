@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final, Literal
 
+import msgspec
+
 from foreserve.settings_base import Settings, above, at_least
 
 ROUTE: Final = re.compile(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-])+")
@@ -47,7 +49,7 @@ class ScalingSettings(Settings, frozen=True, kw_only=True):
     """
 
     policy: str = "hybrid"
-    policy_options: dict[str, Any] = {}
+    policy_options: dict[str, Any] = msgspec.field(default_factory=dict)
     forecaster: str = "auto"
     every_s: float = 2.0
     window_s: float = 60.0
@@ -90,14 +92,14 @@ class ServiceSettings(Settings, frozen=True, kw_only=True):
     replicas: int | tuple[int, int] = 1
     launcher: Literal["local", "inline"] = "local"
     policy: str = "auto"
-    policy_options: dict[str, Any] = {}
+    policy_options: dict[str, Any] = msgspec.field(default_factory=dict)
     placement: str = "auto"
     queue: QueueSettings = QueueSettings()
     scaling: ScalingSettings = ScalingSettings()
     deadline_s: float | None = None
     utility: float = 1.0
     python: str | None = None
-    env: dict[str, str] = {}
+    env: dict[str, str] = msgspec.field(default_factory=dict)
     start_limit_s: float = 300.0
     liveness_s: float = 60.0
     stall_s: float = 30.0
@@ -188,7 +190,7 @@ class LLMSettings(ServiceSettings, frozen=True, kw_only=True):
     prefix_caching: bool = True
     default_max_tokens: int | None = None
     foresight: ForesightSettings = ForesightSettings()
-    engine_options: dict[str, Any] = {}
+    engine_options: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -272,7 +274,7 @@ class WeightsSettings(Settings, frozen=True, kw_only=True):
             raise ValueError("`source` is empty; valid: a path, an address or a loader")
         scheme, is_address, _ = self.source.partition("://")
         if is_address and scheme not in ("http", "https"):
-            raise ValueError(f"`source` is {self.source!r}; valid: a path, http://, https://, \"module:name\"")
+            raise ValueError(f'`source` is {self.source!r}; valid: a path, http://, https://, "module:name"')
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256):
             raise ValueError(f"`sha256` is {self.sha256[:80]!r}; it must be 64 hex digits")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -223,7 +224,9 @@ class Batches(ScriptedReplica):
 
     def run(self, works: Any, plan: Any) -> None:
         seconds = 0.1 + 0.01 * len(works)
-        super().run([Work(id=w.id, payload=seconds, cost=w.cost, arrival=w.arrival, attempt=w.attempt) for w in works], plan)
+        super().run(
+            [Work(id=w.id, payload=seconds, cost=w.cost, arrival=w.arrival, attempt=w.attempt) for w in works], plan
+        )
 
 
 def house_of(slots: int = 8, **words: Any) -> tuple[House, Batches]:

@@ -469,7 +469,9 @@ class Broken:
         raise RuntimeError("no disk")
 
 
-@pytest.mark.parametrize(("target", "args", "items"), [(Greeter, {"name": "a"}, ["a: none"]), (Counter, {"n": 2}, [0, 1])])
+@pytest.mark.parametrize(
+    ("target", "args", "items"), [(Greeter, {"name": "a"}, ["a: none"]), (Counter, {"n": 2}, [0, 1])]
+)
 async def test_a_class_is_made_and_its_object_called(target, args, items):
     assert (await outcome(target, **args))[0] == items
     info = await PythonEngine(target).start()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from foreserve.calling import Call
 from foreserve.core import Chunk, EngineInfo, Finish, Work
 from foreserve.engines.python import PythonEngine
 from foreserve.errors import BadRequest, ConfigError
@@ -50,7 +51,7 @@ def test_by_target():
     named.prepare()
     with pytest.raises(ConfigError, match="import it"):
         named()
-    assert named.call({"anything": 1}) == {"args": {"anything": 1}}
+    assert named.call({"anything": 1}) == Call(args={"anything": 1})
     with pytest.raises(ConfigError, match="there is no file"):
         Function("nowhere.py:f").prepare()
     settings = FunctionSettings(target="json:loads")
@@ -58,7 +59,7 @@ def test_by_target():
 
 
 def test_arguments_are_checked_before_they_are_queued():
-    assert plain.call({"x": 1}) == {"args": {"x": 1}}
+    assert plain.call({"x": 1}) == Call(args={"x": 1})
     with pytest.raises(BadRequest, match=r"the function takes \(x:"):
         plain.call({"y": 1})
 

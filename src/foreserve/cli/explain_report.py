@@ -27,7 +27,8 @@ def request_table(past: Past) -> Group:
 
 
 def _lengths(past: Past) -> list[tuple[str, str, str]]:
-    forecast, usage = past.forecast, past.usage
+    usage = past.usage
+    forecast = past.forecast if past.forecast is not None and past.forecast.most_tokens else None
     rows = []
     if forecast is not None or "prompt_tokens" in usage:
         foreseen = _DASH if forecast is None else number(forecast.input_tokens)
@@ -97,6 +98,7 @@ def _line(past: Past) -> list[str | Text]:
     foreseen = [_DASH] * 3
     if forecast is not None:
         foreseen = [seconds(forecast.seconds), number(forecast.output.p50), number(forecast.output.p80)]
+        foreseen[1:] = foreseen[1:] if forecast.most_tokens else [_DASH] * 2
     expected, p50, p80 = foreseen
     return [
         Text(past.id), Text(past.service), Text(past.kind, "" if past.kind == "done" else "red"), seconds(past.wait_s),

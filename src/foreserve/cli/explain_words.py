@@ -146,6 +146,8 @@ def _foreseen(past: Past) -> list[str]:
     forecast = past.forecast
     if forecast is None:
         return ["Nothing was foreseen of it."] if past.ahead is not None else []
+    if not forecast.most_tokens:
+        return [f"Foreseen (by calls in batches of like size): {seconds(forecast.seconds)} on a replica."]
     output = forecast.output
     source = _PREDICTORS.get(output.source, f"by the {output.source} predictor")
     return [

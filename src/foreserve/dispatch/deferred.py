@@ -1,4 +1,4 @@
-"""`deferred`: batches of calls that close by deadline, held open only while one more call still fits and is expected."""
+"""`deferred`: batches that close by deadline, held open only while one more call still fits and is expected."""
 
 from __future__ import annotations
 

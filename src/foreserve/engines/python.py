@@ -89,9 +89,7 @@ class PythonEngine:
     async def start(self) -> EngineInfo:
         """Load the target. Raises EngineStartError when it is not there or its module or class fails."""
         self._code = await load_code(self._target, self._weights)
-        return EngineInfo(
-            batching="continuous", capacity={"slots": float(self._max_running)}, facts=self._code.facts()
-        )
+        return EngineInfo(batching="continuous", capacity={"slots": float(self._max_running)}, facts=self._code.facts())
 
     async def run(self, work: Work, plan: Any = None) -> AsyncIterator[Chunk]:
         """See `Engine`."""

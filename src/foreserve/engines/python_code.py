@@ -61,7 +61,8 @@ async def load_code(
     found = load_target(target) if isinstance(target, str) else target
     if inspect.isclass(found):
         given = {"weights": _weights(weights)} if weights and "weights" in inspect.signature(found).parameters else {}
-        made = await clock.offload(lambda: _made(found, given))
+        kind: type[Any] = found
+        made = await clock.offload(lambda: _made(kind, given))
         if isinstance(made, Raised):
             if isinstance(made.error, EngineStartError):
                 raise made.error

@@ -1,41 +1,57 @@
-"""The function kind: a plain Python function, generator or async function behind the same dispatcher as a model.
+"""The function kind: a user's own Python code behind the same dispatcher as a model.
 
     @foreserve.function(max_running=4)
     def rank(query: str, documents: list[str]) -> list[float]: ...
 
-    app = foreserve.App(rank=rank)
+    @foreserve.function(weights="ranker.safetensors", batch=16, route="/rank")
+    class Rank:
+        def __init__(self, weights: foreserve.Weights) -> None: ...
+        def __call__(self, query: list[str]) -> list[float]: ...
+
+    app = foreserve.App(rank=rank, ranked=Rank)
 
 Its worker imports the file again, so what the file does when imported must be cheap and safe to do twice.
 """
 
 from __future__ import annotations
 
-import ast
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
+import msgspec
+
+from foreserve.arguments import Arguments, Parameter
+from foreserve.calling import Call, Output
 from foreserve.core import Chunk, EngineInfo, EngineSpec, Outcome, Price, Request, Work
-from foreserve.errors import BadRequest, ConfigError
+from foreserve.errors import ConfigError
 from foreserve.parsing import parse
 from foreserve.ports import Decoded
-from foreserve.registry import choices, entry
+from foreserve.registry import entry
+from foreserve.services.function_price import CallSeconds
+from foreserve.services.function_target import arguments_of, called, check_code, check_target, target_of
+from foreserve.services.function_weights import check_weights, weights_of
+from foreserve.services.inference import ANY, ModelTensor
 from foreserve.settings import FunctionSettings
+from foreserve.tensors import Tensor
 
 EVENTS_BOUND = 4096
 """Items of a generator that a reader may be behind."""
+
+MIB = 2**20
+
+_DATATYPES = {"int": "INT64", "float": "FP64", "bool": "BOOL", "str": "BYTES", "bytes": "BYTES"}
 
 
 class Function:
     """Serves `target`, `"module:name"` or `"file.py:name"`. The other words are those of `FunctionSettings`.
 
-    Made by the decorator `function` it stays callable as the function it wraps.
+    Made by the decorator `function` it stays callable as the function or class it wraps.
     """
 
     name = "function"
-    policy = "fcfs"
+    platform = "foreserve_function"
 
     def __init__(self, target: str | None = None, /, **words: Any) -> None:
         if target is not None:
@@ -51,111 +67,147 @@ class Function:
 
     @classmethod
     def of(cls, code: Callable[..., Any], words: dict[str, Any]) -> Function:
-        """What the decorator makes. Raises ConfigError for code that a worker could not import by name."""
-        where = f"function {getattr(code, '__qualname__', code)!r}"
-        if not inspect.isfunction(code):
-            raise ConfigError(f"@function: {code!r} is not a function; valid: def, async def, with or without yield")
-        if "<" in code.__qualname__:
-            raise ConfigError(f"{where}: a worker process must find it by name; define it at the top of its file")
-        words = {"target": f"{Path(inspect.getfile(code)).resolve()}:{code.__qualname__}", **words}
+        """What the decorator makes. Raises ConfigError for code that a worker could not import, make or call."""
+        words = {"target": target_of(code), **words}
+        where = f"function {code.__qualname__!r}"
+        settings = parse(words, FunctionSettings, where)
+        check_code(code, settings, where)
         made = cls.__new__(cls)
-        made._setup(parse(words, FunctionSettings, where), where, code)
-        functools.update_wrapper(made, code)
+        made._setup(settings, where, code)
+        # What a class has of its own is its objects', not this object's.
+        functools.update_wrapper(made, code, updated=() if inspect.isclass(code) else functools.WRAPPER_UPDATES)
         return made
 
     def _setup(self, settings: FunctionSettings, where: str, code: Callable[..., Any] | None) -> None:
+        if settings.batch > 1 and settings.policy in ("auto", "deferred"):
+            options = {"wait_s": settings.batch_wait_s, **settings.policy_options}
+            settings = msgspec.structs.replace(settings, policy_options=options)
         self.settings = settings
         self.idempotent = settings.idempotent
         self._where = where
         self.served_code = code
-        """The function itself, where it was decorated; a worker that finds this object by name runs that."""
-        self._signature = inspect.signature(code) if code is not None else None
-        self._streams = code is not None and (inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code))
+        """The code itself, where it was decorated; a worker that finds this object by name runs that."""
+        self._arguments: Arguments | None = None if code is None else arguments_of(code, settings)
+        self._takes: tuple[Parameter, ...] | None = None if self._arguments is None else self._arguments.parameters
+        run = None if code is None else called(code)
+        self._streams = inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run)
+        self._seconds = CallSeconds()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function itself, here."""
+        """Call the function itself, here; a class makes an object."""
         if self.served_code is None:
             raise ConfigError(f"{self.settings.target} is named, not decorated: import it to call it")
         return self.served_code(*args, **kwargs)
 
     # --- the kind
 
+    @property
+    def policy(self) -> str:
+        """Batches close by deadline; single calls run as they come."""
+        return "deferred" if self.settings.batch > 1 else "fcfs"
+
     def check(self) -> None:
-        """Whether the function's file is there and names it. Runs none of it. Raises ConfigError."""
-        place, _, name = self.settings.target.rpartition(":")
-        if not place.endswith(".py"):
-            return  # a module is looked for by the interpreter that is to run it
-        file = Path(place)
-        if not file.is_file():
-            raise ConfigError(f"{self._where}: target: there is no file {file}")
-        try:
-            names = set(_bound(ast.parse(file.read_text())))
-        except SyntaxError as error:
-            raise ConfigError(f"{self._where}: target: {file}, line {error.lineno}: {error.msg}") from None
-        if name.partition(".")[0] not in names and "*" not in names:
-            raise ConfigError(f"{self._where}: target: {file} has no {name!r}{choices(name, sorted(names))}")
+        """Whether its file and its weights are there, and what they must be. Runs none of it. Raises ConfigError."""
+        check_target(self.settings.target, self._where)
+        check_weights(weights_of(self.settings), self._where)
 
     def prepare(self, progress: Callable[[float, str], None] | None = None) -> None:
-        """Nothing is made beforehand; that the file is there is seen now rather than in a worker."""
-        place = self.settings.target.rpartition(":")[0]
-        if place.endswith(".py") and not Path(place).is_file():
-            raise ConfigError(f"function {self.settings.target!r}: there is no file {place}")
+        """Nothing is made beforehand; what is not there is seen now rather than in a worker."""
+        self.check()
 
     def engines(self) -> list[EngineSpec]:
         """How the workers make their engines, all alike."""
         settings = self.settings
+        batched = settings.batch > 1
+        options: dict[str, Any] = {"target": settings.target}
+        options |= {"batch": settings.batch} if batched else {"max_running": settings.max_running}
+        if settings.weights is not None:
+            options["weights"] = "weights" if isinstance(settings.weights, str) else [*settings.weights]
+        if settings.timeout_s is not None:
+            options["timeout_s"] = settings.timeout_s
         spec = EngineSpec(
-            factory=entry("engine", "python", f"{self._where}: engine").value,
-            options={"target": settings.target, "max_running": settings.max_running},
+            factory=entry("engine", "python_batched" if batched else "python", f"{self._where}: engine").value,
+            options=options,
             python=settings.python,
             env=settings.env,
             start_limit_s=settings.start_limit_s,
             liveness_s=settings.liveness_s,
+            weights=weights_of(settings),
+            imports=self._imports(),
+            memory_bytes=None if settings.memory_mb is None else int(settings.memory_mb * MIB),
         )
         return [spec] * settings.bounds[1]
 
+    def _imports(self) -> tuple[str, ...]:
+        return tuple(self.settings.imports or ())
+
     def price(self, request: Request) -> Price:
-        return Price(cost={"slots": 1.0})
+        return Price(cost={"slots": 1.0}, forecast=self._seconds.forecast())
 
     def settled(self, outcome: Outcome) -> None:
-        """Nothing is learned of functions yet."""
+        """Learn how long calls take, by how many run together."""
+        self._seconds.settled(outcome)
 
     def ready(self, info: EngineInfo) -> None:
         if self.served_code is None:
             self._streams = bool(info.facts.get("streams"))
+            self._takes = msgspec.convert(info.facts.get("takes", ()), tuple[Parameter, ...])
 
     def decoder(self, work: Work) -> Items:
         return Items()
 
-    def events_bound(self, payload: dict[str, Any]) -> int:
+    def events_bound(self, payload: Call) -> int:
         return EVENTS_BOUND
 
     # --- what the gateway asks
 
     @property
     def streams(self) -> bool:
-        """Whether it yields several items rather than returning one result. Known once a replica has been ready."""
+        """Whether it yields several items rather than returning one result. Known once `takes` is."""
         return self._streams
 
-    def call(self, args: dict[str, Any]) -> dict[str, Any]:
+    @property
+    def takes(self) -> tuple[Parameter, ...] | None:
+        """Its parameters: of code that is named, known once a replica has been ready."""
+        return self._takes
+
+    @property
+    def hints(self) -> Mapping[str, Any]:
+        """The annotations of its parameters; of code that is named they are not known here."""
+        return {} if self._arguments is None else self._arguments.hints
+
+    def call(self, args: dict[str, Any]) -> Call:
         """The payload of a call with these keyword arguments. Raises BadRequest where they do not fit."""
-        if self._signature is not None:
-            try:
-                self._signature.bind(**args)
-            except TypeError as error:
-                raise BadRequest(f"wrong arguments: {error}; the function takes {self._signature}") from None
-        return {"args": args}
+        return self.checked(Call(args=args))
+
+    def checked(self, call: Call) -> Call:
+        """`call`, if it fits. What is not known here of named code is checked by its worker. Raises BadRequest."""
+        if self._arguments is not None:
+            self._arguments.check(call)
+        return call
+
+    # --- as a model of the Open Inference Protocol
+
+    def model_inputs(self) -> list[ModelTensor]:
+        """By its annotations."""
+        return [_model_tensor(each) for each in self._takes or ()]
+
+    def model_outputs(self) -> list[ModelTensor]:
+        """What it returns is known when it does."""
+        return []
+
+    def infer(self, tensors: Mapping[str, Tensor]) -> Call:
+        """A call whose arguments are these, by name."""
+        return self.checked(Call(tensors=dict(tensors), as_tensors=True))
+
+    def inferred(self, events: Sequence[Any]) -> list[Output]:
+        """The outputs that its engine made of the result."""
+        return msgspec.convert(events[0], list[Output]) if events else []
 
 
-def _bound(tree: ast.Module) -> Iterator[str]:
-    """The names that a module gives a meaning to, `*` where it may be any."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield node.name
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id
-        elif isinstance(node, ast.alias):
-            yield (node.asname or node.name).partition(".")[0]
+def _model_tensor(parameter: Parameter) -> ModelTensor:
+    words = parameter.words.replace("list[", "").replace("]", "")
+    return ModelTensor(name=parameter.name, datatype=_DATATYPES.get(words, ANY), shape=(-1,))
 
 
 class Items:
@@ -180,7 +232,10 @@ def function(code: Callable[..., Any], /) -> Function: ...
 @overload
 def function(**words: Any) -> Callable[[Callable[..., Any]], Function]: ...
 def function(code: Callable[..., Any] | None = None, /, **words: Any) -> Any:
-    """Serve a function: `@function`, or `@function(replicas=2)` with words of `FunctionSettings`."""
+    """Serve a function or a class: `@function`, or `@function(replicas=2)` with words of `FunctionSettings`.
+
+    A class is made once in each worker, with its `weights` if its `__init__` takes them, and its `__call__` serves.
+    """
     if code is not None:
         return Function.of(code, words)
     return lambda decorated: Function.of(decorated, words)

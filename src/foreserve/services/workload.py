@@ -55,6 +55,8 @@ def foreseen_of(work: Work) -> dict[str, float]:
     if work.forecast is None:
         return {"input_tokens": float(work.ramp.base)} if work.ramp is not None else {}
     forecast = work.forecast
+    if not forecast.most_tokens:
+        return {"seconds": forecast.seconds}
     return {
         "input_tokens": float(forecast.input_tokens),
         "output_tokens": forecast.output.mean,
