@@ -23,10 +23,13 @@ from foreserve.gateway.terms import Keys
 
 log = logging.getLogger(__name__)
 
-PROBES = frozenset({"/health", "/health/live", "/health/ready", "/metrics", "/v1/foreserve/status", "/v1/models"})
+PROBES = frozenset({
+    "/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics",
+    "/v1/foreserve/status", "/v1/models",
+})  # fmt: skip
 """Asked again and again by machines: their lines in the log are for debugging alone."""
 
-OPEN_PATHS = "/health/"
+OPEN_PATHS = ("/health/", "/v2/health/")
 """Paths that need no key: an orchestrator's probes bring none."""
 
 DISCARD_S = 5.0

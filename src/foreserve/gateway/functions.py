@@ -1,32 +1,32 @@
-"""Plain functions over HTTP: `POST /v1/functions/NAME` with the keyword arguments as a JSON object.
+"""Functions over HTTP: `POST /v1/functions/NAME` with the keyword arguments as a JSON object, and paths of their own.
 
 The reply is `{"result": …}`; of a generator it is the list of its items, or, where the client asks for it with
 `Accept: text/event-stream` or `?stream=true`, an event for each item as it is made.
+
+At a path of its own (`route`) a function takes JSON, forms with files, or raw bytes where that is all it takes, and
+what it returns is the reply: bytes as they are, everything else as JSON. A generator streams unless the client asks
+otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any, cast
+from collections.abc import Awaitable, Callable
+from typing import cast
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
-from foreserve.dispatch.stream import Stream
-from foreserve.errors import BadRequest, EngineFailed
+from foreserve.app import Running
 from foreserve.gateway.calls import Call
-from foreserve.gateway.decoding import Decoder
-from foreserve.gateway.disconnect import closing
+from foreserve.gateway.function_bodies import arguments, call_of
+from foreserve.gateway.function_replies import answer, json_reply, plain_reply, wants_stream
+from foreserve.gateway.function_schemas import described
 from foreserve.gateway.schemas import describe
-from foreserve.gateway.sse import EventStream, event, raise_error
 from foreserve.services.function import Function
 
 router = APIRouter(prefix="/v1/functions", tags=["Functions"])
-
-_arguments: Decoder[dict[str, Any]] = Decoder(dict[str, Any])
-_encode = msgspec.json.Encoder().encode
 
 
 @router.post("/{name}", **describe("Call a function", body_schema={"type": "object"}, streams=True))
@@ -34,46 +34,40 @@ async def call_function(http: HttpRequest, name: str) -> Response:
     """Call a function of this server with keyword arguments."""
     call = await Call.read(http)
     service = call.service(name, Function, "function", None)
-    kind = cast(Function, service.kind)
-    payload = kind.call(_decode(call.raw))
-    streaming = _wants_stream(http)
-    stream = service.submit(msgspec.structs.replace(call.admitted(service, None), payload=payload))
-    if streaming:
-        return EventStream(_events(stream), [stream], stall_s=service.settings.stall_s, last=event(b"[DONE]"))
-    items: list[Any] = []
-    async with closing([stream], http.receive):
-        async for events in stream:
-            items.extend(events)
-    raise_error(stream)
-    result = items if kind.streams else items[0] if items else None
-    return Response(_write({"result": result}), media_type="application/json")
+    payload = cast(Function, service.kind).call(arguments(call.raw))
+    streaming = wants_stream(http, usual=False)
+    request = msgspec.structs.replace(call.admitted(service, None), payload=payload)
+    return await answer(
+        http, service, request, streaming=streaming, reply=lambda result: json_reply({"result": result})
+    )
 
 
-def _decode(raw: bytes) -> dict[str, Any]:
-    args = _arguments.decode(raw)
-    try:
-        # Arguments travel to a worker as msgpack, which has no integers beyond 64 bits.
-        msgspec.msgpack.encode(args)
-    except OverflowError:
-        raise BadRequest("an integer is too large; at most 64 bits are carried") from None
-    return args
+def install(app: FastAPI) -> None:
+    """Serve each function that names one at its `route` too."""
+    running: Running = app.state.running
+    for name, service in running.services.items():
+        if isinstance(service.kind, Function) and service.kind.settings.route is not None:
+            app.add_api_route(
+                service.kind.settings.route,
+                _at_route(name),
+                methods=["POST"],
+                tags=["Functions"],
+                name=name,
+                **described(name, service.kind, app.state.components),
+            )
 
 
-def _wants_stream(http: HttpRequest) -> bool:
-    asked = http.query_params.get("stream")
-    if asked not in (None, "true", "false"):
-        raise BadRequest(f"`stream` is {asked[:64]!r}; valid: true, false", param="stream")
-    return asked == "true" or (asked is None and "text/event-stream" in http.headers.get("accept", ""))
+def _at_route(name: str) -> Callable[[HttpRequest], Awaitable[Response]]:
+    async def call_at_route(http: HttpRequest) -> Response:
+        call = await Call.read(http)
+        service = call.service(name, Function, "function", None)
+        kind = cast(Function, service.kind)
+        request = call.admitted(service, None)
+        if kind.takes is None:  # of code that is named: the first worker tells
+            await call.known(service, request)
+        payload = kind.checked(await call_of(http, call.raw, kind))
+        streaming = wants_stream(http, usual=kind.streams)
+        request = msgspec.structs.replace(request, payload=payload)
+        return await answer(http, service, request, streaming=streaming, reply=plain_reply)
 
-
-async def _events(stream: Stream) -> AsyncIterator[bytes]:
-    async for items in stream:
-        yield b"".join(event(_write(item)) for item in items)
-    raise_error(stream)
-
-
-def _write(value: Any) -> bytes:
-    try:
-        return _encode(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise EngineFailed(f"the function's result cannot be written as JSON: {error}") from None
+    return call_at_route

@@ -80,7 +80,7 @@ def describe(
 
 
 def install(app: FastAPI) -> None:
-    """Make `app.openapi` describe the bodies too. The page is built once."""
+    """Make `app.openapi` describe the bodies too, and what is in `app.state.components`. The page is built once."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -93,6 +93,7 @@ def install(app: FastAPI) -> None:
                 for operation in path.values():
                     operation.get("responses", {}).pop("422", None)
             schemas.update(components)
+            schemas.update(app.state.components)
             schemas["Error"] = BODY_SCHEMA
             page["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             app.openapi_schema = page

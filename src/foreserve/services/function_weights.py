@@ -1,4 +1,4 @@
-"""The weights that a function declares, as what a worker's runtime loads; what is wrong with them is told beforehand."""
+"""The weights that a function declares, as its runtime loads them; what is wrong with them is told beforehand."""
 
 from __future__ import annotations
 

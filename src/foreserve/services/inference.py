@@ -1,4 +1,4 @@
-"""What a kind brings to be served by the Open Inference Protocol: its tensors, a payload of them, and what comes back."""
+"""What a kind brings for the Open Inference Protocol: its tensors, a payload made of them, and what comes back."""
 
 from __future__ import annotations
 
