@@ -139,7 +139,7 @@ def test_every_datatype_as_json_and_as_raw_data(client: httpx.Client, datatype: 
     outputs = json.loads(reply.content[:at])["outputs"]
     size = outputs[0]["parameters"]["binary_data_size"]
     if datatype == "BYTES":
-        assert reply.content[at:] == packed(["A".encode(), "É".encode(), b""])
+        assert reply.content[at:] == packed([b"A", "É".encode(), b""])
     elif datatype != "BF16":
         assert reply.content[at : at + size] == data
 
