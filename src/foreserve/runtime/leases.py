@@ -1,12 +1,154 @@
-"""Weights that a worker's engine has declared, by name."""
+"""The read-only weights of this process: asked for before they are needed, mapped when they are there.
+
+`begin` asks for what an engine has declared, at once and in the background; `get(name).wait()` is where its first use
+meets it. Under a launcher of processes the memory owner of this machine loads each content once and hands out a
+descriptor (`FORESERVE_MEMORY` is the path of its socket); without one this process opens the sources itself.
+
+Nothing is given back by hand: the connection to the owner is the lease, so a process that ends in whatever way returns
+all it had.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import mmap
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final
 
+from foreserve.core import WeightsRef
 from foreserve.errors import EngineStartError
+from foreserve.runtime.safetensors import Layout, NotSafetensors, parse
+
+MEMORY: Final = "FORESERVE_MEMORY"
+"""The environment variable with the path of the owner's socket."""
 
 
-def get(name: str) -> Any:
-    """The weights of this name, on their way. Raises EngineStartError for a name that was not declared."""
-    raise EngineStartError(f"no weights are called {name!r}")
+class WeightsError(EngineStartError):
+    """Weights cannot be had; the message names them, their source and what is wrong."""
+
+
+class Mapped:
+    """A safetensors image, mapped read-only: a write to its memory ends the process, and changes it for nobody.
+
+    `layout` has dtype, shape and place of each tensor, `image` all bytes (a read-only memoryview), `nbytes` their
+    number, `sha256` their digest where it is known. The mapping lives as long as anything that looks into it.
+    """
+
+    def __init__(self, name: str, fd: int, where: str, sha256: str | None = None) -> None:
+        """Maps `fd`, which stays the caller's. Raises WeightsError; NotSafetensors when it is no such image."""
+        size = os.fstat(fd).st_size
+        if not size:
+            raise NotSafetensors(f"{where} is no safetensors file: it is empty")
+        self.name = name
+        self.nbytes = size
+        self.sha256 = sha256
+        try:
+            self.image = memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_READ))
+        except (OSError, ValueError) as error:
+            raise WeightsError(f"{where} cannot be mapped: {error}") from error
+        self.layout: Layout = parse(self.image, where)
+
+    def data(self, tensor: str) -> memoryview:
+        """The bytes of one tensor. Raises KeyError."""
+        found = self.layout[tensor]
+        return self.image[found.begin : found.end]
+
+
+class Pending:
+    """Weights that are on their way."""
+
+    def __init__(self, ref: WeightsRef) -> None:
+        self.ref = ref
+        self._known = threading.Event()
+        self._mapped: Mapped | None = None
+        self._error: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether `wait` would return, or raise, at once."""
+        return self._known.is_set()
+
+    def wait(self, timeout_s: float | None = None) -> Mapped:
+        """The weights, once they are there. Blocks; may be called often and by many threads.
+
+        Raises WeightsError with the reason when they cannot be had, or are not there after `timeout_s` seconds.
+        """
+        if not self._known.wait(timeout_s):
+            raise WeightsError(f"weights {self.ref.name!r} ({self.ref.source}) were not there after {timeout_s:g} s")
+        if self._mapped is None:
+            raise WeightsError(f"weights {self.ref.name!r}: {self._error}")
+        return self._mapped
+
+    def give(self, mapped: Mapped) -> None:
+        """They are there."""
+        self._mapped = mapped
+        self._known.set()
+
+    def fail(self, reason: str) -> None:
+        """They cannot be had."""
+        self._error = reason
+        self._known.set()
+
+
+_lock = threading.Lock()
+_pending: dict[str, Pending] = {}
+
+
+def begin(refs: Sequence[WeightsRef]) -> None:
+    """Start to get these; returns at once. What is on its way or there already stays; a failure is tried again.
+
+    A name that meant something else before means this from now on.
+    """
+    with _lock:
+        fresh = [Pending(ref) for ref in refs if not _held(ref)]
+        _pending.update({pending.ref.name: pending for pending in fresh})
+    if fresh:
+        _getter()(fresh)
+
+
+def get(name: str) -> Pending:
+    """The weights called `name`, which `begin` was told of. Raises WeightsError naming those there are."""
+    with _lock:
+        pending = _pending.get(name)
+        known = list(_pending)
+    if pending is None:
+        raise WeightsError(f"no weights are called {name!r}; declared: {', '.join(known) or 'none'}")
+    return pending
+
+
+def _held(ref: WeightsRef) -> bool:
+    known = _pending.get(ref.name)
+    return known is not None and known.ref == ref and known._error is None
+
+
+def _getter() -> Callable[[Sequence[Pending]], None]:
+    return _get_here
+
+
+def _get_here(wanted: Sequence[Pending]) -> None:
+    """Without an owner: open and map them in a thread of this process."""
+
+    def run() -> None:
+        for pending in wanted:
+            try:
+                pending.give(_mapped_here(pending.ref))
+            except EngineStartError as error:
+                pending.fail(str(error))
+            except Exception as error:
+                pending.fail(f"{pending.ref.source}: {type(error).__name__}: {error}")
+
+    threading.Thread(target=run, name="foreserve-weights", daemon=True).start()
+
+
+def _mapped_here(ref: WeightsRef) -> Mapped:
+    if ref.kind != "file":
+        raise WeightsError(f"{ref.source} ({ref.kind}) is loaded by the memory owner, and there is none")
+    try:
+        fd = os.open(os.path.expanduser(ref.source), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise WeightsError(f"{ref.source} cannot be opened: {error.strerror}") from error
+    try:
+        return Mapped(ref.name, fd, ref.source)
+    finally:
+        os.close(fd)
