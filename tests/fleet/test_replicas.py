@@ -14,7 +14,7 @@ from foreserve.dispatch.placement import LeastRequests
 from foreserve.dispatch.stream import Stream
 from foreserve.errors import EngineStartError
 from foreserve.fleet.replica import State
-from foreserve.fleet.replicas import Replicas
+from foreserve.fleet.replicas import SOON_S, Replicas
 from foreserve.fleet.seats import MOST_BACKOFF_S, PROVEN_S, backoff
 from foreserve.messages import Abort, Chunks, Drain, Drained, Ready, Run, StartFailed, ToWorker
 from foreserve.ports import Listener
@@ -100,7 +100,14 @@ class FakeLauncher:
 
 
 class House:
-    def __init__(self, launcher: FakeLauncher, count: int = 1, max_wait_s: float = 1000, **words: Any) -> None:
+    def __init__(
+        self,
+        launcher: FakeLauncher,
+        count: int = 1,
+        max_wait_s: float = 1000,
+        most_backoff_s: float | None = None,
+        **words: Any,
+    ) -> None:
         self.ledger = Ledger()
         self.dispatcher = Dispatcher(
             "chat",
@@ -112,7 +119,7 @@ class House:
             settled=lambda outcome: None,
         )
         self.infos: list[EngineInfo] = []
-        specs = [EngineSpec(factory="x:y")] * count
+        specs = [EngineSpec(factory="x:y", most_backoff_s=most_backoff_s)] * count
         self.replicas = Replicas("chat", lambda: specs, launcher, self.dispatcher, self.infos.append, **words)
 
     def submit(self, request_id: str, seconds: float, deadline_s: float | None = None) -> Stream:
@@ -183,6 +190,24 @@ def test_losses_in_a_row_back_off_and_refuse_meanwhile_until_one_has_proven_itse
         launcher.connections[-1].kill()
         await asyncio.sleep(0.001)
         assert launcher.launched_at[-1] == now
+        await house.replicas.stop(0)
+
+    run(main())
+
+
+def test_who_waits_for_one_that_was_up_and_is_cheap_to_start_is_served():
+    async def main() -> None:
+        launcher = FakeLauncher()
+        house = House(launcher, most_backoff_s=SOON_S)
+        await house.replicas.start()
+        for loss in range(4):
+            launcher.connections[-1].kill()
+            served = await house.submit(f"q{loss}", 0.1).settled()
+            assert served.kind is OutcomeKind.DONE
+        launcher._fails = ["no such file"] * 9
+        launcher.connections[-1].kill()
+        refused = await house.submit("last", 0.1).settled()
+        assert (refused.code, "no such file" in refused.reason) == ("unavailable", True)
         await house.replicas.stop(0)
 
     run(main())

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 DRAIN_S: Final = 300.0
 """How long a replica that is wanted no more may take to finish what it runs before that is moved elsewhere."""
 
+SOON_S: Final = 1.0
+"""Where no restart is put off for longer, a replica that was up is waited for; nobody is refused meanwhile."""
+
 MOVE_S: Final = 1.0
 """How often it is then looked whether others have room for some of it."""
 
@@ -357,7 +360,10 @@ class Replicas:
     def _replace(self, seat: Seat, lost: Replica) -> None:
         wait = seat.lost(lost, asyncio.get_running_loop().time())
         log.warning("replica %s is gone (%s); restart in %g s", lost.name, lost.reason, wait)
-        if wait and not self.ready and not self._starting:
+        # One that was up and is cheap to start is soon up again. One that does not even start may never be.
+        most_s = seat.spec.most_backoff_s
+        soon = lost.ever_ready and most_s is not None and most_s <= SOON_S
+        if wait and not soon and not self.ready and not self._starting:
             self._dispatcher.give_up(f"no replica of {self.service!r} is up; the last was lost: {lost.reason}")
         self._launch_in(seat, wait)
 

@@ -39,6 +39,9 @@ from foreserve.tensors import Tensor
 EVENTS_BOUND = 4096
 """Items of a generator that a reader may be behind."""
 
+MOST_BACKOFF_S = 1.0
+"""Between restarts of a worker. One call that brings its worker down shall not close the service to the others."""
+
 MIB = 2**20
 
 _DATATYPES = {"int": "INT64", "float": "FP64", "bool": "BOOL", "str": "BYTES", "bytes": "BYTES"}
@@ -132,6 +135,7 @@ class Function:
             env=settings.env,
             start_limit_s=settings.start_limit_s,
             liveness_s=settings.liveness_s,
+            most_backoff_s=MOST_BACKOFF_S,
             weights=weights_of(settings),
             imports=self._imports(),
             memory_bytes=None if settings.memory_mb is None else int(settings.memory_mb * MIB),
