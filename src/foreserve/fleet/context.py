@@ -197,7 +197,7 @@ class Context:
     # --- hearing
 
     def _readable(self) -> None:
-        while True:
+        while self._control.fileno() >= 0:
             try:
                 heard = forking.receive(self._control, from_forker)
             except BlockingIOError:
