@@ -18,6 +18,7 @@ import msgspec
 from foreserve.messages import Exit, FromWorker, decode_to_worker, encode
 from foreserve.runtime.factory import load_factory
 from foreserve.runtime.host import EngineHost
+from foreserve.runtime.limits import Upkeep
 from foreserve.runtime.outbox import MessageTooLong
 from foreserve.runtime.wire import Wire
 
@@ -47,7 +48,7 @@ class Worker:
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
         self._wire = Wire(sock, self._heard, self._gone, self._room, max_message_bytes)
-        self.host = EngineHost(load_factory, self._send)
+        self.host = EngineHost(load_factory, self._send, Upkeep())
 
     async def run(self) -> int:
         """Until the host has closed. Returns the exit code."""
