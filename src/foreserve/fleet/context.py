@@ -66,8 +66,9 @@ class _Asked:
             self._kill(self.process.result())
 
     def _kill(self, process: ForkedProcess) -> None:
-        self.ended = lambda _: process.close()
+        self.ended = lambda _: None
         process.kill()
+        process.close()
 
     def fail(self, reason: str) -> None:
         self.stdin.close()
@@ -130,7 +131,7 @@ class Context:
     @property
     def closing(self) -> bool:
         """Whether it takes no more."""
-        return self._refusal is not None
+        return self._refusal is not None or self._control.fileno() < 0
 
     async def fork(
         self, name: str, wire: socket.socket, arguments: Sequence[str], env: dict[str, str], ended: Callable[..., None]
@@ -158,7 +159,7 @@ class Context:
         self._refuse("it is let go")
         self._hang_up()
         if not self.gone.is_set():
-            self._loop.call_later(CLOSE_S, self._process.kill)
+            self._loop.call_later(0.0 if self.import_s is None else CLOSE_S, self._process.kill)
 
     # --- asking
 
@@ -203,7 +204,6 @@ class Context:
             except BlockingIOError:
                 return
             if heard is None:
-                self._refuse("it has closed its connection")
                 self._hang_up()
                 self._loop.call_later(CLOSE_S, self._process.kill)
                 return

@@ -51,7 +51,7 @@ class Zygote:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._before = set(os.listdir("/proc/self/fd"))
+        self._before = set(_descriptors())
         self._on_child: Any = signal.SIG_DFL
         self._poller = select.poll()
         self._poller.register(control, select.POLLIN)
@@ -170,8 +170,8 @@ def unfit(before: Collection[str] = ()) -> str:
         return reason
     if others := [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]:
         return f"its imports have started threads: {', '.join(others[:5])}"
-    opened = [_name(fd) for fd in os.listdir("/proc/self/fd") if fd not in before]
-    if held := [name for name in opened if name.startswith(_SHARED)]:
+    opened = {fd: name for fd, name in _descriptors().items() if fd not in before}
+    if held := [name for name in opened.values() if name.startswith(_SHARED)]:
         return f"its imports have opened what two processes cannot share: {', '.join(held[:5])}"
     if (pid := os.fork()) == 0:
         os._exit(0)
@@ -183,11 +183,15 @@ def unfit(before: Collection[str] = ()) -> str:
     return f"its imports have started {count - 1} threads of a native library"
 
 
-def _name(fd: str) -> str:
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}")
-    except OSError:
-        return ""  # that of the listing itself
+def _descriptors() -> dict[str, str]:
+    """What each number stands for."""
+    names = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            names[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            pass  # that of the listing itself
+    return names
 
 
 def _draw_anew() -> None:
