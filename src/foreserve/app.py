@@ -27,6 +27,7 @@ from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.recorded import Tape, begin, ended, recorded
 from foreserve.errors import ConfigError
 from foreserve.fleet.autoscaler_wrappers import Bounded, ToZero
+from foreserve.fleet.contexts import Contexts
 from foreserve.fleet.inline import InlineLauncher
 from foreserve.fleet.local import LocalLauncher
 from foreserve.fleet.outside import Outside
@@ -146,6 +147,9 @@ class Running:
         """Who starts servers for those services whose replicas are servers, where their number follows the load."""
         self._tapes: dict[str, Tape] = {}
         self._launchers: dict[str, Launcher] = {}
+        runtime = self.settings.runtime
+        self.contexts = Contexts(runtime.context_s) if runtime.fork else None
+        """The processes out of which workers are forked, where they are."""
         machine = self.settings.machine
         bounded = machine.replicas is not None or machine.memory_gb is not None
         self._shares = Shares(machine.replicas, machine.memory_gb) if bounded else None
@@ -265,7 +269,7 @@ class Running:
         if self._only is not None:
             return self._launchers.setdefault("", self._only)
         if name not in self._launchers:
-            self._launchers[name] = InlineLauncher() if name == "inline" else LocalLauncher()
+            self._launchers[name] = InlineLauncher() if name == "inline" else LocalLauncher(contexts=self.contexts)
         return self._launchers[name]
 
     def _told(self, name: str) -> Callable[[EngineInfo], None]:
@@ -391,6 +395,8 @@ class Running:
         self._refuse_all()  # what was still running may have been queued again
         for launcher in self._launchers.values():
             await launcher.close()
+        if self.contexts is not None:
+            await self.contexts.close()
         if self._expiring is not None:
             self._expiring.cancel()
             await asyncio.wait([self._expiring])

@@ -308,6 +308,10 @@ class Engine(Protocol):
     An engine may have `feed(request_id, data, last)` for prompts that are still growing, and `failed()`, which returns
     why (words) once the engine is of no use any more: what it runs for has gone away, or it has lost its means. It is
     then ended like a process that exits, and started anew; what it has not given a finish by then is lost with it.
+    One whose library ends the process where it gets no memory, rather than raise, has a true `aborts_without_memory`:
+    its bound on memory is then watched, and not held by the kernel.
+    The module of an engine may have `IMPORTED_LATER`, names of modules that it imports when it is started: processes
+    that are to run it may have done that before they are forked.
     """
 
     async def start(self) -> EngineInfo:

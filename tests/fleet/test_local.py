@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -15,6 +16,7 @@ import pytest
 
 from foreserve.core import EngineSpec, Work
 from foreserve.errors import TooLarge
+from foreserve.fleet.contexts import Contexts
 from foreserve.fleet.local import LocalLauncher
 from foreserve.messages import Abort, Feed, Ready, Run, StartFailed
 from foreserve.runtime.worker import ENGINE_FAILED
@@ -23,11 +25,20 @@ from tests.fleet.conformance import ENGINES, Conformance, Ear, spec, work
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-async def launcher():
-    launcher = LocalLauncher()
+@contextlib.asynccontextmanager
+async def launching(way):
+    contexts = Contexts() if way == "forked" else None
+    launcher = LocalLauncher(contexts=contexts)
     yield launcher
     await launcher.close()
+    if contexts is not None:
+        await contexts.close()
+
+
+@pytest.fixture(params=["fresh", "forked"])
+async def launcher(request):
+    async with launching(request.param) as launcher:
+        yield launcher
 
 
 @pytest.fixture
@@ -35,19 +46,30 @@ def ear():
     return Ear()
 
 
-class TestLocal(Conformance):
+class TestFresh(Conformance):
     @pytest.fixture
     async def launcher(self):
-        launcher = LocalLauncher()
-        yield launcher
-        await launcher.close()
+        async with launching("fresh") as launcher:
+            yield launcher
 
 
-def test_on_uvloop():
+class TestForked(Conformance):
+    @pytest.fixture
+    async def launcher(self):
+        async with launching("forked") as launcher:
+            yield launcher
+
+
+@pytest.mark.parametrize("way", ["fresh", "forked"])
+def test_on_uvloop(way):
     uvloop = pytest.importorskip("uvloop")
 
     async def life():
-        launcher, ear = LocalLauncher(), Ear()
+        async with launching(way) as launcher:
+            await echoes(launcher)
+
+    async def echoes(launcher):
+        ear = Ear()
         connection = await launcher.launch("echo-1", spec(), ear)
         await ear.first(Ready)
         connection.send(Run(tuple(work(f"r{number}", *"abcdefgh") for number in range(50))))
@@ -56,7 +78,6 @@ def test_on_uvloop():
             assert ear.words(f"r{number}") == list("abcdefgh")
         os.kill(connection.pid, signal.SIGKILL)
         assert await ear.gone() == "killed by SIGKILL"
-        await launcher.close()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(life())
@@ -134,29 +155,31 @@ async def test_close_leaves_no_process(ear):
 
 PARENT = """
 import asyncio, sys
+from foreserve.fleet.contexts import Contexts
 from foreserve.fleet.local import LocalLauncher
 from foreserve.messages import Ready, Run
 from tests.fleet.conformance import Ear, spec, work
 
-async def main(engine, step_s):
-    launcher, ear = LocalLauncher(), Ear()
+async def main(engine, step_s, way):
+    launcher, ear = LocalLauncher(contexts=Contexts() if way == "forked" else None), Ear()
     connection = await launcher.launch("echo-1", spec(engine), ear)
     await ear.first(Ready)
     connection.send(Run((work("a", *"abc", step_s=step_s),)))
     print(connection.pid, flush=True)
     await asyncio.sleep(60)
 
-asyncio.run(main(sys.argv[1], float(sys.argv[2])))
+asyncio.run(main(sys.argv[1], float(sys.argv[2]), sys.argv[3]))
 """
 
 
+@pytest.mark.parametrize("way", ["fresh", "forked"])
 @pytest.mark.parametrize(("engine", "step_s"), [("Echo", 0.1), ("LocksInterpreter", 20.0)])
-async def test_a_worker_does_not_outlive_its_gateway(engine, step_s, tmp_path):
+async def test_a_worker_does_not_outlive_its_gateway(engine, step_s, way, tmp_path):
     if engine != "Echo" and sys.platform != "linux":
         pytest.skip("without PDEATHSIG a worker ends after the native call that holds the interpreter's lock")
     env = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "TMPDIR": str(tmp_path)}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", PARENT, engine, str(step_s), stdout=subprocess.PIPE, env=env
+        sys.executable, "-c", PARENT, engine, str(step_s), way, stdout=subprocess.PIPE, env=env
     )
     pid = int((await process.stdout.readline()).split()[0])
     await asyncio.sleep(0.2)

@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from foreserve.fleet.process import WorkerProcess, environment, how_it_ended
+from foreserve.fleet.process import SpawnedProcess, WorkerProcess, environment, how_it_ended
 
 
 async def _run(code: str) -> tuple[WorkerProcess, int]:
     ended = asyncio.get_running_loop().create_future()
-    process = WorkerProcess("w", [sys.executable, "-c", code], environment({}, False), ended.set_result)
+    process = SpawnedProcess("w", [sys.executable, "-c", code], environment({}, False), ended.set_result)
     await process.log_output()
     returncode = await asyncio.wait_for(ended, 30)
     await asyncio.sleep(0.05)
@@ -49,7 +49,7 @@ async def test_signals_after_the_end_do_nothing():
 
 async def test_an_interpreter_that_cannot_be_run():
     with pytest.raises(FileNotFoundError):
-        WorkerProcess("w", ["/nowhere/python"], {}, lambda _: None)
+        SpawnedProcess("w", ["/nowhere/python"], {}, lambda _: None)
 
 
 def test_environment(monkeypatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from foreserve.core import EngineSpec, OutcomeKind
+from foreserve.fleet.contexts import Contexts
 from foreserve.fleet.local import LocalLauncher
 from foreserve.fleet.replica import State
 from foreserve.fleet.replicas import Replicas
@@ -20,10 +21,11 @@ ENGINES = Path(__file__).parent / "engines.py"
 
 
 class LocalHouse(House):
-    def __init__(self, least: int, drain_s: float) -> None:
+    def __init__(self, least: int, drain_s: float, contexts: Contexts | None = None) -> None:
         super().__init__(least, drain_s)
         spec = EngineSpec(factory=f"{ENGINES}:Echo", options={"slots": 2})
-        self.local = LocalLauncher()
+        self.contexts = contexts
+        self.local = LocalLauncher(contexts=contexts)
         self.replicas = Replicas(
             "test", lambda: [spec] * 3, self.local, self.dispatcher, lambda _: None, least=least, drain_s=drain_s
         )
@@ -55,12 +57,14 @@ async def trickle(house: House, seconds: float) -> None:
             await asyncio.sleep(0.04)
 
 
-@pytest.fixture
-async def house() -> AsyncIterator[LocalHouse]:
-    house = LocalHouse(least=1, drain_s=30.0)
+@pytest.fixture(params=["fresh", "forked"])
+async def house(request: pytest.FixtureRequest) -> AsyncIterator[LocalHouse]:
+    contexts = Contexts()
+    house = LocalHouse(least=1, drain_s=30.0, contexts=contexts if request.param == "forked" else None)
     await house.replicas.start()
     yield house
     await house.local.close()
+    await contexts.close()
 
 
 async def test_processes_come_and_go_under_load(house: LocalHouse):
@@ -113,4 +117,9 @@ async def test_stopping_while_processes_start_leaves_none(house: LocalHouse):
     house.pids |= {replica.pid for replica in house.replicas.all if replica.pid}
     house.replicas.scale(2)
     await house.end()
-    assert len(house.pids) == 3
+    if house.contexts is None:
+        assert len(house.pids) == 3
+    else:  # those that had not been forked yet never were, or were killed
+        async with asyncio.timeout(10):
+            while any(context.workers for context in house.contexts.all):  # noqa: ASYNC110  # nobody else has to know
+                await asyncio.sleep(0.01)

@@ -25,6 +25,9 @@ from foreserve.ports import Sink
 
 log = logging.getLogger(__name__)
 
+IMPORTED_LATER = ("numpy", "openvino", "openvino.passes", "openvino_genai", "openvino_tokenizers")
+"""For a process that imports before it is wanted."""
+
 _BLOCK_TOKENS = 32
 """Tokens in one block of the CPU's KV cache, the unit in which it is given out."""
 

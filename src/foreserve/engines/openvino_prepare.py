@@ -11,6 +11,7 @@ import importlib
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,10 @@ _WEIGHTS = {1: "f16", 7: "q8_0"}
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 """Properties under which a request's answer does not depend on who else is in the batch."""
+
+# OpenVINO reports each import to its maker, from a thread that it starts; without the package that does so it does
+# not. A server says nothing of itself to others unasked, and a process that runs threads cannot be forked.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 LIBRARY_ERRORS = (RuntimeError, LookupError, ValueError, TypeError, MemoryError)
 """What a C++ exception of the library becomes: its model reader alone raises several of these."""

@@ -24,6 +24,13 @@ from foreserve.errors import EngineStartError
 
 log = logging.getLogger(__name__)
 
+IMPORTED_LATER = (
+    "foreserve.engines.transformers_attention",
+    "transformers.generation.utils",
+    "transformers.models.auto.modeling_auto",
+)
+"""What takes most of a start, for a process that does it before it is wanted."""
+
 _DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 
 import msgspec
 
 from foreserve.core import Chunk, EngineSpec, Finish
 from foreserve.errors import TooLarge
-from foreserve.fleet.process import WorkerProcess, environment, how_it_ended, interpreter
+from foreserve.fleet.contexts import Contexts
+from foreserve.fleet.process import SpawnedProcess, WorkerProcess, environment, how_it_ended, interpreter
 from foreserve.fleet.watch import Watch, heartbeat_s
 from foreserve.messages import (
     Chunks,
@@ -37,46 +39,76 @@ LEAVE_S = 10.0
 class LocalConnection:
     """One worker process. What is sent before it has come up waits for it."""
 
-    def __init__(self, name: str, spec: EngineSpec, listener: Listener, max_message_bytes: int) -> None:
+    def __init__(
+        self, name: str, spec: EngineSpec, listener: Listener, max_message_bytes: int, contexts: Contexts | None = None
+    ) -> None:
         self._name = name
         self._limit = max_message_bytes
+        self._contexts = contexts
         self._listener = listener
         self._watch = Watch(spec, listener, self._end)
         self._why: str | None = None
         self._returncode: int | None = None
-        self._silent = False
+        self._process_ended = self._silent = False
         self._start_failed: str | None = None
         self._loop = asyncio.get_running_loop()
         self._process: WorkerProcess | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._wire: Wire | None = None
         self._leaving: asyncio.TimerHandle | None = None
         self.gone = asyncio.Event()
         self.pid: int | None = None
 
     async def start(self, spec: EngineSpec) -> None:
-        """Start the process and send it `Start`."""
-        python = interpreter(spec.python)
-        env = environment(spec.env, spec.python is not None)
+        """Send it `Start`, and start the process that will read it; does not wait until that has been forked."""
         try:
             ours, theirs = pair()
-            self._wire = Wire(ours, self._received, self._hung_up, max_message_bytes=self._limit)
-            with theirs:
-                fd = theirs.fileno()
-                command = [python, bootstrap.__file__, str(fd), str(self._limit), _log_level()]
-                self._process = WorkerProcess(self._name, command, env, self._ended, (fd,))
         except OSError as error:
-            self._refuse_start(f"{self._name}: the interpreter {python} cannot be run: {error.strerror}")
-            self._loop.call_soon(self._finally)
+            self._never_ran(f"{self._name}: no connection can be made: {error.strerror}")
             return
-        self.pid = self._process.pid
+        self._wire = Wire(ours, self._received, self._hung_up, max_message_bytes=self._limit)
         self.send(Start(spec.factory, spec.options, heartbeat_s(spec), spec.weights, spec.memory_bytes))
-        await self._process.log_output()
+        if self._why is not None:
+            theirs.close()
+        elif self._contexts is None:
+            await self._spawn(spec, theirs)
+        else:
+            self._starting = self._loop.create_task(self._fork(spec, theirs, self._contexts))
+            self._starting.add_done_callback(lambda _: theirs.close())
+
+    async def _fork(self, spec: EngineSpec, theirs: socket.socket, contexts: Contexts) -> None:
+        python, env = interpreter(spec.python), environment(spec.env, spec.python is not None)
+        process = await contexts.fork(
+            self._name, python, spec.imports, env, theirs, (str(self._limit), _log_level()), self._ended
+        )
+        if process is None:
+            await self._spawn(spec, theirs)
+        else:
+            theirs.close()  # or its end would not be seen
+            await self._started(process)
+
+    async def _spawn(self, spec: EngineSpec, theirs: socket.socket) -> None:
+        python, env = interpreter(spec.python), environment(spec.env, spec.python is not None)
+        fd = theirs.fileno()
+        command = [python, bootstrap.__file__, str(fd), str(self._limit), _log_level()]
+        try:
+            with theirs:
+                process = SpawnedProcess(self._name, command, env, self._ended, (fd,))
+        except OSError as error:
+            self._never_ran(f"{self._name}: the interpreter {python} cannot be run: {error.strerror}")
+        else:
+            await self._started(process)
+
+    async def _started(self, process: WorkerProcess) -> None:
+        self._process = process
+        self.pid = process.pid
+        await process.log_output()
 
     # --- Connection
 
     def send(self, message: ToWorker) -> None:
         """As `Connection.send`. Work that cannot be carried ends `rejected`; such a `Feed` raises TooLarge."""
-        if self.gone.is_set() or self._returncode is not None:
+        if self.gone.is_set() or self._process_ended:
             return
         try:
             data = self._encode(message)
@@ -90,6 +122,8 @@ class LocalConnection:
         """As `Connection.stop`: Exit at once, SIGTERM at half of `grace_s`, SIGKILL at its end."""
         self._why = self._why or "stopped"
         self.send(Exit())
+        if self._process is None:
+            self._end("stopped")
         if not await self._gone_within(grace_s / 2) and self._process is not None:
             self._process.terminate()
             if not await self._gone_within(grace_s / 2):
@@ -124,9 +158,18 @@ class LocalConnection:
         self._why = self._why or reason
         if self._process is not None:
             self._process.kill()
+        else:
+            if self._starting is not None:
+                self._starting.cancel()
+            self._loop.call_soon(self._finally)
 
-    def _ended(self, returncode: int) -> None:
+    def _never_ran(self, reason: str) -> None:
+        self._refuse_start(reason)
+        self._loop.call_soon(self._finally)
+
+    def _ended(self, returncode: int | None) -> None:
         self._returncode = returncode
+        self._process_ended = True
         if self._silent or self._wire is None:
             self._finally()
         else:
@@ -134,7 +177,7 @@ class LocalConnection:
 
     def _hung_up(self, reason: str) -> None:
         self._silent = True
-        if self._returncode is not None:
+        if self._process_ended:
             self._finally()
         elif reason:
             self._end(reason)
@@ -160,7 +203,7 @@ class LocalConnection:
             return self._why
         if self._start_failed is not None:
             return f"the engine did not start: {self._start_failed}"
-        if self._process is None or self._returncode is None:
+        if self._process is None:
             return "it never ran"
         words = self._process.last_words()
         return how_it_ended(self._returncode) + (f"; its last words: {words}" if words else "")
@@ -198,16 +241,18 @@ class LocalConnection:
 class LocalLauncher:
     """Starts replicas as processes of this machine; see `runtime.worker` for the other side.
 
-    A message is at most `max_message_bytes` long, either way.
+    A message is at most `max_message_bytes` long, either way. With `contexts`, which are the caller's to close after
+    this, processes are forked out of those that have the engine's imports; without, each is a new interpreter.
     """
 
-    def __init__(self, *, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+    def __init__(self, *, max_message_bytes: int = MAX_MESSAGE_BYTES, contexts: Contexts | None = None) -> None:
         self._max_message_bytes = max_message_bytes
+        self._contexts = contexts
         self._connections: dict[LocalConnection, None] = {}
 
     async def launch(self, name: str, spec: EngineSpec, listener: Listener) -> Connection:
         """As `Launcher.launch`. An interpreter that does not exist or lacks packages is a `StartFailed`."""
-        connection = LocalConnection(name, spec, listener, self._max_message_bytes)
+        connection = LocalConnection(name, spec, listener, self._max_message_bytes, self._contexts)
         self._connections = {known: None for known in self._connections if not known.gone.is_set()}
         self._connections[connection] = None
         await connection.start(spec)

@@ -1,4 +1,4 @@
-"""One worker process: started in a session of its own, its output logged, its end noticed, its group swept."""
+"""One worker process: in a session of its own, its output logged, its end noticed, its group swept."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO
@@ -25,12 +26,92 @@ OUTPUT_S = 0.5
 _LEVELS = {name: logging.getLevelName(name) for name in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")}
 
 
-class WorkerProcess:
+class WorkerProcess(ABC):
     """`ended(returncode)` is called once in the loop, when the process is gone and its output has been logged.
 
     Its own session keeps a Ctrl-C in the terminal from it, since the gateway drains workers first. Its standard input
-    is a pipe that is never written: its end tells the worker that we are gone. Call from the thread that runs the loop:
-    on Linux the kernel ends a worker with the thread that has started it.
+    is a pipe that is never written: its end tells the worker that we are gone. `returncode` is as of `Popen`, `None`
+    where nobody could tell.
+    """
+
+    def __init__(
+        self, name: str, pid: int, stdin: IO[bytes], output: IO[bytes], ended: Callable[[int | None], None]
+    ) -> None:
+        self.pid = pid
+        self._name = name
+        self._stdin = stdin
+        self._out = output
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._alive = True
+        self._returncode: int | None = None
+        self._output_ended = self._told = False
+        self._output: asyncio.ReadTransport | None = None
+        self._lines: deque[str] = deque(maxlen=LAST_LINES)
+
+    async def log_output(self) -> None:
+        """Log what it prints, line by line, until it prints no more."""
+        self._output, _ = await self._loop.connect_read_pipe(lambda: _Lines(self._line, self._read_all), self._out)
+
+    def last_words(self, lines: int = 3) -> str:
+        """The last `lines` non-empty lines it has printed, joined by ` | `."""
+        return " | ".join([line for line in self._lines if line.strip()][-lines:])
+
+    def terminate(self) -> None:
+        """Ask it by SIGTERM."""
+        if self._alive:
+            self._terminate()
+
+    def kill(self) -> None:
+        """End it and whatever it has started."""
+        if self._alive:
+            self._kill()
+
+    def close(self) -> None:
+        """Give the pipes back."""
+        if self._output is not None:
+            self._output.close()
+        else:
+            _close(self._out)
+        _close(self._stdin)
+
+    @abstractmethod
+    def _terminate(self) -> None: ...
+
+    @abstractmethod
+    def _kill(self) -> None: ...
+
+    def _gone(self, returncode: int | None) -> None:
+        """It has been reaped, and its group has been ended."""
+        self._alive = False
+        self._returncode = returncode
+        if self._output_ended:
+            self._tell()
+        else:
+            self._loop.call_later(OUTPUT_S, self._tell)
+
+    def _read_all(self) -> None:
+        self._output_ended = True
+        if not self._alive:
+            self._tell()
+
+    def _tell(self) -> None:
+        if not self._told:
+            self._told = True
+            self._ended(self._returncode)
+
+    def _line(self, line: str) -> None:
+        self._lines.append(line[:LINE_CHARACTERS])
+        level, _, rest = line.partition(" ")
+        if level in _LEVELS:
+            log.log(_LEVELS[level], "[%s] %s", self._name, rest)
+        else:
+            log.info("[%s] %s", self._name, line)
+
+
+class SpawnedProcess(WorkerProcess):
+    """A new interpreter. Call from the thread that runs the loop: on Linux the kernel ends a worker with the thread
+    that has started it.
     """
 
     def __init__(
@@ -38,13 +119,10 @@ class WorkerProcess:
         name: str,
         command: Sequence[str],
         env: Mapping[str, str],
-        ended: Callable[[int], None],
+        ended: Callable[[int | None], None],
         pass_fds: Sequence[int] = (),
     ) -> None:
         """Of our descriptors it gets `pass_fds` alone. Raises OSError when the interpreter cannot be run."""
-        self._name = name
-        self._ended = ended
-        self._loop = asyncio.get_running_loop()
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -54,46 +132,16 @@ class WorkerProcess:
             start_new_session=True,
             pass_fds=pass_fds,
         )
-        self.pid = self._process.pid
-        self._alive = True
-        self._returncode: int | None = None
-        self._output_ended = self._told = False
-        self._output: asyncio.ReadTransport | None = None
-        self._lines: deque[str] = deque(maxlen=LAST_LINES)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        super().__init__(name, self._process.pid, self._process.stdin, self._process.stdout, ended)
         threading.Thread(target=self._wait, name=f"foreserve-wait-{name}", daemon=True).start()
 
-    async def log_output(self) -> None:
-        """Log what it prints, line by line, until it prints no more."""
-        assert self._process.stdout is not None
-        self._output, _ = await self._loop.connect_read_pipe(
-            lambda: _Lines(self._line, self._read_all), self._process.stdout
-        )
+    def _terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
 
-    def last_words(self, lines: int = 3) -> str:
-        """The last `lines` non-empty lines it has printed, joined by ` | `."""
-        return " | ".join([line for line in self._lines if line.strip()][-lines:])
-
-    def terminate(self) -> None:
-        """Ask it by SIGTERM."""
-        if self._alive:
-            os.kill(self.pid, signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End it and whatever it has started."""
-        if self._alive:
-            self._sweep()
-
-    def close(self) -> None:
-        """Give the pipes back."""
-        if self._output is not None:
-            self._output.close()
-        _close(self._process.stdin)
-
-    def _sweep(self) -> None:
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
+    def _kill(self) -> None:
+        kill_group(self.pid)
 
     def _wait(self) -> None:
         """In a thread, which works for every kind of loop and Python version and costs nothing while it waits."""
@@ -108,31 +156,8 @@ class WorkerProcess:
             self._process.wait()
 
     def _reap(self) -> None:
-        self._sweep()
-        self._alive = False
-        self._returncode = self._process.wait()
-        if self._output_ended:
-            self._tell()
-        else:
-            self._loop.call_later(OUTPUT_S, self._tell)
-
-    def _read_all(self) -> None:
-        self._output_ended = True
-        if self._returncode is not None:
-            self._tell()
-
-    def _tell(self) -> None:
-        if not self._told and self._returncode is not None:
-            self._told = True
-            self._ended(self._returncode)
-
-    def _line(self, line: str) -> None:
-        self._lines.append(line[:LINE_CHARACTERS])
-        level, _, rest = line.partition(" ")
-        if level in _LEVELS:
-            log.log(_LEVELS[level], "[%s] %s", self._name, rest)
-        else:
-            log.info("[%s] %s", self._name, line)
+        kill_group(self.pid)
+        self._gone(self._process.wait())
 
 
 def environment(own: Mapping[str, str], foreign: bool) -> dict[str, str]:
@@ -150,8 +175,18 @@ def environment(own: Mapping[str, str], foreign: bool) -> dict[str, str]:
     return {**env, **own}
 
 
-def how_it_ended(returncode: int) -> str:
+def kill_group(pid: int) -> None:
+    """End all that has been started in the session of `pid`."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def how_it_ended(returncode: int | None) -> str:
     """`exit code 1`, or `killed by SIGKILL`."""
+    if returncode is None:
+        return "exit code unknown"
     if returncode >= 0:
         return f"exit code {returncode}"
     try:

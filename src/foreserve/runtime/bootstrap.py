@@ -1,5 +1,7 @@
 """Entry of a worker process, run by path: `PYTHON bootstrap.py FD MAX_MESSAGE_BYTES LOG_LEVEL`.
 
+Or, as `PYTHON bootstrap.py context FD`, of a process that forks workers (`runtime.zygote`).
+
 The interpreter may be one in which Foreserve is not installed. This file makes the package it lies in importable there
 and nothing else: no folder of ours gets on the path, so that interpreter's own packages stay as they are. Kept to the
 syntax of old Pythons, so that it can tell them in words what is wrong.
@@ -11,6 +13,9 @@ import sys
 
 CANNOT_RUN = 78
 """Exit code (EX_CONFIG) when this interpreter cannot be a worker; why is on standard error."""
+
+CONTEXT = "context"
+"""First argument of a process that is to fork workers rather than be one."""
 
 NEEDED = {"msgspec": "msgspec"}
 """What a worker imports beside its engine, and the package that brings it."""
@@ -63,6 +68,10 @@ def main() -> int:
         return CANNOT_RUN
     provide_foreserve()
     os.nice(NICENESS)
+    if sys.argv[1] == CONTEXT:
+        from foreserve.runtime import zygote
+
+        return zygote.main(sys.argv[2:])
     from foreserve.runtime import worker
 
     return worker.main(sys.argv[1:])

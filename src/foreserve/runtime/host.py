@@ -29,6 +29,7 @@ from foreserve.messages import (
 from foreserve.ports import Engine
 from foreserve.runtime import leases
 from foreserve.runtime.factory import EngineFactory, in_words, make
+from foreserve.runtime.limits import Upkeep
 from foreserve.runtime.outbox import Outbox
 from foreserve.runtime.requests import Requests, finish
 
@@ -42,15 +43,22 @@ class EngineHost:
     """One engine, from `Start` to `Exit`. `closed` is set when nothing more will be sent.
 
     Every `Work` of a `Run` ends with exactly one finish, unless the host is told to exit first. `send` is as `Outbox`
-    has it.
+    has it. `upkeep` is given where the process is this host's own; elsewhere `Start.memory_bytes` bounds nothing.
     """
 
-    def __init__(self, factory_loader: Callable[[str], EngineFactory], send: Callable[[FromWorker], None]) -> None:
+    def __init__(
+        self,
+        factory_loader: Callable[[str], EngineFactory],
+        send: Callable[[FromWorker], None],
+        upkeep: Upkeep | None = None,
+    ) -> None:
         self.closed = asyncio.Event()
         self.start_failed: str | None = None
         self.failed: str | None = None
         """What the engine said when it found itself of no use, on one line."""
         self._load_factory = factory_loader
+        self._upkeep = upkeep
+        self._ran = False  # since the last heartbeat
         self._loop = asyncio.get_running_loop()
         self._engine: Engine | None = None
         self._requests: Requests | None = None
@@ -112,6 +120,9 @@ class EngineHost:
             leases.begin(message.weights)  # first: they are read while the engine is imported
             self._engine = cast(Engine, make(self._load_factory, message.factory, message.options))
             info = await self._engine.start()
+            if self._upkeep is not None:
+                aborts = getattr(self._engine, "aborts_without_memory", False)
+                self._upkeep.started(message.memory_bytes, raises=not aborts)
             self._outbox.tell(Ready(info, os.getpid()))
         except (Exception, SystemExit) as error:
             expected = isinstance(error, EngineStartError)
@@ -137,10 +148,17 @@ class EngineHost:
             except Exception:
                 log.exception("the engine could not tell its load")
                 self._outbox.tell(Heartbeat(EngineLoad()))
+            if self._upkeep is not None and self._requests is not None:
+                idle, self._ran = self._requests.idle and not self._ran, False
+                if over := self._upkeep.look(idle, self._loop.time()):
+                    await self._fail(over)
+                    return
 
     async def _fate(self, engine: Any) -> None:
         """An engine in our own process cannot exit; one that says that it has failed is ended as if it had."""
-        reason = await engine.failed()
+        await self._fail(await engine.failed())
+
+    async def _fail(self, reason: str) -> None:
         if not self._exiting:
             self.failed = " ".join(reason.split()) or "it did not say why"
             log.warning("the engine has failed: %s", self.failed)
@@ -173,6 +191,7 @@ class EngineHost:
     # --- work
 
     def _run(self, works: Sequence[Work], plan: Any) -> None:
+        self._ran = True
         if self._requests is None or self._draining:
             words = "this replica is draining and takes no new work" if self._draining else "the engine is not ready"
             for work in works:

@@ -18,6 +18,7 @@ import msgspec
 from foreserve.messages import Exit, FromWorker, decode_to_worker, encode
 from foreserve.runtime.factory import load_factory
 from foreserve.runtime.host import EngineHost
+from foreserve.runtime.limits import Upkeep
 from foreserve.runtime.outbox import MessageTooLong
 from foreserve.runtime.wire import Wire
 
@@ -47,7 +48,7 @@ class Worker:
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
         self._wire = Wire(sock, self._heard, self._gone, self._room, max_message_bytes)
-        self.host = EngineHost(load_factory, self._send)
+        self.host = EngineHost(load_factory, self._send, Upkeep())
 
     async def run(self) -> int:
         """Until the host has closed. Returns the exit code."""
@@ -111,10 +112,15 @@ async def serve(fd: int, max_message_bytes: int) -> int:
 
 
 def main(arguments: list[str]) -> int:
+    """As `run`, in a process that the gateway itself has started: it ends with it."""
+    die_with_parent(True)
+    return run(arguments)
+
+
+def run(arguments: list[str]) -> int:
     """`FD MAX_MESSAGE_BYTES LOG_LEVEL`. Returns the exit code."""
     fd, max_message_bytes, level = arguments
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    _die_with_parent()
     code = asyncio.run(serve(int(fd), int(max_message_bytes)))
     if code == ENGINE_FAILED:
         # At once: a broken engine may hang in what it does at an exit, and until we are gone its work is not run again.
@@ -125,11 +131,11 @@ def main(arguments: list[str]) -> int:
     return code
 
 
-def _die_with_parent() -> None:
+def die_with_parent(yes: bool) -> None:
     """On Linux the kernel ends this process with its parent, even while an engine holds the interpreter's lock."""
     if sys.platform == "linux":
         parent_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None, use_errno=True).prctl(parent_death_signal, signal.SIGKILL)
+        ctypes.CDLL(None, use_errno=True).prctl(parent_death_signal, signal.SIGKILL if yes else 0)
 
 
 def _when_orphaned(tell: Callable[[], object]) -> None:

@@ -142,6 +142,7 @@ class LLM:
             env=settings.env,
             start_limit_s=settings.start_limit_s,
             liveness_s=settings.liveness_s,
+            imports=(self._factory.partition(":")[0],),
         )
 
     def price(self, request: Request) -> Price:

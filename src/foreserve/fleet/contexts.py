@@ -1,0 +1,189 @@
+"""The processes out of which workers are forked, one for each interpreter, imports and environment."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+import os
+import socket
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from foreserve.clock import offload
+from foreserve.fleet.context import CannotFork, Context, ContextKey
+from foreserve.fleet.forked import ForkedProcess
+from foreserve.runtime.footprint import footprint
+from foreserve.runtime.forking import unsupported
+
+log = logging.getLogger(__name__)
+
+MOST_CONTEXTS = 8
+MOST_REFUSED = 256
+"""Keys of which it is remembered that they cannot fork."""
+
+RETRY_S = 300.0
+"""How long a process that has died in its imports keeps others from being tried in its place."""
+
+OF_ONE_WORKER = ("FORESERVE_MEMORY",)
+"""Variables that are each worker's own: nothing that is imported reads them."""
+
+
+class ContextStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One process that forks. Seconds are durations; `idle_s` is since when it has no worker, `None` while it has.
+
+    `import_s` is from the interpreter's start to the end of its imports (`None`: not there yet), `last_fork_s` from
+    asking for a worker until its process was there. `pss_bytes` is its part of the memory that it shares with its
+    workers, and all of what is its own.
+    """
+
+    interpreter: str
+    imports: tuple[str, ...]
+    pid: int
+    workers: int
+    forks: int
+    import_s: float | None
+    last_fork_s: float | None
+    idle_s: float | None
+    pss_bytes: int
+
+
+class Contexts:
+    """Each is started at the first launch that wants it, and let go `keep_s` after its last worker has ended.
+
+    There are at most `most`; the one that has been idle longest makes room for a new one. Where one cannot fork, or
+    none can be had, the caller starts a new interpreter; why is logged once for each key.
+    """
+
+    def __init__(self, keep_s: float = 1800.0, most: int = MOST_CONTEXTS) -> None:
+        self._keep_s = keep_s
+        self._most = most
+        self._contexts: dict[ContextKey, Context] = {}
+        self._leaving: set[Context] = set()
+        self._refused: OrderedDict[ContextKey, float] = OrderedDict()
+        """Until when (loop time) each is not to be tried."""
+        self._numbers = itertools.count(1)
+        self._unsupported = unsupported()
+        if self._unsupported:
+            log.info("each worker is started as a new interpreter: %s", self._unsupported)
+
+    async def fork(
+        self,
+        name: str,
+        python: str,
+        imports: Sequence[str],
+        env: Mapping[str, str],
+        wire: socket.socket,
+        arguments: Sequence[str],
+        ended: Callable[[int | None], None],
+    ) -> ForkedProcess | None:
+        """A worker with `arguments` at the other end of `wire`, or `None` where it has to be a new interpreter.
+
+        Waits while its context imports, which takes as long as a new interpreter would. Safe to cancel.
+        """
+        own = {key: env[key] for key in OF_ONE_WORKER if key in env}
+        shared = tuple(sorted((key, value) for key, value in env.items() if key not in own))
+        key = ContextKey(python, tuple(dict.fromkeys(imports)), shared, _cwd())
+        context = self._context(key)
+        if context is None:
+            return None
+        try:
+            return await context.fork(name, wire, arguments, own, ended)
+        except (CannotFork, OSError) as error:
+            if context.import_s is None or (isinstance(error, CannotFork) and error.lasting):
+                self._refuse(key, str(error), context.import_s is not None)
+            else:
+                log.warning("%s is started as a new interpreter: %s", name, error)
+            return None
+
+    @property
+    def all(self) -> list[Context]:
+        """Those that take workers."""
+        return list(self._contexts.values())
+
+    async def stats(self) -> tuple[ContextStats, ...]:
+        """Of each that is there."""
+        now = asyncio.get_running_loop().time()
+        contexts = self.all
+        pids = [context.pid for context in contexts]
+        pss = await offload(lambda: [footprint(pid).pss for pid in pids])
+        return tuple(_stats(context, bytes_, now) for context, bytes_ in zip(contexts, pss, strict=True))
+
+    async def close(self) -> None:
+        """Let all go, and wait until they are gone. Workers that are left are ended."""
+        contexts = [*self._contexts.values(), *self._leaving]
+        for context in contexts:
+            context.close()
+        for context in contexts:
+            await context.gone.wait()
+
+    def _context(self, key: ContextKey) -> Context | None:
+        if self._unsupported or self._refused.get(key, -math.inf) > asyncio.get_running_loop().time():
+            return None
+        context = self._contexts.get(key)
+        if context is not None and not context.closing:
+            return context
+        if context is None and not self._make_room(key):
+            return None
+        name = f"context-{next(self._numbers)}"
+        try:
+            context = Context(name, key, self._keep_s, lambda: self._over(key, name))
+        except OSError:
+            return None  # it is told when the worker is started by itself
+        log.info("%s imports %s for workers of %s", name, ", ".join(key.imports) or "nothing but ours", key.python)
+        if key in self._contexts:
+            self._leaving.add(self._contexts[key])
+        self._contexts[key] = context
+        return context
+
+    def _make_room(self, key: ContextKey) -> bool:
+        if len(self._contexts) < self._most:
+            return True
+        idle = [context for context in self._contexts.values() if context.idle_since is not None]
+        if not idle:
+            self._refuse(key, f"there are {self._most} processes that fork, and all have workers")
+            return False
+        oldest = min(idle, key=lambda context: context.idle_since or 0.0)
+        oldest.close()
+        self._leaving.add(self._contexts.pop(oldest.key))
+        return True
+
+    def _over(self, key: ContextKey, name: str) -> None:
+        log.info("%s is gone", name)
+        self._leaving = {context for context in self._leaving if not context.gone.is_set()}
+        if key in self._contexts and self._contexts[key].gone.is_set():
+            del self._contexts[key]
+
+    def _refuse(self, key: ContextKey, reason: str, lasting: bool = False) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._refused.get(key, -math.inf) <= now:
+            words = ", ".join(key.imports) or "no imports"
+            log.warning("workers of %s with %s are started as new interpreters: %s", key.python, words, reason)
+        self._refused[key] = math.inf if lasting else now + RETRY_S
+        self._refused.move_to_end(key)
+        if len(self._refused) > MOST_REFUSED:
+            self._refused.popitem(last=False)
+
+
+def _stats(context: Context, pss_bytes: int, now: float) -> ContextStats:
+    return ContextStats(
+        interpreter=context.key.python,
+        imports=context.key.imports,
+        pid=context.pid,
+        workers=context.workers,
+        forks=context.forks,
+        import_s=context.import_s,
+        last_fork_s=context.last_fork_s,
+        idle_s=None if context.idle_since is None else now - context.idle_since,
+        pss_bytes=pss_bytes,
+    )
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""  # it has been deleted
