@@ -50,6 +50,12 @@ def large(size: int = 0) -> bytes:
     return bytes(size)
 
 
+@fs.function(memory_mb=64)
+def leaky(mib: int = 0) -> int:
+    kept = [bytearray(1 << 20) for _ in range(mib)]
+    return len(kept)
+
+
 @fs.function(batch=4, batch_wait_s=0.3, idempotent=True)
 def batched(how: list[str]) -> list[int]:
     for each in how:

@@ -19,7 +19,7 @@ from tests.gateway.house import House, serving
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
-    names = ("once", "risky", "late", "large", "batched", "rare")
+    names = ("once", "risky", "late", "large", "leaky", "batched", "rare")
     app = App(**{name: getattr(isolated, name) for name in names}, state={"history": False})
     with serving(app) as house:
         yield house
@@ -108,6 +108,14 @@ def test_memory_that_is_not_there_and_a_reply_that_is_too_large(client: httpx.Cl
     assert code(large) == (500, "engine_error")
     assert f"at most {MAX_MESSAGE_BYTES} are carried" in large.json()["error"]["message"]
     assert call(client, "large", size=1).status_code == 200
+
+
+def test_more_memory_than_is_allowed_costs_the_call_that_wants_it(client: httpx.Client):
+    over, under = together(client, lambda: call(client, "leaky", mib=300), lambda: call(client, "leaky"))
+    assert code(over) == (500, "engine_error")
+    assert "ran out of memory" in over.json()["error"]["message"]
+    assert under.json() == {"result": 0}
+    assert call(client, "leaky", mib=16).json() == {"result": 16}
 
 
 def test_without_a_worker_the_first_call_waits_for_one(client: httpx.Client):

@@ -51,7 +51,14 @@ def test_what_the_engine_is_told(file: Path):
     assert options == {"target": f"{file}:f", "batch": 4, "weights": "weights", "timeout_s": 2.0}
     spec = Function(f"{file}:f", weights={"a": "w", "b": "v"}, memory_mb=0.5, imports=["torch"]).engines()[0]
     assert spec.options["weights"] == ["a", "b"]
-    assert (spec.memory_bytes, spec.imports) == (2**19, ("torch",))
+    assert (spec.memory_bytes, spec.imports) == (2**19, ("foreserve.engines.python", "torch"))
+
+
+def test_what_its_file_imports_is_imported_beforehand(file: Path):
+    file.write_text("import json, msgspec\nfrom numpy import array\ndef f(): ...\n")
+    imports = Function(f"{file}:f", batch=2).engines()[0].imports
+    assert imports == ("foreserve.engines.python_batched", "msgspec", "numpy")
+    assert Function(f"{file}:f", imports=[]).engines()[0].imports == ("foreserve.engines.python",)
 
 
 def test_what_is_not_there_is_told_before_anything_starts(file: Path):

@@ -30,8 +30,9 @@ from foreserve.parsing import parse
 from foreserve.ports import Decoded
 from foreserve.registry import entry
 from foreserve.services.function_price import CallSeconds
-from foreserve.services.function_target import arguments_of, called, check_code, check_target, target_of
+from foreserve.services.function_target import arguments_of, called, check_code, check_target, file_of, target_of
 from foreserve.services.function_weights import check_weights, weights_of
+from foreserve.services.imports import imports_of
 from foreserve.services.inference import ANY, ModelTensor
 from foreserve.settings import FunctionSettings
 from foreserve.tensors import Tensor
@@ -128,8 +129,9 @@ class Function:
             options["weights"] = "weights" if isinstance(settings.weights, str) else [*settings.weights]
         if settings.timeout_s is not None:
             options["timeout_s"] = settings.timeout_s
+        factory = entry("engine", "python_batched" if batched else "python", f"{self._where}: engine").value
         spec = EngineSpec(
-            factory=entry("engine", "python_batched" if batched else "python", f"{self._where}: engine").value,
+            factory=factory,
             options=options,
             python=settings.python,
             env=settings.env,
@@ -137,12 +139,16 @@ class Function:
             liveness_s=settings.liveness_s,
             most_backoff_s=MOST_BACKOFF_S,
             weights=weights_of(settings),
-            imports=self._imports(),
+            imports=(factory.partition(":")[0], *self._imports()),
             memory_bytes=None if settings.memory_mb is None else int(settings.memory_mb * MIB),
         )
         return [spec] * settings.bounds[1]
 
     def _imports(self) -> tuple[str, ...]:
+        """What its processes have imported before they are wanted: what was named, or what its file imports."""
+        file = file_of(self.settings.target)
+        if self.settings.imports is None and file is not None:
+            return imports_of(file, self.settings.python)
         return tuple(self.settings.imports or ())
 
     def price(self, request: Request) -> Price:
