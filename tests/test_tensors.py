@@ -61,6 +61,7 @@ def test_torch_tensors_bfloat16_among_them():
         (Tensor("FP31", (1,), b""), "valid: BOOL"),
         (Tensor("FP32", (-1,), b""), "negative"),
         (Tensor("FP32", (1,) * 33, b"1234"), "dimensions"),
+        (Tensor("FP32", (0, 2**70), b""), "more than"),
         (Tensor("FP32", (2,), b"1234"), r"4 bytes of data; FP32 of shape \[2\] has 2 elements of 4 bytes"),
         (Tensor("BYTES", (2,), packed([b"a"])), r"1 elements of data; the shape \[2\] has 2"),
         (Tensor("BYTES", (1,), b"\x09\x00\x00\x00a"), "ends within an element"),

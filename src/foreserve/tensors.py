@@ -21,6 +21,8 @@ SIZES: dict[str, int] = {
 DATATYPES = (*SIZES, "BYTES")
 
 MOST_DIMENSIONS = 32
+MOST_ELEMENTS = 2**40
+"""Of a shape, also of one that has none since another of its sizes is 0."""
 
 _DTYPES = {
     "BOOL": "?", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "i1", "INT16": "<i2",
@@ -67,6 +69,8 @@ def shape_fault(datatype: str, shape: Sequence[int]) -> str | None:
         return f"{len(shape)} dimensions; at most {MOST_DIMENSIONS} are taken"
     if any(size < 0 for size in shape):
         return f"the shape {list(shape)} has a negative size; valid: 0 or more in each dimension"
+    if math.prod(max(1, size) for size in shape) > MOST_ELEMENTS:
+        return f"the shape is of more than {MOST_ELEMENTS} elements"
     return None
 
 

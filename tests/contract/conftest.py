@@ -21,15 +21,21 @@ def items(**values: object) -> Iterator[object]:
     yield from values.values()
 
 
+@function(launcher="inline", route="/typed")
+def typed(number: int, names: list[str], exact: bool = False) -> dict[str, object]:
+    return {"number": number % 7, "names": names, "exact": exact}
+
+
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
-    """A scripted model that can be made to do everything, another with one slot and a queue of one, and a function."""
+    """A scripted model that can be made to do everything, another with one slot and a queue of one, and functions."""
     app = App(
         chat=ScriptedLLM(),
         small=ScriptedLLM(slots=1, queue={"max_waiting": 1}),
         away=ScriptedLLM(replicas=0),
         echo=echo,
         items=items,
+        typed=typed,
         server={"api_keys": [{"key": KEY}]},
         state={"history": False},
     )

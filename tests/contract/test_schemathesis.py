@@ -34,6 +34,13 @@ OPERATIONS = [
     "GET /v1/models",
     "GET /v1/models/{model}",
     "POST /v1/functions/{name}",
+    "POST /typed",
+    "GET /v2",
+    "GET /v2/health/live",
+    "GET /v2/health/ready",
+    "GET /v2/models/{name}",
+    "GET /v2/models/{name}/ready",
+    "POST /v2/models/{name}/infer",
     "GET /health/live",
     "GET /health/ready",
     "GET /metrics",
@@ -51,6 +58,7 @@ def with_names_there_are(page: dict[str, Any]) -> dict[str, Any]:
     for body in ("ChatBody", "CompletionBody"):
         page["components"]["schemas"][body]["properties"]["model"] = {"enum": ["chat"]}
     page["paths"]["/v1/functions/{name}"]["post"]["parameters"][-1]["schema"] = {"enum": ["echo", "items"]}
+    page["paths"]["/v2/models/{name}/infer"]["post"]["parameters"][-1]["schema"] = {"enum": ["echo", "typed"]}
     return page
 
 
@@ -67,7 +75,7 @@ def test_no_surprises(house: House, label: str, mode: GenerationMode):
     @given(case=operation.as_strategy(generation_mode=mode))
     def each(case: schemathesis.Case) -> None:
         response = case.call(base_url=house.url, headers=HEADERS, timeout=20)
-        asked_for = response.status_code == 504 and response.json()["error"]["code"] == "deadline_exceeded"
+        asked_for = response.status_code == 504 and "deadline" in str(response.json()["error"])
         checks = [check for check in CHECKS if not (asked_for and check is not_a_server_error)]
         case.validate_response(response, checks=checks)
 

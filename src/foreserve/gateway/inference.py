@@ -19,13 +19,25 @@ from foreserve.errors import BadRequest, BodyTimeout, ClientGone, NotFound, Requ
 from foreserve.gateway.calls import Call
 from foreserve.gateway.disconnect import closing
 from foreserve.gateway.errors import no_such, retry_headers
-from foreserve.gateway.inference_bodies import HEADER_LENGTH, decode, encode
+from foreserve.gateway.inference_bodies import HEADER_LENGTH, InferBody, decode, encode
 from foreserve.gateway.schemas import describe
 from foreserve.gateway.sse import raise_error
 from foreserve.services.base import Service
 from foreserve.services.inference import Infers
 
 EXTENSIONS = ["binary_tensor_data"]
+
+
+_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {}}}
+"""The shape of errors here; those of the server itself, such as a wrong key, have its own."""
+
+
+def _describe(summary: str, **words: Any) -> dict[str, Any]:
+    described = describe(summary, **words)
+    for status, reply in described["responses"].items():
+        if status != 200 and "content" in reply:
+            reply["content"]["application/json"] = {"schema": _ERROR}
+    return described
 
 
 class _Route(APIRoute):
@@ -49,19 +61,19 @@ class _Route(APIRoute):
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], route_class=_Route)
 
 
-@router.get("", **describe("The server"))
+@router.get("", **_describe("The server"))
 async def server() -> Response:
     """What this server is and which extensions of the protocol it has."""
     return _json({"name": "foreserve", "version": __version__, "extensions": EXTENSIONS})
 
 
-@router.get("/health/live", **describe("Whether the server answers at all", open_to_all=True))
+@router.get("/health/live", **_describe("Whether the server answers at all", open_to_all=True))
 async def live() -> Response:
     """Answers as long as the event loop turns."""
     return _json({"live": True})
 
 
-@router.get("/health/ready", **describe("Whether all models can serve", open_to_all=True, statuses=(503,)))
+@router.get("/health/ready", **_describe("Whether all models can serve", open_to_all=True, statuses=(503,)))
 async def ready(http: HttpRequest) -> Response:
     """200 once all services have started and while every model takes work."""
     running = Call(http, b"").running
@@ -69,7 +81,7 @@ async def ready(http: HttpRequest) -> Response:
     return _json({"ready": is_ready}, 200 if is_ready else 503)
 
 
-@router.get("/models/{name}", **describe("A model's tensors", not_found=True))
+@router.get("/models/{name}", **_describe("A model's tensors", not_found=True))
 async def model(http: HttpRequest, name: str) -> Response:
     """A model's name and its tensors, as far as they are known."""
     service, kind = _model(Call(http, b""), name)
@@ -84,14 +96,14 @@ async def model(http: HttpRequest, name: str) -> Response:
     )
 
 
-@router.get("/models/{name}/ready", **describe("Whether a model can serve", not_found=True, statuses=(503,)))
+@router.get("/models/{name}/ready", **_describe("Whether a model can serve", not_found=True, statuses=(503,)))
 async def model_ready(http: HttpRequest, name: str) -> Response:
     """200 while it takes work."""
     service, _ = _model(Call(http, b""), name)
     return _json({"name": service.name, "ready": service.ready}, 200 if service.ready else 503)
 
 
-@router.post("/models/{name}/infer", **describe("Ask a model", body_schema={"type": "object"}))
+@router.post("/models/{name}/infer", **_describe("Ask a model", body=InferBody))
 async def infer(http: HttpRequest, name: str) -> Response:
     """Ask a model for the outputs of these inputs. Tensors are in JSON, or raw data behind it."""
     call = await Call.read(http)

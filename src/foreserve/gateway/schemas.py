@@ -11,8 +11,9 @@ from fastapi.openapi.utils import get_openapi
 from foreserve import __version__
 from foreserve.gateway.bodies import ChatBody, CompletionBody
 from foreserve.gateway.errors import BODY_SCHEMA
+from foreserve.gateway.inference_bodies import InferBody
 
-BODIES = (ChatBody, CompletionBody)
+BODIES = (ChatBody, CompletionBody, InferBody)
 """The structs that bodies are decoded into."""
 
 _REF = "#/components/schemas/{name}"
