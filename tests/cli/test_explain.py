@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -47,6 +48,19 @@ def words(history: History, *args: str) -> str:
     result = explain(history, *args)
     assert result.exit_code == 0, result.output
     return " ".join(result.stdout.split())
+
+
+def test_a_call_of_a_function_has_seconds_and_no_tokens(history: History) -> None:
+    forecast = msgspec.structs.replace(FORECAST, input_tokens=0, most_tokens=0, seconds=0.5)
+    usage = {"items": 1.0, "seconds": 1.9, "batch": 3.0}
+    why = "batch of 3, 0.500 s expected, waited 0.010 s; closed: full"
+    keep(history, usage=usage, forecast=forecast, why=why, beside=("r2", "r3"))
+    told = words(history, "r1")
+    assert "Foreseen (by calls in batches of like size): 500 ms on a replica." in told
+    assert "It ran 4.0 times as long as expected." in told
+    assert why in told
+    assert "on the replica │ 500 ms │ 2.00 s" in told
+    assert all(word not in told for word in ("token", "prefill", "decode"))
 
 
 def test_one_request_in_words_and_figures(history: History) -> None:

@@ -50,9 +50,15 @@ def _times(past: Past) -> list[tuple[str, str, str]]:
     expected = _DASH if past.forecast is None else seconds(past.forecast.seconds)
     rows = [("in the queue", "", seconds(past.wait_s)), ("on the replica", expected, seconds(ran_s(past)))]
     if past.wait_s is not None and past.first_s is not None:
-        rows.append(("  to the first chunk (prefill)", "", seconds(past.first_s - past.wait_s)))
-        rows.append(("  from there on (decode)", "", seconds(past.total_s - past.first_s)))
+        prefill, decode = (" (prefill)", " (decode)") if _has_tokens(past) else ("", "")
+        rows.append((f"  to the first chunk{prefill}", "", seconds(past.first_s - past.wait_s)))
+        rows.append((f"  from there on{decode}", "", seconds(past.total_s - past.first_s)))
     return [*rows, ("in all", "", seconds(past.total_s))]
+
+
+def _has_tokens(past: Past) -> bool:
+    """Whether it was of a language model, as far as its forecast tells."""
+    return past.forecast is None or past.forecast.most_tokens > 0
 
 
 def _facts(past: Past) -> list[tuple[str, str]]:

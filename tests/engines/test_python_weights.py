@@ -1,0 +1,59 @@
+"""A function that asks for its weights by name, and one that declared none of that name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import foreserve as fs
+from foreserve.core import Work, WeightsRef
+from foreserve.engines.python import PythonEngine
+from foreserve.errors import EngineStartError
+from foreserve.runtime import leases
+
+safetensors = pytest.importorskip("safetensors.numpy")
+
+
+def first(at: int) -> float:
+    return float(fs.weights("test_python_weights").numpy("w")[at])
+
+
+class Several:
+    def __init__(self, weights: dict[str, fs.Weights]) -> None:
+        self.weights = weights
+
+    def __call__(self) -> list[str]:
+        return [f"{name}: {each.names()}" for name, each in self.weights.items()]
+
+
+@pytest.fixture(autouse=True)
+def declared(tmp_path: Path) -> str:
+    file = tmp_path / "w.safetensors"
+    safetensors.save_file({"w": np.array([1.5, 2.5], np.float32)}, file)
+    leases.begin([WeightsRef(name="test_python_weights", source=str(file))])
+    return "test_python_weights"
+
+
+async def answer(target: Any, weights: Any, **args: Any) -> Any:
+    engine = PythonEngine(target, weights=weights)
+    await engine.start()
+    work = Work(id="a", payload={"args": args}, cost={}, arrival=0.0)
+    chunks = [chunk async for chunk in engine.run(work)]
+    await engine.close()
+    return chunks[0].data
+
+
+async def test_a_function_asks_for_them(declared: str):
+    assert await answer(first, declared, at=1) == 2.5
+
+
+async def test_a_class_is_given_a_mapping_of_several(declared: str):
+    assert await answer(Several, [declared]) == [f"{declared}: ['w']"]
+
+
+async def test_a_name_that_was_not_declared_fails_the_start():
+    with pytest.raises(EngineStartError, match="no weights are called 'nobody'"):
+        await PythonEngine(Several, weights=["nobody"]).start()
