@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import foreserve as fs
-from foreserve.core import Work, WeightsRef
+from foreserve.core import WeightsRef, Work
 from foreserve.engines.python import PythonEngine
 from foreserve.errors import EngineStartError
 from foreserve.runtime import leases
