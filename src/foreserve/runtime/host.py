@@ -117,7 +117,7 @@ class EngineHost:
 
     async def _starting(self, message: Start) -> None:
         try:
-            leases.begin(message.weights)  # first: they are read while the engine is imported
+            leases.begin(message.weights)  # they come while the engine's packages are imported
             self._engine = cast(Engine, make(self._load_factory, message.factory, message.options))
             info = await self._engine.start()
             if self._upkeep is not None:
