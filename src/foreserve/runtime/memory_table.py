@@ -54,6 +54,11 @@ class Entry:
         return self.state is State.READY and not self.leases
 
     @property
+    def waits(self) -> bool:
+        """Whether there is no room for it yet."""
+        return self.state is State.LOADING and not self.started
+
+    @property
     def density(self) -> float:
         """Seconds that having it again costs, for each byte that its going frees."""
         return self.restore_s / max(1, self.bytes)
@@ -184,7 +189,7 @@ class Table:
             entry.idle_since = now
             effects = self._evict([entry]) if not entry.keys else [Arm(entry, entry.generation, now + self._idle_s)]
             return [*effects, *self._serve(now)]
-        if not entry.started:
+        if entry.waits:
             self._remove(entry)
             return self._serve(now)
         self._unqueue(entry)
