@@ -29,6 +29,7 @@ from foreserve.errors import ConfigError
 from foreserve.fleet.autoscaler_wrappers import Bounded, ToZero
 from foreserve.fleet.inline import InlineLauncher
 from foreserve.fleet.local import LocalLauncher
+from foreserve.fleet.memory import Memory
 from foreserve.fleet.outside import Outside
 from foreserve.fleet.outside_tell import Command, Teller, Webhook
 from foreserve.fleet.replicas import Replicas
@@ -47,6 +48,7 @@ from foreserve.services.joining import expect
 from foreserve.services.scaling import ServiceScaling
 from foreserve.settings import (
     AppSettings,
+    Environment,
     MachineSettings,
     RuntimeSettings,
     ServerSettings,
@@ -144,6 +146,8 @@ class Running:
         """Who starts servers for those services whose replicas are servers, where their number follows the load."""
         self._tapes: dict[str, Tape] = {}
         self._launchers: dict[str, Launcher] = {}
+        self.memory = Memory(self.settings.runtime, Environment.read().cache)
+        """Who holds read-only weights for all worker processes."""
         machine = self.settings.machine
         bounded = machine.replicas is not None or machine.memory_gb is not None
         self._shares = Shares(machine.replicas, machine.memory_gb) if bounded else None
@@ -263,7 +267,7 @@ class Running:
         if self._only is not None:
             return self._launchers.setdefault("", self._only)
         if name not in self._launchers:
-            self._launchers[name] = InlineLauncher() if name == "inline" else LocalLauncher()
+            self._launchers[name] = InlineLauncher() if name == "inline" else LocalLauncher(memory=self.memory)
         return self._launchers[name]
 
     def _told(self, name: str) -> Callable[[EngineInfo], None]:
@@ -389,6 +393,7 @@ class Running:
         self._refuse_all()  # what was still running may have been queued again
         for launcher in self._launchers.values():
             await launcher.close()
+        await self.memory.close()
         if self._expiring is not None:
             self._expiring.cancel()
             await asyncio.wait([self._expiring])

@@ -9,6 +9,7 @@ import msgspec
 
 from foreserve.core import Chunk, EngineSpec, Finish
 from foreserve.errors import TooLarge
+from foreserve.fleet.memory import Memory
 from foreserve.fleet.process import WorkerProcess, environment, how_it_ended, interpreter
 from foreserve.fleet.watch import Watch, heartbeat_s
 from foreserve.messages import (
@@ -198,15 +199,19 @@ class LocalConnection:
 class LocalLauncher:
     """Starts replicas as processes of this machine; see `runtime.worker` for the other side.
 
-    A message is at most `max_message_bytes` long, either way.
+    A message is at most `max_message_bytes` long, either way. With `memory`, which is the caller's to close after this,
+    workers share their read-only weights, and loading them begins before their process does.
     """
 
-    def __init__(self, *, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+    def __init__(self, *, max_message_bytes: int = MAX_MESSAGE_BYTES, memory: Memory | None = None) -> None:
         self._max_message_bytes = max_message_bytes
+        self._memory = memory
         self._connections: dict[LocalConnection, None] = {}
 
     async def launch(self, name: str, spec: EngineSpec, listener: Listener) -> Connection:
         """As `Launcher.launch`. An interpreter that does not exist or lacks packages is a `StartFailed`."""
+        if self._memory is not None:
+            spec, listener = self._memory.prepare(spec, listener)
         connection = LocalConnection(name, spec, listener, self._max_message_bytes)
         self._connections = {known: None for known in self._connections if not known.gone.is_set()}
         self._connections[connection] = None

@@ -27,6 +27,7 @@ from foreserve.messages import (
     ToWorker,
 )  # fmt: skip
 from foreserve.ports import Engine
+from foreserve.runtime import leases
 from foreserve.runtime.factory import EngineFactory, in_words, make
 from foreserve.runtime.outbox import Outbox
 from foreserve.runtime.requests import Requests, finish
@@ -108,6 +109,7 @@ class EngineHost:
 
     async def _starting(self, message: Start) -> None:
         try:
+            leases.begin(message.weights)  # they come while the engine's packages are imported
             self._engine = cast(Engine, make(self._load_factory, message.factory, message.options))
             info = await self._engine.start()
             self._outbox.tell(Ready(info, os.getpid()))

@@ -36,7 +36,8 @@ MOST_LINES: Final = 1024
 class OwnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """See `settings.RuntimeSettings`; `capacity` and `chunk_bytes` are bytes.
 
-    `digests` is the file where learned digests are kept; for `learn_after_s` see `Images`.
+    `digests` is the file where learned digests are kept; for `learn_after_s` see `Images`. `folder`, that of the
+    socket, is removed when the gateway is gone.
     """
 
     idle_s: float = 900.0
@@ -46,6 +47,7 @@ class OwnerSettings(msgspec.Struct, frozen=True, kw_only=True):
     sources: tuple[str, ...] = ()
     digests: str | None = None
     learn_after_s: float = 5.0
+    folder: str | None = None
 
 
 class Owner:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import socket
 import sys
 
@@ -31,6 +32,8 @@ async def serve(fd: int, settings: OwnerSettings) -> None:
     asyncio.get_running_loop().add_reader(0, hear)
     await ended.wait()
     owner.close()
+    if settings.folder is not None:
+        shutil.rmtree(settings.folder, ignore_errors=True)
 
 
 def main(arguments: list[str]) -> int:
