@@ -67,10 +67,14 @@ class Images:
         self.loads = self.evictions = 0
 
     def close(self) -> None:
-        """Stop everything. What is held goes with the process."""
+        """Stop everything and give all memory back."""
         self._closed = True
         for task in self._tasks:
             task.cancel()
+        for kept in self._kept.values():
+            if kept.image is not None:
+                os.close(kept.image.fd)
+                kept.image = None
         self._loader.close()
 
     # --- what is known

@@ -41,7 +41,10 @@ class Acquire(_Message, frozen=True):
 
 
 class Adopt(_Message, frozen=True):
-    """Lease what an earlier owner gave, as its `Given` told it; the descriptor comes along. Nothing is sent back."""
+    """Lease what an earlier owner gave, as its `Given` told it; the descriptor comes along.
+
+    Answered as a quiet `Acquire`, or not at all where it cannot be taken over.
+    """
 
     number: int
     ref: WeightsRef

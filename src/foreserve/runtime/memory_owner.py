@@ -69,8 +69,12 @@ class Owner:
         self._loop.add_reader(listening.fileno(), self._accept)
 
     def close(self) -> None:
-        """Take no more clients and load nothing more. What is held goes with the process."""
+        """Take no more clients, end the lines of those there are and let go of everything."""
         self._loop.remove_reader(self._listening.fileno())
+        for line in list(self._lines):
+            line.close()
+        for timer in self._timers.values():
+            timer.cancel()
         self._images.close()
 
     # --- clients

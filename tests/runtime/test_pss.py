@@ -1,0 +1,48 @@
+import mmap
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from foreserve.runtime.pss import process_memory
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="told by Linux")
+
+SIZE = 32 * 2**20
+
+
+def test_what_is_shared_counts_by_its_share_and_what_is_private_whole(tmp_path):
+    before = process_memory()
+    block = bytearray(SIZE)
+    block[:: mmap.PAGESIZE] = b"x" * (SIZE // mmap.PAGESIZE)
+    after = process_memory(os.getpid())
+    assert after.private - before.private >= SIZE
+    (tmp_path / "file").write_bytes(block)
+    with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+        _touch(mapping)
+        alone = process_memory()
+        gate, go = os.pipe(), os.pipe()
+        pid = os.fork()
+        if not pid:
+            _touch(mapping)
+            os.write(gate[1], b"x")
+            os.read(go[0], 1)
+            os._exit(0)
+        os.read(gate[0], 1)
+        together = process_memory()
+        os.write(go[1], b"x")
+        os.waitpid(pid, 0)
+    for fd in (*gate, *go):
+        os.close(fd)
+    assert together.shared - alone.shared >= SIZE
+    assert alone.pss - together.pss >= SIZE // 2
+
+
+def _touch(mapping):
+    return sum(mapping[:: mmap.PAGESIZE])
+
+
+def test_of_a_process_that_is_gone_nothing_is_told():
+    assert process_memory(2**22 + 1) is None
+    assert sys.platform == "linux"
