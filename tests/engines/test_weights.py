@@ -119,7 +119,7 @@ def test_tensors_keep_the_mapping(saved):
     with leases._lock:
         leases._pending.clear()
     del given
-    assert tensor.sum() == 4_999_950_000
+    assert tensor[[0, -1]].tolist() == [0, 99_999]
 
 
 # --- modules

@@ -6,13 +6,16 @@ import http.server
 import json
 import mmap
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from foreserve.core import EngineSpec, WeightsRef
@@ -565,6 +568,44 @@ async def test_the_owner_does_not_outlive_its_gateway(tmp_path):
 
 
 # --- with a launcher
+
+
+async def test_an_interpreter_of_its_own_has_the_same_memory(made, tmp_path):
+    home = tmp_path / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--symlinks", str(home)], check=True)  # noqa: ASYNC221
+    site = next(home.glob("lib/python3*/site-packages"))
+    shutil.copytree(Path(msgspec.__file__).parent, site / "msgspec", ignore=shutil.ignore_patterns("__pycache__"))
+    engine = tmp_path / "engine.py"
+    engine.write_text(
+        textwrap.dedent("""
+        import os, sys
+        from foreserve.core import EngineInfo
+        from foreserve.runtime import leases
+
+        class Tells:
+            async def start(self):
+                size, owner = leases.get("w").wait(30).nbytes, os.environ[leases.MEMORY]
+                facts = {"python": sys.executable, "bytes": size, "owner": owner}
+                return EngineInfo(batching="continuous", capacity={"slots": 1}, facts=facts)
+
+            async def load(self):
+                raise NotImplementedError
+
+            async def close(self):
+                pass
+        """)
+    )
+    path, memory = weights_file(tmp_path / "w"), made()
+    launcher, ear = LocalLauncher(memory=memory), Ear()
+    python = str(home / "bin" / "python")
+    spec = EngineSpec(factory=f"{engine}:Tells", python=python, weights=(WeightsRef(name="w", source=str(path)),))
+    try:
+        await launcher.launch("t", spec, ear)
+        facts = (await ear.first(Ready)).info.facts
+        assert facts == {"python": python, "bytes": MIB, "owner": memory.env()["FORESERVE_MEMORY"]}
+        assert (await references(memory, 1)).loads == 1
+    finally:
+        await launcher.close()
 
 
 async def test_weights_are_on_their_way_before_the_workers_process(made, tmp_path):
