@@ -45,7 +45,8 @@ async def ready_s(launcher: LocalLauncher, spec: EngineSpec, idle_s: float = 0.3
     pid = await listener.pid
     took = clock.precise() - began
     await asyncio.sleep(idle_s)
-    pss = footprint(pid).pss
+    found = footprint(pid)
+    pss = 0 if found is None else found.pss
     await connection.stop(5.0)
     return took, pss
 
@@ -62,7 +63,7 @@ async def compare(name: str, spec: EngineSpec, repeats: int) -> None:
     print(
         f"{name:24} fresh {times[0]:6.3f} s  forked {times[1]:6.3f} s  first, with its context {cold:6.3f} s  "
         f"fork {1e3 * (context.last_fork_s or 0):4.1f} ms  Pss fresh {pss[0]:5.0f} forked {pss[1]:5.0f} MiB  "
-        f"context alone {context.pss_bytes / 2**20:4.0f} MiB",
+        f"context alone {(context.pss_bytes or 0) / 2**20:4.0f} MiB",
         flush=True,
     )
     await forked.close()

@@ -30,6 +30,7 @@ from foreserve.fleet.autoscaler_wrappers import Bounded, ToZero
 from foreserve.fleet.contexts import Contexts
 from foreserve.fleet.inline import InlineLauncher
 from foreserve.fleet.local import LocalLauncher
+from foreserve.fleet.memory import Memory
 from foreserve.fleet.outside import Outside
 from foreserve.fleet.outside_tell import Command, Teller, Webhook
 from foreserve.fleet.replicas import Replicas
@@ -49,6 +50,7 @@ from foreserve.services.scaling import ServiceScaling
 from foreserve.services.together import agree
 from foreserve.settings import (
     AppSettings,
+    Environment,
     MachineSettings,
     RuntimeSettings,
     ServerSettings,
@@ -150,6 +152,8 @@ class Running:
         runtime = self.settings.runtime
         self.contexts = Contexts(runtime.context_s) if runtime.fork else None
         """The processes out of which workers are forked, where they are."""
+        self.memory = Memory(self.settings.runtime, Environment.read().cache)
+        """Who holds read-only weights for all worker processes."""
         machine = self.settings.machine
         bounded = machine.replicas is not None or machine.memory_gb is not None
         self._shares = Shares(machine.replicas, machine.memory_gb) if bounded else None
@@ -269,7 +273,8 @@ class Running:
         if self._only is not None:
             return self._launchers.setdefault("", self._only)
         if name not in self._launchers:
-            self._launchers[name] = InlineLauncher() if name == "inline" else LocalLauncher(contexts=self.contexts)
+            local = LocalLauncher(contexts=self.contexts, memory=self.memory)
+            self._launchers[name] = InlineLauncher() if name == "inline" else local
         return self._launchers[name]
 
     def _told(self, name: str) -> Callable[[EngineInfo], None]:
@@ -397,6 +402,7 @@ class Running:
             await launcher.close()
         if self.contexts is not None:
             await self.contexts.close()
+        await self.memory.close()
         if self._expiring is not None:
             self._expiring.cancel()
             await asyncio.wait([self._expiring])

@@ -37,7 +37,17 @@ async def test_lines_are_logged_at_their_level_and_the_last_are_kept(caplog):
 async def test_what_is_kept_is_bounded(caplog):
     caplog.set_level(logging.CRITICAL)
     process, _ = await _run("print('x' * 1_000_000); [print(i) for i in range(1000)]")
-    assert process.last_words(100).split(" | ") == [str(number) for number in range(980, 1000)]
+    assert process.last_words(100).split(" | ") == [str(number) for number in range(936, 1000)]
+
+
+async def test_the_last_words_of_a_crash_are_where_it_happened(caplog):
+    caplog.set_level(logging.CRITICAL)
+    code = "def outer():\n    inner()\ndef inner():\n    ctypes.string_at(0)\nimport ctypes, faulthandler, sys\n"
+    process, returncode = await _run(code + "faulthandler.enable()\nprint('before')\nouter()")
+    assert how_it_ended(returncode) == "killed by SIGSEGV"
+    words = process.last_words().split(" | ")
+    assert words[0] == "Fatal Python error: Segmentation fault"
+    assert len(words) == 4
 
 
 async def test_signals_after_the_end_do_nothing():

@@ -8,7 +8,6 @@ import textwrap
 
 import pytest
 
-from foreserve.runtime.footprint import footprint, writable
 from foreserve.runtime.limits import LOOKS, TRIM_S, Upkeep
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells and bounds what is written to")
@@ -157,13 +156,3 @@ def test_it_is_given_back_once_in_each_stretch_of_idleness(monkeypatch):
         assert upkeep.look(idle, now) is None
     assert trims == [TRIM_S, 60]
     assert LOOKS > 1
-
-
-def test_a_footprint_tells_private_from_shared(tmp_path):
-    own = footprint()
-    assert own.pss > own.private > 0
-    assert own.shared > 0
-    assert footprint(2**22 + 1).pss == 0
-    told = writable()
-    assert told is not None
-    assert told.reserved > told.used > 0

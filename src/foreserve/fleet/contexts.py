@@ -16,7 +16,7 @@ import msgspec
 from foreserve.clock import offload
 from foreserve.fleet.context import CannotFork, Context, ContextKey
 from foreserve.fleet.forked import ForkedProcess
-from foreserve.runtime.footprint import footprint
+from foreserve.runtime.footprint import Footprint, footprint
 from foreserve.runtime.forking import unsupported
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class ContextStats(msgspec.Struct, frozen=True, kw_only=True):
 
     `import_s` is from the interpreter's start to the end of its imports (`None`: not there yet), `last_fork_s` from
     asking for a worker until its process was there. `pss_bytes` is its part of the memory that it shares with its
-    workers, and all of what is its own.
+    workers, and all of what is its own; `None` where it is not told.
     """
 
     interpreter: str
@@ -48,7 +48,7 @@ class ContextStats(msgspec.Struct, frozen=True, kw_only=True):
     import_s: float | None
     last_fork_s: float | None
     idle_s: float | None
-    pss_bytes: int
+    pss_bytes: int | None
 
 
 class Contexts:
@@ -109,8 +109,8 @@ class Contexts:
         now = asyncio.get_running_loop().time()
         contexts = self.all
         pids = [context.pid for context in contexts]
-        pss = await offload(lambda: [footprint(pid).pss for pid in pids])
-        return tuple(_stats(context, bytes_, now) for context, bytes_ in zip(contexts, pss, strict=True))
+        footprints = await offload(lambda: [footprint(pid) for pid in pids])
+        return tuple(_stats(context, one, now) for context, one in zip(contexts, footprints, strict=True))
 
     async def close(self) -> None:
         """Let all go, and wait until they are gone. Workers that are left are ended."""
@@ -168,7 +168,7 @@ class Contexts:
             self._refused.popitem(last=False)
 
 
-def _stats(context: Context, pss_bytes: int, now: float) -> ContextStats:
+def _stats(context: Context, memory: Footprint | None, now: float) -> ContextStats:
     return ContextStats(
         interpreter=context.key.python,
         imports=context.key.imports,
@@ -178,7 +178,7 @@ def _stats(context: Context, pss_bytes: int, now: float) -> ContextStats:
         import_s=context.import_s,
         last_fork_s=context.last_fork_s,
         idle_s=None if context.idle_since is None else now - context.idle_since,
-        pss_bytes=pss_bytes,
+        pss_bytes=None if memory is None else memory.pss,
     )
 
 

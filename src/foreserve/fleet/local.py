@@ -11,6 +11,7 @@ import msgspec
 from foreserve.core import Chunk, EngineSpec, Finish
 from foreserve.errors import TooLarge
 from foreserve.fleet.contexts import Contexts
+from foreserve.fleet.memory import Memory
 from foreserve.fleet.process import SpawnedProcess, WorkerProcess, environment, how_it_ended, interpreter
 from foreserve.fleet.watch import Watch, heartbeat_s
 from foreserve.messages import (
@@ -241,17 +242,27 @@ class LocalConnection:
 class LocalLauncher:
     """Starts replicas as processes of this machine; see `runtime.worker` for the other side.
 
-    A message is at most `max_message_bytes` long, either way. With `contexts`, which are the caller's to close after
-    this, processes are forked out of those that have the engine's imports; without, each is a new interpreter.
+    A message is at most `max_message_bytes` long, either way. With `contexts` processes are forked out of those that
+    have the engine's imports; without, each is a new interpreter. With `memory` workers share their read-only weights,
+    and loading them begins before their process does. Both are the caller's to close after this.
     """
 
-    def __init__(self, *, max_message_bytes: int = MAX_MESSAGE_BYTES, contexts: Contexts | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        contexts: Contexts | None = None,
+        memory: Memory | None = None,
+    ) -> None:
         self._max_message_bytes = max_message_bytes
         self._contexts = contexts
+        self._memory = memory
         self._connections: dict[LocalConnection, None] = {}
 
     async def launch(self, name: str, spec: EngineSpec, listener: Listener) -> Connection:
         """As `Launcher.launch`. An interpreter that does not exist or lacks packages is a `StartFailed`."""
+        if self._memory is not None:
+            spec, listener = self._memory.prepare(spec, listener)
         connection = LocalConnection(name, spec, listener, self._max_message_bytes, self._contexts)
         self._connections = {known: None for known in self._connections if not known.gone.is_set()}
         self._connections[connection] = None

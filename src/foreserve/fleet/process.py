@@ -16,7 +16,7 @@ from typing import IO
 
 log = logging.getLogger("foreserve.worker")
 
-LAST_LINES = 20
+LAST_LINES = 64
 LINE_CHARACTERS = 500
 """How much of a worker's output is kept to explain its end."""
 
@@ -54,8 +54,10 @@ class WorkerProcess(ABC):
         self._output, _ = await self._loop.connect_read_pipe(lambda: _Lines(self._line, self._read_all), self._out)
 
     def last_words(self, lines: int = 3) -> str:
-        """The last `lines` non-empty lines it has printed, joined by ` | `."""
-        return " | ".join([line for line in self._lines if line.strip()][-lines:])
+        """The last `lines` non-empty lines it has printed, joined by ` | `; of a crash, the first that tell of it."""
+        said = [line for line in self._lines if line.strip()]
+        crash = next((at for at, line in enumerate(said) if line.startswith("Fatal Python error")), None)
+        return " | ".join(said[-lines:] if crash is None else said[crash : crash + 1 + lines])
 
     def terminate(self) -> None:
         """Ask it by SIGTERM."""

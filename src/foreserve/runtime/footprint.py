@@ -15,25 +15,25 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     memory, each of which Rss would count in full in every process.
     """
 
-    pss: int = 0
-    private: int = 0
-    shared: int = 0
+    pss: int
+    private: int
+    shared: int
 
 
-def footprint(pid: int | None = None) -> Footprint:
-    """Of process `pid` (`None`: this one); zeros where it is gone, or nothing is told.
+def footprint(pid: int | None = None) -> Footprint | None:
+    """Of process `pid` (`None`: this one); `None` where it is gone, another user's, or the system does not tell.
 
     Walks its page tables: it takes milliseconds for each GiB in use.
     """
     try:
         figures = _kilobytes(Path(f"/proc/{pid or 'self'}/smaps_rollup").read_text().splitlines()[1:])
-    except OSError:
-        return Footprint()
-    return Footprint(
-        pss=figures.get("Pss", 0),
-        private=figures.get("Private_Clean", 0) + figures.get("Private_Dirty", 0),
-        shared=figures.get("Shared_Clean", 0) + figures.get("Shared_Dirty", 0),
-    )
+        return Footprint(
+            pss=figures["Pss"],
+            private=sum(figures.get(name, 0) for name in ("Private_Clean", "Private_Dirty", "Private_Hugetlb")),
+            shared=sum(figures.get(name, 0) for name in ("Shared_Clean", "Shared_Dirty", "Shared_Hugetlb")),
+        )
+    except (OSError, KeyError):
+        return None
 
 
 class Writable(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from foreserve.core import WeightsRef
 from foreserve.errors import EngineStartError
 from foreserve.runtime.safetensors import Layout, NotSafetensors, parse
+
+if TYPE_CHECKING:
+    from foreserve.runtime.memory_client import Client
 
 MEMORY: Final = "FORESERVE_MEMORY"
 """The environment variable with the path of the owner's socket."""
@@ -93,6 +97,7 @@ class Pending:
 
 _lock = threading.Lock()
 _pending: dict[str, Pending] = {}
+_client: Client | None = None
 
 
 def begin(refs: Sequence[WeightsRef]) -> None:
@@ -117,17 +122,36 @@ def get(name: str) -> Pending:
     return pending
 
 
+def _forked() -> None:
+    """A child has what was mapped, and its parent's leases while it lives; the parent's thread it has not."""
+    global _client, _lock
+    _client, _lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 def _held(ref: WeightsRef) -> bool:
     known = _pending.get(ref.name)
     return known is not None and known.ref == ref and known._error is None
 
 
 def _getter() -> Callable[[Sequence[Pending]], None]:
-    return _get_here
+    """How this process gets weights: from the owner it was told of, if any."""
+    global _client
+    path = os.environ.get(MEMORY)
+    if not path:
+        return _get_here
+    from foreserve.runtime.memory_client import Client
+
+    with _lock:
+        if _client is None or _client.path != path:
+            _client = Client(path, _get_here)
+        return _client.want
 
 
 def _get_here(wanted: Sequence[Pending]) -> None:
-    """Without an owner: open and map them in a thread of this process."""
+    """Without an owner, in a thread of this process."""
 
     def run() -> None:
         for pending in wanted:
@@ -142,13 +166,27 @@ def _get_here(wanted: Sequence[Pending]) -> None:
 
 
 def _mapped_here(ref: WeightsRef) -> Mapped:
-    if ref.kind != "file":
-        raise WeightsError(f"{ref.source} ({ref.kind}) is loaded by the memory owner, and there is none")
+    """A file is mapped and read as it is needed; anything else, and what has to be checked, is loaded first."""
+    import asyncio
+
+    from foreserve.runtime.memory_loader import Loader, open_file
+
+    async def no_bound(size: int) -> None:
+        pass
+
+    async def load() -> tuple[int, str | None]:
+        loader = Loader(readers=1, chunk_bytes=2**24)
+        image = await loader.load(ref, sys.executable, no_bound)
+        loader.close()
+        return image.fd, image.sha256
+
+    if ref.kind == "uri":
+        raise WeightsError(f"weights from {ref.source} are fetched for worker processes alone, by their memory owner")
+    if ref.kind == "file" and ref.sha256 is None:
+        fd, sha256 = open_file(os.path.expanduser(ref.source)), None
+    else:
+        fd, sha256 = asyncio.run(load())
     try:
-        fd = os.open(os.path.expanduser(ref.source), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise WeightsError(f"{ref.source} cannot be opened: {error.strerror}") from error
-    try:
-        return Mapped(ref.name, fd, ref.source)
+        return Mapped(ref.name, fd, ref.source, sha256)
     finally:
         os.close(fd)

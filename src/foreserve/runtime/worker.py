@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import faulthandler
 import logging
 import os
 import signal
@@ -105,6 +106,7 @@ async def serve(fd: int, max_message_bytes: int) -> int:
     """Be the worker of the gateway at the other end of `fd`. Returns the exit code."""
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)  # what the engine starts shall not hold the gateway's line
+    faulthandler.enable(all_threads=False)  # a crash, as a write to shared weights, is told by where it happened
     worker = Worker(sock, max_message_bytes)
     loop = asyncio.get_running_loop()
     _when_orphaned(lambda: loop.call_soon_threadsafe(worker.host.handle, Exit()))

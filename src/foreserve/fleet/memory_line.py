@@ -1,0 +1,132 @@
+"""The gateway's own line to the memory owner: for weights that a worker will want, and for what there is to see."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from foreserve.core import WeightsRef
+from foreserve.runtime.memory_messages import (
+    Acquire,
+    Ask,
+    Release,
+    Told,
+    client_socket,
+    decode_to_client,
+    receive,
+    send,
+)  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+HOLD_S: Final = 600.0
+"""How long weights are held for a worker that says nothing."""
+
+ANSWER_S: Final = 2.0
+"""How long the owner may take to tell what it holds."""
+
+
+class OwnerLine:
+    """Connects when it is first used and after the owner has died. Never raises: what cannot be said is logged."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._numbers = count(1)
+        self._asked: dict[int, asyncio.Future[Told]] = {}
+
+    def hold(self, path: Path, refs: Sequence[WeightsRef], python: str) -> Hold:
+        """Have these loaded, and keep them. Why they cannot be had is for those who want them to hear."""
+        numbers = [next(self._numbers) for _ in refs] if refs and self._connect(path) else []
+        for number, ref in zip(numbers, refs, strict=False):
+            self.tell(Acquire(number, ref, python, quiet=True))
+        return Hold(self, numbers)
+
+    async def ask(self, path: Path) -> Told | None:
+        """What is held; `None` when there is no answer."""
+        if not self._connect(path):
+            return None
+        number = next(self._numbers)
+        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        self.tell(Ask(number))
+        try:
+            return await asyncio.wait_for(answer, ANSWER_S)
+        except (TimeoutError, ConnectionError):
+            return None
+        finally:
+            self._asked.pop(number, None)
+
+    def tell(self, message: Acquire | Release | Ask) -> None:
+        """Say it, if there is somebody."""
+        if self._socket is not None:
+            try:
+                send(self._socket, message)
+            except OSError as error:
+                log.warning("the memory owner does not hear us: %s", error)
+                self.close()
+
+    def close(self) -> None:
+        """Hang up: what was held is let go. It may be used again."""
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(ConnectionError())
+
+    def _connect(self, path: Path) -> bool:
+        if self._socket is None:
+            sock = client_socket()
+            sock.setblocking(False)
+            try:
+                sock.connect(str(path))
+            except OSError as error:
+                log.warning("the memory owner cannot be reached: %s", error)
+                sock.close()
+                return False
+            self._socket = sock
+            asyncio.get_running_loop().add_reader(sock.fileno(), self._readable)
+        return True
+
+    def _readable(self) -> None:
+        assert self._socket is not None
+        try:
+            data, fd = receive(self._socket)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fd = b"", None
+        if fd is not None:
+            os.close(fd)
+        if not data:
+            self.close()
+            return
+        with suppress(msgspec.DecodeError):
+            message = decode_to_client(data)
+            if isinstance(message, Told) and (answer := self._asked.pop(message.number, None)) and not answer.done():
+                answer.set_result(message)
+
+
+class Hold:
+    """Weights that are kept until `release`, or for `HOLD_S`, so that a worker finds them."""
+
+    def __init__(self, line: OwnerLine, numbers: Sequence[int]) -> None:
+        self._line = line
+        self._numbers = numbers
+        self._timer = asyncio.get_running_loop().call_later(HOLD_S, self.release)
+
+    def release(self) -> None:
+        """The worker has its own lease, or is gone. Does nothing the second time."""
+        self._timer.cancel()
+        numbers, self._numbers = self._numbers, ()
+        for number in numbers:
+            self._line.tell(Release(number))

@@ -1,0 +1,47 @@
+"""Runs a loader of weights, a user's code, in a process of its own and writes what it returns into an image.
+
+`PYTHON entry.py memory_child FD LOADER`. On standard output it says `{"bytes": N}` before it writes to the descriptor,
+and goes on when a line comes; or `{"error": REASON}`. What the loader prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import sys
+
+from foreserve.errors import EngineStartError
+from foreserve.runtime.factory import in_words, load_factory
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code: 0 when the image is whole."""
+    fd, loader = int(arguments[0]), arguments[1]
+    told = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    if sys.platform == "linux":
+        parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+
+    def say(message: dict[str, object]) -> None:
+        told.write(json.dumps(message) + "\n")
+        told.flush()
+
+    def room(size: int) -> None:
+        say({"bytes": size})
+        if not sys.stdin.readline():
+            raise EngineStartError("the memory owner is gone")
+
+    try:
+        arrays = load_factory(loader)()
+        # By name, since how arrays look inside is known to engines alone.
+        images = importlib.import_module("foreserve.engines.arrays")
+        with os.fdopen(fd, "wb", closefd=False) as file:
+            images.write_image(file, arrays, loader, room)
+    except BaseException as error:
+        say({"error": in_words(loader, error)[:4000]})
+        return 1
+    return 0

@@ -1,0 +1,150 @@
+"""The worker's line to the memory owner, in a thread of its own: what was asked for survives the owner's death.
+
+A worker that has mapped something needs no owner any more. When the line breaks, the thread connects again: it lets
+the next owner adopt what is held here, and asks anew for what was not answered. The path stays the same and the
+gateway listens there all the time, so connecting waits where no owner runs; it fails only when the gateway is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import count
+from typing import Final
+
+import msgspec
+
+from foreserve.core import WeightsRef
+from foreserve.errors import EngineStartError
+from foreserve.runtime.leases import Mapped, Pending
+from foreserve.runtime.memory_messages import (
+    Acquire,
+    Adopt,
+    Given,
+    Refused,
+    ToClient,
+    client_socket,
+    decode_to_client,
+    receive,
+    send,
+)  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+AGAIN_S: Final = 0.2
+TRIES: Final = 25
+"""How often connecting is tried, with `AGAIN_S` between, before what is wanted is got without an owner."""
+
+
+class Client:
+    """Gets weights from the owner at `path`; `alone(pendings)` gets them where there is none any more."""
+
+    def __init__(self, path: str, alone: Callable[[Sequence[Pending]], None]) -> None:
+        self.path = path
+        self._alone = alone
+        self._lock = threading.Lock()
+        self._numbers = count(1)
+        self._asked: dict[int, Pending] = {}
+        self._held: dict[int, tuple[WeightsRef, Given, int]] = {}
+        """What this process has mapped: the descriptor stays open, to show it to the next owner."""
+        self._socket: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+
+    def want(self, pendings: Sequence[Pending]) -> None:
+        """Ask for these. Returns at once."""
+        with self._lock:
+            for pending in pendings:
+                number = next(self._numbers)
+                self._asked[number] = pending
+                if self._socket is not None:
+                    with suppress(OSError):  # the thread finds the line broken, and asks again on the next
+                        send(self._socket, Acquire(number, resolved(pending.ref), sys.executable))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="foreserve-leases", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        failures = 0
+        while failures < TRIES:
+            try:
+                self._connect()
+                failures = 0
+                while self._hear():
+                    pass
+            except OSError as error:
+                failures += 1
+                log.debug("the memory owner cannot be reached: %s", error)
+            self._hang_up()
+            threading.Event().wait(AGAIN_S)
+        log.warning("there is no memory owner at %s any more; weights are got without one", self.path)
+        with self._lock:
+            left, self._asked, self._thread = list(self._asked.values()), {}, None
+        self._alone(left)
+
+    def _connect(self) -> None:
+        sock = client_socket()
+        try:
+            sock.connect(self.path)
+            with self._lock:
+                for number, (ref, given, fd) in self._held.items():
+                    adopt = Adopt(number, ref, sys.executable, given.key, given.restore_s, given.sha256)
+                    send(sock, adopt, [fd])
+                for number, pending in self._asked.items():
+                    send(sock, Acquire(number, resolved(pending.ref), sys.executable))
+                self._socket = sock
+        except BaseException:
+            sock.close()
+            raise
+
+    def _hang_up(self) -> None:
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+            self._socket = None
+
+    def _hear(self) -> bool:
+        """Take one answer. False at the end of the line."""
+        assert self._socket is not None
+        data, fd = receive(self._socket)
+        if not data:
+            return False
+        try:
+            self._take(decode_to_client(data), fd)
+        except msgspec.DecodeError as error:
+            log.error("the memory owner said something that this version does not know: %s", error)
+        return True
+
+    def _take(self, message: ToClient, fd: int | None) -> None:
+        with self._lock:
+            pending = self._asked.pop(getattr(message, "number", 0), None)
+        if isinstance(message, Given) and fd is not None and pending is not None:
+            try:
+                mapped = Mapped(pending.ref.name, fd, pending.ref.source, message.sha256)
+            except EngineStartError as error:
+                os.close(fd)
+                pending.fail(str(error))
+                return
+            with self._lock:
+                self._held[message.number] = (resolved(pending.ref), message, fd)
+            pending.give(mapped)
+        elif isinstance(message, Refused) and pending is not None:
+            pending.fail(message.reason)
+        elif fd is not None:
+            os.close(fd)
+
+
+def resolved(ref: WeightsRef) -> WeightsRef:
+    """The same for a process with another working folder."""
+    path, colon, attribute = ref.source.rpartition(":")
+    if ref.kind == "file":
+        source = os.path.abspath(os.path.expanduser(ref.source))
+    elif ref.kind == "loader" and path.endswith(".py"):
+        source = os.path.abspath(os.path.expanduser(path)) + colon + attribute
+    else:
+        return ref
+    return msgspec.structs.replace(ref, source=source)

@@ -1,0 +1,220 @@
+"""The images behind the entries of the table: loads them, gives their memory back, learns what they are.
+
+Carries out what the table decides on an entry, and tells the table what became of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from typing import Any, Final
+
+from foreserve import clock
+from foreserve.core import WeightsRef
+from foreserve.errors import EngineStartError
+from foreserve.runtime.memory_digests import Digests, Stat, sha256_key
+from foreserve.runtime.memory_loader import Image, Loader
+from foreserve.runtime.memory_messages import Held
+from foreserve.runtime.memory_table import Deny, Effect, Entry, Evict, Grant, Load, State, Stop, Table
+
+log = logging.getLogger(__name__)
+
+MOST_NAMES: Final = 4
+"""Names of one image that are told of, and characters of its source."""
+_SOURCE_CHARACTERS: Final = 300
+
+
+class _Kept:
+    """What is known of an entry: who asked first says where it comes from."""
+
+    def __init__(self, ref: WeightsRef, python: str, stat: Stat | None) -> None:
+        self.ref = ref
+        self.python = python
+        self.stat = stat  # of a file
+        self.names: dict[str, None] = {}
+        self.image: Image | None = None
+        self.load: asyncio.Task[None] | None = None
+        self.learning: asyncio.Task[None] | None = None
+        self.room: asyncio.Future[None] | None = None
+
+
+class Images:
+    """Of the entries of `table`; `do(effects)` carries out all that follows from what is told to it.
+
+    The digest of an image that is there is learned after `learn_after_s` seconds, when who waited for it is under way.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        loader: Loader,
+        digests: Digests,
+        do: Callable[[Iterable[Effect]], None],
+        learn_after_s: float,
+    ) -> None:
+        self._table = table
+        self._loader = loader
+        self._digests = digests
+        self._do = do
+        self._learn_after_s = learn_after_s
+        self._kept: dict[int, _Kept] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self.loads = self.evictions = 0
+
+    def close(self) -> None:
+        """Stop everything and give all memory back."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        for kept in self._kept.values():
+            if kept.image is not None:
+                os.close(kept.image.fd)
+                kept.image = None
+        self._loader.close()
+
+    # --- what is known
+
+    def name(self, entry: Entry, ref: WeightsRef, python: str, stat: Stat | None) -> None:
+        """`entry` is asked for as `ref`. What is known of entries that are no more is forgotten."""
+        for number in self._kept.keys() - self._table.entries.keys():
+            del self._kept[number]
+        kept = self._kept.setdefault(entry.number, _Kept(ref, python, stat))
+        if len(kept.names) < MOST_NAMES:
+            kept.names[ref.name] = None
+
+    def find(self, entry: Entry) -> Image | None:
+        """Its image, while it is there."""
+        return self._kept[entry.number].image
+
+    def current(self, entry: Entry) -> bool:
+        """Whether the file that it was loaded from, if it was one, is still the same."""
+        kept = self._kept[entry.number]
+        return kept.image is None or kept.stat is None or Stat.of(kept.image.fd) == kept.stat
+
+    def adopt(self, entry: Entry, image: Image) -> None:
+        """This is its image, which somebody else has loaded."""
+        self._kept[entry.number].image = image
+        self._identify(entry)
+
+    def held(self, entry: Entry) -> Held:
+        """What there is to tell of it."""
+        kept = self._kept[entry.number]
+        return Held(
+            names=tuple(kept.names),
+            source=kept.ref.source[-_SOURCE_CHARACTERS:],
+            kind=kept.ref.kind,
+            state=entry.state.value,
+            bytes=entry.bytes,
+            references=len(entry.leases),
+            restore_s=entry.restore_s,
+            bytes_read=entry.bytes_read,
+            hits=entry.hits,
+            sha256=kept.image.sha256 if kept.image else None,
+        )
+
+    # --- what is decided
+
+    def carry_out(self, effect: Load | Stop | Grant | Deny | Evict) -> None:
+        """Do it, or begin to."""
+        kept = self._kept[effect.entry.number]
+        match effect:
+            case Load(entry):
+                kept.load = self._spawn(self._load(entry, kept))
+                # Here and not within: a task that is cancelled before its first step never gets to what is within.
+                kept.load.add_done_callback(lambda task: self._gone(entry) if task.cancelled() else None)
+            case Stop() if kept.load is not None:
+                kept.load.cancel()
+            case Grant() if kept.room is not None and not kept.room.done():
+                kept.room.set_result(None)
+            case Deny(_, reason) if kept.room is not None and not kept.room.done():
+                kept.room.set_exception(EngineStartError(f"{kept.ref.source}: {reason}"))
+            case Evict(entry):
+                self._spawn(self._evict(entry, kept))
+
+    async def _load(self, entry: Entry, kept: _Kept) -> None:
+        async def room(size: int) -> None:
+            kept.room = self._loop.create_future()
+            self._do(self._table.resize(entry, size, clock.now()))
+            await kept.room
+
+        known = self._digests.find(kept.stat) if kept.stat else None
+        self.loads += 1
+        try:
+            image = await self._loader.load(kept.ref, kept.python, room, known)
+            if kept.stat is not None and Stat.of(image.fd) != kept.stat:
+                os.close(image.fd)
+                raise EngineStartError(f"{kept.ref.source} has changed since it was asked for")
+        except Exception as error:
+            if not isinstance(error, EngineStartError):
+                log.exception("%s could not be loaded", kept.ref.source)
+                error = EngineStartError(f"{kept.ref.source}: {type(error).__name__}: {error}")
+            self._do(self._table.failed(entry, str(error), clock.now()))
+            return
+        kept.image = image
+        log.info("%s: %d bytes in %.3f s", kept.ref.source, image.size, image.seconds)
+        self._do(self._table.loaded(entry, image.size, image.seconds, image.bytes_read, clock.now()))
+        if entry.state is State.READY:
+            self._identify(entry)
+
+    async def _evict(self, entry: Entry, kept: _Kept) -> None:
+        if kept.learning is not None:
+            kept.learning.cancel()
+        image, kept.image = kept.image, None
+        if image is not None:
+            self.evictions += 1
+            log.info("%s: %d bytes are given back", kept.ref.source, image.size)
+            await clock.offload(lambda: _free(image.fd))
+        self._gone(entry)
+
+    def _gone(self, entry: Entry) -> None:
+        if not self._closed:
+            self._do(self._table.gone(entry, clock.now()))
+
+    # --- what it is
+
+    def _identify(self, entry: Entry) -> None:
+        """Let others who ask for the same content find it, from now on or soon."""
+        kept = self._kept[entry.number]
+        if kept.image is not None and kept.image.sha256 is not None:
+            self._learn(entry, kept, kept.image.sha256)
+        else:
+            kept.learning = self._spawn(self._digest(entry, kept))
+
+    async def _digest(self, entry: Entry, kept: _Kept) -> None:
+        await asyncio.sleep(self._learn_after_s)
+        if entry.state is not State.READY or kept.image is None:
+            return
+        fd = os.dup(kept.image.fd)
+        try:
+            sha256 = await self._loader.digest(fd)
+            if kept.stat is None or Stat.of(fd) == kept.stat:
+                self._learn(entry, kept, sha256)
+        except (OSError, EngineStartError) as error:
+            log.warning("the digest of %s could not be learned: %s", kept.ref.source, error)
+        finally:
+            os.close(fd)
+
+    def _learn(self, entry: Entry, kept: _Kept, sha256: str) -> None:
+        if kept.stat is not None and self._digests.find(kept.stat) != sha256:
+            self._digests.learn(kept.stat, sha256)
+        if kept.image is not None:
+            kept.image = kept.image._replace(sha256=sha256)
+        self._table.learn(entry, sha256_key(sha256))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _free(fd: int) -> None:
+    """Memory of ours goes with its last descriptor; pages of a file stay the kernel's unless it is told."""
+    with suppress(OSError):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)

@@ -1,0 +1,235 @@
+"""The owner of this machine's read-only weights: takes clients, hands out descriptors and keeps their leases.
+
+`memory_table` decides what stays for whom, `memory_images` does it; who asks is here. `memory_process` is its process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from foreserve import clock
+from foreserve.core import WeightsRef
+from foreserve.errors import EngineStartError
+from foreserve.runtime.memory_digests import Digests, Stat
+from foreserve.runtime.memory_images import Images
+from foreserve.runtime.memory_line import Line
+from foreserve.runtime.memory_loader import Image, Loader, check, open_file
+from foreserve.runtime.memory_messages import MOST_TOLD, Acquire, Adopt, Ask, Given, Refused, Release, Told, ToOwner
+from foreserve.runtime.memory_sources import is_sealed
+from foreserve.runtime.memory_table import Arm, Effect, Entry, Give, Refuse, Table
+
+log = logging.getLogger(__name__)
+
+MOST_LINES: Final = 1024
+
+
+class OwnerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """See `settings.RuntimeSettings`; `capacity` and `chunk_bytes` are bytes.
+
+    `digests` is the file where learned digests are kept; for `learn_after_s` see `Images`. `folder`, that of the
+    socket, is removed when the gateway is gone.
+    """
+
+    idle_s: float = 900.0
+    capacity: int | None = None
+    readers: int = 4
+    chunk_bytes: int = 16 * 2**20
+    sources: tuple[str, ...] = ()
+    digests: str | None = None
+    learn_after_s: float = 5.0
+    folder: str | None = None
+
+
+class Owner:
+    """Serves those who connect to `listening`, on the running loop."""
+
+    def __init__(self, listening: socket.socket, settings: OwnerSettings) -> None:
+        self._table = Table(settings.idle_s, settings.capacity)
+        self._digests = Digests(Path(settings.digests) if settings.digests else None)
+        self._loader = Loader(settings.readers, settings.chunk_bytes, settings.sources)
+        self._images = Images(self._table, self._loader, self._digests, self._do, settings.learn_after_s)
+        self._leases: dict[int, tuple[Line, int, bool]] = {}
+        """Whose each is, its number there and whether it is quiet."""
+        self._numbers = count(1)
+        self._lines: set[Line] = set()
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._loop = asyncio.get_running_loop()
+        self._listening = listening
+        listening.setblocking(False)
+        self._loop.add_reader(listening.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Take no more clients, end the lines of those there are and let go of everything."""
+        self._loop.remove_reader(self._listening.fileno())
+        for line in list(self._lines):
+            line.close()
+        for timer in self._timers.values():
+            timer.cancel()
+        self._images.close()
+
+    # --- clients
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            sock, _ = self._listening.accept()
+            if len(self._lines) >= MOST_LINES:
+                log.error("more than %d clients: the next is turned away", MOST_LINES)
+                sock.close()
+            else:
+                self._lines.add(Line(sock, self._heard, self._gone))
+
+    def _gone(self, line: Line) -> None:
+        self._lines.discard(line)
+        for number in list(line.leases):
+            self._release(line, number)
+
+    def _heard(self, line: Line, message: ToOwner, fd: int | None) -> None:
+        try:
+            match message:
+                case Acquire():
+                    self._acquire(line, message)
+                case Adopt() if fd is not None:
+                    self._adopt(line, message, fd)
+                case Release():
+                    self._release(line, message.number)
+                case Ask():
+                    line.send(self._told(message.number))
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    def _acquire(self, line: Line, message: Acquire) -> None:
+        ref, python = message.ref, message.python
+        try:
+            stat = _stat(ref)
+            keys = self._digests.keys(ref, python, stat)
+        except EngineStartError as error:
+            line.send(Refused(message.number, str(error)))
+            return
+        key = next((key for key in keys if self._current(key)), keys[-1])
+        lease = self._lease(line, message.number, message.quiet)
+        effects = self._table.acquire(lease, key, stat.size if stat else 0, clock.now())
+        if (entry := self._table.find(key)) is not None:
+            self._images.name(entry, ref, python, stat)
+        self._do(effects)
+        if entry is not None and entry.waits:
+            log.warning("%s waits until there is room for its %d bytes (host_gb)", ref.source, entry.wants)
+
+    def _adopt(self, line: Line, message: Adopt, fd: int) -> None:
+        ref = message.ref
+        try:
+            if ref.kind != "file" and not is_sealed(fd):
+                raise EngineStartError("it is not sealed")
+            check(fd, ref.source)
+            image = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except (EngineStartError, OSError) as error:
+            log.warning("what a client has of %s is not taken over: %s", ref.source, error)
+            return
+        stat = Stat.of(fd)
+        key = self._digests.key(stat) if ref.kind == "file" else message.key
+        known = self._table.find(key) is not None
+        lease = self._lease(line, message.number, True)
+        effects = self._table.adopt(lease, key, stat.size, message.restore_s, clock.now())
+        if (entry := self._table.find(key)) is not None:
+            self._images.name(entry, ref, message.python, stat if ref.kind == "file" else None)
+        if known or entry is None:
+            os.close(image)
+        else:
+            self._images.adopt(entry, Image(image, stat.size, message.sha256, 0, message.restore_s))
+        self._do(effects)
+
+    def _current(self, key: str) -> bool:
+        """Whether there is an entry, of a file that is still what was loaded."""
+        entry = self._table.find(key)
+        if entry is None:
+            return False
+        if self._images.current(entry):
+            return True
+        log.warning("a file was changed while it is in use; who starts from now on gets what it is now: %s", key)
+        self._do(self._table.forget(entry))
+        return False
+
+    # --- leases
+
+    def _lease(self, line: Line, number: int, quiet: bool) -> int:
+        self._release(line, number)
+        lease = line.leases[number] = next(self._numbers)
+        self._leases[lease] = (line, number, quiet)
+        return lease
+
+    def _release(self, line: Line, number: int) -> None:
+        if (lease := line.leases.pop(number, None)) is not None:
+            del self._leases[lease]
+            self._do(self._table.release(lease, clock.now()))
+
+    def _give(self, lease: int, entry: Entry) -> None:
+        line, number, quiet = self._leases[lease]
+        if (image := self._images.find(entry)) is not None:
+            key = entry.keys[0] if entry.keys else ""
+            line.send(Given(number, key, entry.restore_s, image.sha256), None if quiet else image.fd)
+
+    def _refuse(self, lease: int, reason: str) -> None:
+        line, number, _ = self._leases.pop(lease)
+        del line.leases[number]
+        line.send(Refused(number, reason))
+
+    # --- what the table wants
+
+    def _do(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Give(lease, entry):
+                    self._give(lease, entry)
+                case Refuse(lease, reason):
+                    self._refuse(lease, reason)
+                case Arm(entry, generation, at):
+                    self._disarm(entry)
+                    self._timers[entry.number] = self._loop.call_at(at, self._fired, entry, generation)
+                case _:
+                    self._images.carry_out(effect)
+
+    def _fired(self, entry: Entry, generation: int) -> None:
+        self._disarm(entry)
+        self._do(self._table.fired(entry, generation, clock.now()))
+
+    def _disarm(self, entry: Entry) -> None:
+        """The table knows a timer that is of no use any more; this one only takes no memory."""
+        if (timer := self._timers.pop(entry.number, None)) is not None:
+            timer.cancel()
+
+    # --- what it tells
+
+    def _told(self, number: int) -> Told:
+        entries = sorted(self._table.entries.values(), key=lambda entry: -entry.bytes)[:MOST_TOLD]
+        return Told(
+            number=number,
+            pid=os.getpid(),
+            entries=tuple(self._images.held(entry) for entry in entries),
+            bytes=self._table.bytes,
+            hits=self._table.hits,
+            misses=self._table.misses,
+            bytes_read=self._loader.bytes_read,
+            loads=self._images.loads,
+            evictions=self._images.evictions,
+        )
+
+
+def _stat(ref: WeightsRef) -> Stat | None:
+    """Of a file, as it stands. Raises EngineStartError when it cannot be opened."""
+    if ref.kind != "file":
+        return None
+    fd = open_file(ref.source)
+    try:
+        return Stat.of(fd)
+    finally:
+        os.close(fd)
