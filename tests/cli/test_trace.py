@@ -148,7 +148,7 @@ def recorder(live, out, *args):
         stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"},
     )  # fmt: skip
     part = out.with_name(f".{out.name}.recording")
-    end = time.monotonic() + 30
+    end = time.monotonic() + 90
     while not (part.exists() and part.stat().st_size) and process.poll() is None:
         ask(live)
         assert time.monotonic() < end
