@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 IMPORTED_LATER = (
     "foreserve.engines.transformers_attention",
+    "foreserve.engines.transformers_shared",
     "transformers.generation.utils",
     "transformers.models.auto.modeling_auto",
 )
@@ -42,6 +43,9 @@ class TransformersEngine:
     has ended gets no more chunks, yet its place is computed to the batch's end. Running out of memory ends the batch's
     rows with `error`, to be tried again with fewer. A plan `{"most_tokens": n}` bounds every answer of its
     batch. A stop token is counted and not given out.
+
+    `shared_weights` names the declared weights that are the model's files. They are used where they lie; where they do
+    not fit the model, it is loaded as ever and the log says why. The fact `weights_shared` tells which it was.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class TransformersEngine:
         weights: Literal["bf16", "f16", "f32"] = "bf16",
         context_tokens: int | None = None,
         kv_tokens: int | None = None,
+        shared_weights: Sequence[str] = (),
     ) -> None:
         if weights not in _DTYPES:
             raise ValueError(f"`weights` is {weights!r}; valid: {', '.join(_DTYPES)}")
@@ -64,6 +69,7 @@ class TransformersEngine:
         self._weights = weights
         self._context_wanted = context_tokens
         self._kv_wanted = kv_tokens
+        self._shared_weights = shared_weights
         self._kv_tokens = 0
         self._context = 0
         self._vocabulary = 0
@@ -79,7 +85,7 @@ class TransformersEngine:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             import torch
-            from transformers import AutoModelForCausalLM, GenerationConfig
+            from transformers import GenerationConfig
             from transformers.utils import logging as transformers_logging
         except ImportError as error:
             raise EngineStartError(f"{error}; install it with: pip install 'foreserve[torch]'") from error
@@ -88,11 +94,10 @@ class TransformersEngine:
         if self._threads:
             torch.set_num_threads(self._threads)
         transformers_logging.disable_progress_bar()
-        dtype = getattr(torch, _DTYPES[self._weights])
-        try:
-            model = AutoModelForCausalLM.from_pretrained(self._folder, dtype=dtype, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, KeyError, MemoryError) as error:
-            raise EngineStartError(f"transformers cannot load {self._folder}: {error}") from error
+        model = self._shared()
+        weights_shared = model is not None
+        if model is None:
+            model = self._loaded()
         model.eval()
         from foreserve.engines.transformers_attention import prepare
 
@@ -108,8 +113,36 @@ class TransformersEngine:
             batching="static",
             capacity={"slots": float(self._max_running), "kv_tokens": float(self._kv_tokens)},
             features=("logprobs", "top_logprobs", "penalties", "seed", "ignore_eos", "resume"),
-            facts={"context_tokens": self._context, "weights": self._weights},
+            facts={"context_tokens": self._context, "weights": self._weights, "weights_shared": weights_shared},
         )
+
+    def _shared(self) -> Any:
+        """The model over the weights of the machine, or `None`."""
+        if not self._shared_weights:
+            log.info("%s is loaded for this process alone: no file of it was declared as shared", self._folder)
+            return None
+        try:
+            from foreserve.engines.transformers_shared import shared
+
+            return shared(self._folder, self._dtype(), self._shared_weights)
+        except Exception as error:  # of whatever kind: what is really wrong is told by the library's own loading
+            words = str(error) if isinstance(error, EngineStartError) else f"{type(error).__name__}: {error}"
+            log.warning("%s is loaded for this process alone, its shared files do not serve: %s", self._folder, words)
+            return None
+
+    def _loaded(self) -> Any:
+        """The model as the library loads it, for this process."""
+        from transformers import AutoModelForCausalLM
+
+        try:
+            return AutoModelForCausalLM.from_pretrained(self._folder, dtype=self._dtype(), local_files_only=True)
+        except (OSError, ValueError, RuntimeError, KeyError, MemoryError) as error:
+            raise EngineStartError(f"transformers cannot load {self._folder}: {error}") from error
+
+    def _dtype(self) -> Any:
+        import torch
+
+        return getattr(torch, _DTYPES[self._weights])
 
     async def run(self, work: Work, plan: Any = None) -> AsyncIterator[Chunk]:
         """A batch of one."""

@@ -25,6 +25,7 @@ from foreserve.services.llm_engine import SIMULATED, engine_name, need_packages
 from foreserve.services.llm_preparing import Preparing
 from foreserve.services.llm_prompt import OFFLOAD_CHARS, Limits, Sampling, check_length, generate
 from foreserve.services.llm_text import ByteText, Text
+from foreserve.services.llm_weights import shared_weights
 from foreserve.services.prefixes import of_tokens, wanted
 from foreserve.settings import LLMSettings
 
@@ -135,9 +136,14 @@ class LLM:
     def _engine_spec(self) -> EngineSpec:
         self.prepare()
         settings = self.settings
+        options = {**self._options, **settings.engine_options}
+        weights = shared_weights(self._engine, options)
+        if weights:
+            options["shared_weights"] = [ref.name for ref in weights]
         return EngineSpec(
             factory=self._factory,
-            options={**self._options, **settings.engine_options},
+            options=options,
+            weights=weights,
             python=settings.python,
             env=settings.env,
             start_limit_s=settings.start_limit_s,
