@@ -105,6 +105,18 @@ async def test_workers_come_out_of_one_process_with_its_imports(contexts, launch
     assert all(a != b for a, b in zip(one["drawn"], two["drawn"], strict=True))
 
 
+async def test_imports_may_begin_before_anything_is_launched(contexts, launcher, spec):
+    spec = with_(spec, imports=("colorsys", "numpy"))
+    launcher.warm(spec)
+    (context,) = contexts.all
+    for _ in range(3000):
+        if context.import_s is None:
+            await asyncio.sleep(0.01)
+    _, _, one = await ready(launcher, spec)
+    assert one["parent"] == context.pid
+    assert contexts.all == [context]
+
+
 async def test_stats(contexts, launcher, spec):
     connection, _, _ = await ready(launcher, spec)
     (stats,) = await contexts.stats()

@@ -85,8 +85,7 @@ class Contexts:
         Waits while its context imports, which takes as long as a new interpreter would. Safe to cancel.
         """
         own = {key: env[key] for key in OF_ONE_WORKER if key in env}
-        shared = tuple(sorted((key, value) for key, value in env.items() if key not in own))
-        key = ContextKey(python, tuple(dict.fromkeys(imports)), shared, _cwd())
+        key = _key(python, imports, env)
         context = self._context(key)
         if context is None:
             return None
@@ -98,6 +97,10 @@ class Contexts:
             else:
                 log.warning("%s is started as a new interpreter: %s", name, error)
             return None
+
+    def warm(self, python: str, imports: Sequence[str], env: Mapping[str, str]) -> None:
+        """Begin to import what such workers want, so that the first of them need not wait for it. Returns at once."""
+        self._context(_key(python, imports, env))
 
     @property
     def all(self) -> list[Context]:
@@ -180,6 +183,11 @@ def _stats(context: Context, memory: Footprint | None, now: float) -> ContextSta
         idle_s=None if context.idle_since is None else now - context.idle_since,
         pss_bytes=None if memory is None else memory.pss,
     )
+
+
+def _key(python: str, imports: Sequence[str], env: Mapping[str, str]) -> ContextKey:
+    shared = tuple(sorted((key, value) for key, value in env.items() if key not in OF_ONE_WORKER))
+    return ContextKey(python, tuple(dict.fromkeys(imports)), shared, _cwd())
 
 
 def _cwd() -> str:
