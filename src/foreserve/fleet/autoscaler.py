@@ -147,7 +147,7 @@ class Hybrid:
         overloaded: float = OVERLOADED,
         consolidate: float = CONSOLIDATE,
         margin: float = 0.15,
-        up_s: float | None = None,
+        up_s: float | None = 0.0,
         down_s: float | None = None,
         part: float = 0.5,
         seldom: float | None = 150.0,
@@ -157,9 +157,11 @@ class Hybrid:
             down_s=down_s, part=part, seldom=seldom,
         )  # fmt: skip
         headroom = Headroom(wait_s, seldom)
+        foreseen = Foreseen(target, headroom)
         tiers = Tiers(
             headroom=headroom,
-            floor=Hysteresis(Foreseen(target, headroom), down=margin),
+            foreseen=foreseen,
+            floor=Hysteresis(foreseen, down=margin),
             adding=CoolUp(Anticipated(wait_s, clear_s, overloaded), up_s),
             leaving=Leaving(target, consolidate, wait_s),
         )
