@@ -150,7 +150,7 @@ class Anticipated:
 
 
 class Rise:
-    """How many replicas what comes keeps busy, by how the queue has grown within `RISE_S`: sooner than means tell it."""
+    """How many replicas what comes keeps busy, by the growth of the queue within `RISE_S`: sooner than means tell."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, float]] = deque()

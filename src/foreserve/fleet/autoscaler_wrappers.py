@@ -158,10 +158,10 @@ class CoolDown:
 
 
 class Careful:
-    """While what one replica can do is only guessed, no more than twice as many as are ready, or as would be filled.
+    """While what one replica can do is only guessed, no more than twice as many as are ready or would be filled.
 
-    By what runs and waits now, the latter taken to be as large as the former: a second opinion that needs no guess. A
-    service that changes its number all the time is never measured. Before there is a guess only twice as many.
+    The latter by what runs and waits now, what waits taken to be as large as what runs: a second opinion that needs no
+    guess. A service that changes its number all the time is never measured. Before there is a guess only twice as many.
     """
 
     def __init__(self, policy: ScalingPolicy) -> None:
@@ -172,8 +172,8 @@ class Careful:
         if view.capacity is not None and view.capacity.measured:
             return scale
         ready = sum(replica.phase == "ready" for replica in view.replicas)
-        would = 0 if view.capacity is None else whole(filled(view))
-        most = max(2 * ready, view.active, would, 1)
+        would = 0.0 if view.capacity is None else filled(view)
+        most = max(2 * ready, view.active, whole(2 * would), 1)
         if scale.wanted <= most:
             return scale
         return changed(scale, most, f"{scale.wanted} would be wanted by a guess of what one can do; {most} for now")
