@@ -196,10 +196,8 @@ class CapacityProfile:
         It tells of every mix by what its requests cost: that in which replicas were once full may not come again, and
         what was measured too low keeps so many replicas that none is ever full.
         """
-        could = 1.0
-        if per_s["seconds"] < ROOM * self._at_most():
-            # Between no gain from more at once, and as much as there are more.
-            could = math.sqrt(self._at_most() / max(per_s["seconds"], 1.0))
+        # As far as there would be no more room: between no gain from more at once, and as much as there are more.
+        could = math.sqrt(max(1.0, ROOM * self._at_most() / max(per_s["seconds"], 1.0)))
         _, cost = self._each(each)
         for other, known in self._mixes.items():
             if not known.full:
@@ -209,7 +207,7 @@ class CapacityProfile:
                 continue
             times = 1.0 if other == mix or cost is None or its_cost is None else cost / its_cost
             ratio = times * per_s["requests"] / known.full["requests"]
-            grown = 1.0 + DRIFT * max(0.0, could * ratio - 1.0) + WEIGHT * max(0.0, ratio - 1.0)
+            grown = 1.0 + DRIFT * max(0.0, could * ratio - 1.0)
             for name, amount in known.full.items():
                 own = per_s.get(name, 0.0) if other == mix else 0.0
                 known.full[name] = max(amount * grown, own)
