@@ -42,12 +42,18 @@ def table(by_service: Mapping[str, Sequence[Ran]]) -> Table:
                 f"{ran.replica_hours:.1f}",
                 f"{ran.replica_hours / hours:.2f}",
                 f"{100 * ran.attained:.2f} %",
-                f"{np.quantile(ran.normalised, 0.99):.3f}",
-                f"{np.quantile(ran.ttft, 0.99):.2f} s",
+                _p99(ran.normalised, 3),
+                _p99(ran.ttft, 2, " s"),
                 str(ran.starts),
                 end_section=at == len(every) - 1,
             )
     return made
+
+
+def _p99(values: Sequence[float], digits: int, unit: str = "") -> str:
+    """In words where so many were never done: between a number and infinity nothing can be interpolated."""
+    found = float(np.quantile(values, 0.99, method="higher"))
+    return f"{found:.{digits}f}{unit}" if np.isfinite(found) else "never"
 
 
 def draw(axes: Sequence[Axes], by_service: Mapping[str, Sequence[Ran]]) -> None:

@@ -217,6 +217,44 @@ def test_more_than_was_foreseen_adds_before_a_queue_has_built_up():
 # --- hybrid: fewer
 
 
+def burst(seconds: float) -> ScalingView:
+    """A replica that is full, and a queue that has grown by 4 s of its work each second, of which means tell little."""
+    queue = Waiting(count=int(16 * seconds), seconds=32.0 * seconds, oldest_s=seconds, predicted_wait_s=4.0 * seconds)
+    return foreseen(1.0, [replica(0, running=8)], waiting=queue, most=16)
+
+
+def test_a_queue_that_grows_tells_how_much_comes_before_means_do():
+    policy = Hybrid()
+    for now in range(0, 10, 2):
+        policy.decide(burst(now), float(now))
+    scale = policy.decide(burst(10), 10.0)
+    assert scale.figures["busy"] == pytest.approx(1.0 + 4.0), "what the replica does, and what the queue grows by"
+    assert scale.wanted >= 5
+
+
+def test_what_comes_at_once_is_no_flow():
+    policy = Hybrid()
+    policy.decide(burst(0), 0.0)
+    for now in (2.0, 4.0, 20.0):
+        scale = policy.decide(burst(1), now)
+    assert scale.figures["busy"] == pytest.approx(0.1), "it has not grown since"
+
+
+def test_a_burst_that_grows_while_a_start_goes_on_adds_more_at_once():
+    policy = Hybrid()
+    policy.decide(burst(0), 0.0)
+    first = policy.decide(burst(2), 2.0)
+    more = after(burst(6), first.wanted)
+    assert policy.decide(more, 6.0).wanted > first.wanted
+
+
+def test_replicas_that_a_queue_fills_are_no_overload_of_their_own():
+    queue = Waiting(count=4, seconds=4.0, oldest_s=1.0, predicted_wait_s=0.5)
+    stand = foreseen(15.0, [replica(n, running=8, share=1.0) for n in range(2)], waiting=queue)
+    assert Hybrid().decide(stand, 0.0).wanted == 2
+    assert Hybrid().decide(msgspec.structs.replace(stand, waiting=Waiting()), 0.0).wanted == 4
+
+
 def test_fewer_once_per_window():
     policy, stand = Hybrid(), foreseen(1.0, 4)
     assert play(policy, stand, range(0, 600, 2)) == [(60, 2), (120, 1)]

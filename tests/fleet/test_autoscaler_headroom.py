@@ -42,6 +42,15 @@ def test_it_falls_back_by_as_much_in_so_many_windows():
     assert headroom.factor == 1.0
 
 
+def test_a_burst_that_nothing_foretold_does_not_raise_it():
+    headroom = Headroom(2.0, 1e9)
+    headroom.look(LATE, 0.0, needed=1.0 / MOST)  # not even the most of it would have kept a second one
+    assert headroom.factor == 1.0
+    headroom = Headroom(2.0, 1e9)
+    headroom.look(LATE, 0.0, needed=1.1 / MOST)
+    assert headroom.factor == pytest.approx(1.0 + RAISE)
+
+
 def test_it_is_bounded():
     headroom = Headroom(2.0, 1e9)
     now = 0.0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from foreserve.fleet.autoscaler_wrappers import Bounded, Careful, CoolDown, CoolUp, Hysteresis, ToZero
@@ -188,6 +189,13 @@ def test_by_a_guess_no_more_than_twice_as_many_as_are_ready():
     assert Careful(Says(9)).decide(view(0, capacity=guess), 0.0).wanted == 1
     assert Careful(Says(9)).decide(view(2), 0.0).wanted == 9
     assert Careful(Says(1)).decide(view(2, capacity=guess), 0.0).wanted == 1
+
+
+def test_what_would_fill_more_needs_no_measurement():
+    guess = Capacity(per_s={"tokens": 1.0}, measured=False)
+    burst = view([replica(0, running=4, share=1.0)], capacity=guess, waiting=Waiting(count=12))
+    assert Careful(Says(9)).decide(burst, 0.0).wanted == 8, "16 that run or wait, 4 fill one, and twice as many"
+    assert Careful(Says(9)).decide(msgspec.structs.replace(burst, capacity=None), 0.0).wanted == 2
 
 
 # --- hysteresis

@@ -147,14 +147,34 @@ def test_what_was_measured_too_low_is_raised_by_what_is_done_with_room_to_spare(
     assert 2.0 <= at(profile).per_s["requests"] < 2.3
 
 
-def test_what_was_measured_too_low_goes_back_to_the_guess_while_none_is_full():
+def test_what_was_measured_too_low_is_raised_while_there_is_much_room():
     profile = CapacityProfile()
     over = serve(profile, rate=1.0, running=8)
     before = at(profile).per_s["requests"]
     serve(profile, rate=0.8, running=1, begin=over, took=2.0, seconds=1800.0)
     after = at(profile).per_s["requests"]
     assert before == pytest.approx(1.0, rel=0.05)
-    assert 2.0 < after <= 4.0
+    # Of eight that could run 1.6 do: there is room for 2.5 times as many before half of them do.
+    assert after == pytest.approx(0.8 * 2.5**0.5, rel=0.05)
+
+
+def test_little_room_leaves_what_was_measured():
+    profile = CapacityProfile()
+    over = serve(profile, rate=2.0, running=8, took=4.0)
+    before = at(profile).per_s["requests"]
+    serve(profile, rate=1.8, running=6, begin=over, took=3.3, seconds=1800.0)
+    assert at(profile).per_s["requests"] == pytest.approx(before, rel=0.02)
+
+
+def test_a_mix_that_never_comes_again_does_not_keep_the_capacity_low():
+    """A start under load is measured by the short requests that end first; what follows has others."""
+    profile = CapacityProfile()
+    over = serve(profile, rate=1.0, running=8, took=2.0, prompt_tokens=500.0, output_tokens=30.0)
+    over = serve(profile, rate=0.8, running=2, begin=over, took=2.0, prompt_tokens=500.0, output_tokens=120.0)
+    mix = {"requests": 1.0, "input_tokens": 500.0, "output_tokens": 120.0}
+    before = at(profile, mix).per_s["requests"]
+    serve(profile, rate=0.8, running=2, begin=over, took=2.0, seconds=1800.0, prompt_tokens=500.0, output_tokens=120.0)
+    assert at(profile, mix).per_s["requests"] > 1.15 * before
 
 
 def test_what_ends_right_after_a_change_began_before_it():

@@ -129,6 +129,7 @@ class Hybrid:
     Overload is a look-ahead map that is fuller than `overloaded` for more than a tenth of the steps ahead, or a queue
     whose wait is predicted beyond `wait_s`: as many are added as have cleared it `clear_s` after their start (one start
     time and at least 10 s, where that is not given), once for each episode, since those that start count as there.
+    With `up_s` no more are added for so long after some were; at its default of 0 a burst that grows adds at each look.
 
     Fewer at most once per `down_s` (as of `forecast`) and at most `part` of them, when every replica is known, nothing
     is foreseen to rise, what came of late and what is held fits on the rest at `target`, and `margin` of a replica is
@@ -147,7 +148,7 @@ class Hybrid:
         overloaded: float = OVERLOADED,
         consolidate: float = CONSOLIDATE,
         margin: float = 0.15,
-        up_s: float | None = None,
+        up_s: float = 0.0,
         down_s: float | None = None,
         part: float = 0.5,
         seldom: float | None = 150.0,
@@ -157,9 +158,11 @@ class Hybrid:
             down_s=down_s, part=part, seldom=seldom,
         )  # fmt: skip
         headroom = Headroom(wait_s, seldom)
+        foreseen = Foreseen(target, headroom)
         tiers = Tiers(
             headroom=headroom,
-            floor=Hysteresis(Foreseen(target, headroom), down=margin),
+            foreseen=foreseen,
+            floor=Hysteresis(foreseen, down=margin),
             adding=CoolUp(Anticipated(wait_s, clear_s, overloaded), up_s),
             leaving=Leaving(target, consolidate, wait_s),
         )

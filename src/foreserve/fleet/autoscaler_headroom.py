@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from foreserve.fleet.autoscaler_need import whole
 from foreserve.scaling import ScalingView
 
 RAISE: Final = 0.25
@@ -25,7 +26,8 @@ class Headroom:
 
     It is raised when requests have come to wait for more than `wait_s`, once for each episode, and falls back by as
     much in `seldom` windows without: in the long run there is about one episode in so many windows. An episode is
-    over when nothing has waited for a window. `None`: it stays 1.
+    over when nothing has waited for a window. `None`: it stays 1. Where even `MOST` times what is foreseen would have
+    been no more replicas than were ready, a burst that nothing foretold, more headroom is no help and it stays as well.
     """
 
     def __init__(self, wait_s: float, seldom: float | None) -> None:
@@ -35,16 +37,18 @@ class Headroom:
         self._last = 0.0
         self._waited_at: float | None = None
 
-    def look(self, view: ScalingView, now: float) -> None:
-        """So it stands now."""
+    def look(self, view: ScalingView, now: float, needed: float | None = None) -> None:
+        """So it stands now, and so many replicas (without headroom) are foreseen to be needed; `None`: not known."""
         elapsed, self._last = max(now - self._last, 0.0), now
         if self._seldom is None:
             return
         window_s = WINDOW_S if view.forecast is None else view.forecast.window_s
         if view.waiting.count and view.waiting.oldest_s > self._wait_s:
             # Where there was no replica to wait for, more room would have been of no use.
-            began = self._waited_at is None and any(replica.phase == "ready" for replica in view.replicas)
-            self.factor = min(MOST, self.factor + RAISE) if began else self.factor
+            ready = sum(replica.phase == "ready" for replica in view.replicas)
+            helps = ready > 0 and (needed is None or whole(MOST * needed) > ready)
+            if self._waited_at is None and helps:
+                self.factor = min(MOST, self.factor + RAISE)
             self._waited_at = now
         elif self._waited_at is not None and now - self._waited_at > window_s:
             self._waited_at = None

@@ -95,6 +95,16 @@ def consolidated(peaks: Sequence[float], below: float = CONSOLIDATE) -> int | No
     return max(1, whole(sum(peaks) / below))
 
 
+def filled(view: ScalingView) -> float:
+    """How many replicas what runs and waits would fill, if what waits is as large as what runs; 0 where none tells."""
+    shares = [share_held(replica) for replica in view.replicas]
+    running = sum(replica.running for replica in view.replicas)
+    if not running:
+        return 0.0
+    held = sum(share for share in shares if share is not None)
+    return held * (running + view.waiting.count) / running
+
+
 def backlog(view: ScalingView) -> float:
     """For how many seconds what waits would keep one replica busy, as far as anything tells."""
     waiting = view.waiting

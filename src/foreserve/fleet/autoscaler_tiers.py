@@ -5,6 +5,8 @@ Source: PreServe (arXiv 2504.03702), section 4: tier 1 by windows, tier 2 by the
 
 from __future__ import annotations
 
+from collections import deque
+
 from foreserve.fleet.autoscaler_headroom import Headroom
 from foreserve.fleet.autoscaler_need import (
     Need,
@@ -26,6 +28,9 @@ RISING = 1.1
 
 CLEAR_S = 10.0
 """What would have less to do before it is too many is not added for what waits, however short a start is."""
+
+RISE_S = 10.0
+"""What a queue has grown by in so long tells how much comes."""
 
 QUIET_S = 10.0
 """An overload that was not seen for so long, or for a start, has ended."""
@@ -60,14 +65,18 @@ class Foreseen:
 class Tiers:
     """What is added counts above the floor; fewer than there are only where both tiers ask for no more."""
 
-    def __init__(self, floor: Hysteresis, adding: CoolUp, leaving: Leaving, headroom: Headroom) -> None:
+    def __init__(
+        self, foreseen: Foreseen, floor: Hysteresis, adding: CoolUp, leaving: Leaving, headroom: Headroom
+    ) -> None:
         self._headroom = headroom
+        self._foreseen = foreseen
         self._floor = floor
         self._adding = adding
         self._leaving = leaving
 
     def decide(self, view: ScalingView, now: float) -> Scale:
-        self._headroom.look(view, now)
+        found = self._foreseen.need(view)
+        self._headroom.look(view, now, None if found is None else found.replicas)
         floor, added = self._floor.decide(view, now), self._adding.decide(view, now)
         figures = {**added.figures, **floor.figures, "floor": float(floor.wanted)}
         if added.wanted > max(floor.wanted, view.active):
@@ -93,10 +102,14 @@ class Anticipated:
         self._episode: dict[str, float] = {}
         """Those whose overload has been answered, and when it was last seen."""
         self._wanted = 0
+        self._rise = Rise()
 
     def decide(self, view: ScalingView, now: float) -> Scale:
         full = {replica.name for replica in view.replicas if _works(replica) and overloaded(replica, self._above)}
-        new = full - set(self._episode)
+        found = need(view.recent, view.capacity)
+        flow = 0.0 if found is None else max(found.replicas, self._rise.look(view, now))
+        # One queue fills all there are, and those that have just started first: it tells itself how many more it needs.
+        new = set() if found is not None and view.waiting.count else full - set(self._episode)
         # It ends when a start would have come and gone without it: a map that goes up and down is one episode.
         quiet_since = now - max(view.start_s, QUIET_S)
         seen = {**self._episode, **dict.fromkeys(sorted(full), now)}
@@ -108,8 +121,6 @@ class Anticipated:
         elif not self._episode:
             self._wanted = 0
         by_map = max(view.active, self._wanted) if full else view.active
-        found = need(view.recent, view.capacity)
-        flow = 0.0 if found is None else found.replicas
         wait_s = _wait(view)
         figures = {"overloaded": float(len(full)), "backlog_s": backlog(view), "busy": flow}
         if wait_s is not None:
@@ -136,6 +147,25 @@ class Anticipated:
             came = "" if found is None else f"; {amount(found.per_s)} {found.measure.replace('_', ' ')}/s came of late"
             why = f"{waits(view)}{came}"
         return Scale(wanted=wanted, why=why, figures=figures)
+
+
+class Rise:
+    """How many replicas what comes keeps busy, by the growth of the queue within `RISE_S`: sooner than means tell."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float]] = deque()
+
+    def look(self, view: ScalingView, now: float) -> float:
+        """0 while the queue does not grow. Looks closer together than a second count as one."""
+        work = backlog(view)
+        while self._seen and self._seen[0][0] < now - RISE_S:
+            self._seen.popleft()
+        least = min((before for _, before in self._seen), default=work)
+        if not self._seen or now - self._seen[-1][0] >= 1.0:
+            self._seen.append((now, work))
+        ready = sum(map(_works, view.replicas))
+        # Over the whole span, however short the growth: a handful that come at once are no flow.
+        return ready + (work - least) / RISE_S if work > least else 0.0
 
 
 class Leaving:

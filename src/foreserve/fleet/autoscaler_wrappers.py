@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from foreserve.fleet.autoscaler_need import whole
+from foreserve.fleet.autoscaler_need import filled, whole
 from foreserve.fleet.autoscaler_words import amount, times
 from foreserve.scaling import Scale, ScalingPolicy, ScalingView
 
@@ -158,7 +158,11 @@ class CoolDown:
 
 
 class Careful:
-    """While what one replica can do is only guessed, no more than twice as many as are ready."""
+    """While what one replica can do is only guessed, no more than twice as many as are ready or would be filled.
+
+    The latter by what runs and waits now, what waits taken to be as large as what runs: a second opinion that needs no
+    guess. A service that changes its number all the time is never measured. Before there is a guess only twice as many.
+    """
 
     def __init__(self, policy: ScalingPolicy) -> None:
         self._policy = policy
@@ -168,7 +172,8 @@ class Careful:
         if view.capacity is not None and view.capacity.measured:
             return scale
         ready = sum(replica.phase == "ready" for replica in view.replicas)
-        most = max(2 * ready, view.active, 1)
+        would = 0.0 if view.capacity is None else filled(view)
+        most = max(2 * ready, view.active, whole(2 * would), 1)
         if scale.wanted <= most:
             return scale
         return changed(scale, most, f"{scale.wanted} would be wanted by a guess of what one can do; {most} for now")

@@ -41,7 +41,10 @@ WEIGHT: Final = 0.2
 """Of the newest period, in the moving mean of a mix."""
 
 DRIFT: Final = 0.02
-"""Of what a guess is above what was measured, for each period in which none was full."""
+"""Of what they could do beyond what was measured, for each period in which none was full."""
+
+ROOM: Final = 0.5
+"""With less than so much of a replica in use there is room that what was measured does not account for."""
 
 FORGET: Final = 0.9
 """How much a period's weight fades with the next one, in how the time of a request grows with those beside it."""
@@ -184,13 +187,30 @@ class CapacityProfile:
             known.full = {
                 name: amount + (1 - WEIGHT) * (known.full.get(name, amount) - amount) for name, amount in per_s.items()
             }
-        elif known.full:
-            # What they did with room to spare they can do. And what was measured too low would stay so for good, since
-            # with too many replicas none is ever full: the guess is slowly gone back to, until one is.
-            guess = self._guess(known)
+        else:
+            self._spared(mix, known.each, per_s)
+
+    def _spared(self, mix: Mix, each: Amounts, per_s: Amounts) -> None:
+        """They did this with room to spare, so they can do it, and more.
+
+        It tells of every mix by what its requests cost: that in which replicas were once full may not come again, and
+        what was measured too low keeps so many replicas that none is ever full.
+        """
+        # As far as there would be no more room: between no gain from more at once, and as much as there are more.
+        could = math.sqrt(max(1.0, ROOM * self._at_most() / max(per_s["seconds"], 1.0)))
+        _, cost = self._each(each)
+        for other, known in self._mixes.items():
+            if not known.full:
+                continue
+            its_cost = cost if other == mix else self._each(known.each)[1]
+            if other != mix and (cost is None or its_cost is None):
+                continue
+            times = 1.0 if other == mix or cost is None or its_cost is None else cost / its_cost
+            ratio = times * per_s["requests"] / known.full["requests"]
+            grown = 1.0 + DRIFT * max(0.0, could * ratio - 1.0)
             for name, amount in known.full.items():
-                above = 0.0 if guess is None else max(0.0, guess.per_s.get(name, 0.0) - amount)
-                known.full[name] = max(amount + DRIFT * above, per_s.get(name, 0.0))
+                own = per_s.get(name, 0.0) if other == mix else 0.0
+                known.full[name] = max(amount * grown, own)
 
     # --- what it knows
 
