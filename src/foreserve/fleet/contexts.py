@@ -84,10 +84,8 @@ class Contexts:
 
         Waits while its context imports, which takes as long as a new interpreter would. Safe to cancel.
         """
-        own = {key: env[key] for key in OF_ONE_WORKER if key in env}
-        shared = tuple(sorted((key, value) for key, value in env.items() if key not in own))
-        key = ContextKey(python, tuple(dict.fromkeys(imports)), shared, _cwd())
-        context = self._context(key)
+        own = {name: env[name] for name in OF_ONE_WORKER if name in env}
+        context = self._context(key := _key(python, imports, env))
         if context is None:
             return None
         try:
@@ -98,6 +96,11 @@ class Contexts:
             else:
                 log.warning("%s is started as a new interpreter: %s", name, error)
             return None
+
+    def up(self, python: str, imports: Sequence[str], env: Mapping[str, str]) -> bool:
+        """Whether such a worker would be forked at once: its process has all imports."""
+        context = self._contexts.get(_key(python, imports, env))
+        return context is not None and not context.closing and context.import_s is not None
 
     @property
     def all(self) -> list[Context]:
@@ -180,6 +183,11 @@ def _stats(context: Context, memory: Footprint | None, now: float) -> ContextSta
         idle_s=None if context.idle_since is None else now - context.idle_since,
         pss_bytes=None if memory is None else memory.pss,
     )
+
+
+def _key(python: str, imports: Sequence[str], env: Mapping[str, str]) -> ContextKey:
+    shared = tuple(sorted((name, value) for name, value in env.items() if name not in OF_ONE_WORKER))
+    return ContextKey(python, tuple(dict.fromkeys(imports)), shared, _cwd())
 
 
 def _cwd() -> str:
