@@ -46,6 +46,7 @@ from foreserve.services.base import Service
 from foreserve.services.foreseeing import Foreseer
 from foreserve.services.forgetting import expire_left
 from foreserve.services.joining import expect
+from foreserve.services.runtime_status import RuntimeView
 from foreserve.services.scaling import ServiceScaling
 from foreserve.services.together import agree
 from foreserve.settings import (
@@ -161,6 +162,8 @@ class Running:
         self.services = {name: self._wire(name, kind) for name, kind in app.services.items()}
         if self._shares is not None:
             self._shares.check(leasts(self.app.services))
+        self.runtime = RuntimeView(self.services, self.memory, self.contexts)
+        """What runs on this machine, and what it shares."""
 
     def _wire(self, name: str, kind: Served) -> Service:
         """Everything that one service consists of, and who tells whom."""

@@ -45,6 +45,7 @@ OPERATIONS = [
     "GET /health/ready",
     "GET /metrics",
     "GET /v1/foreserve/status",
+    "GET /v1/foreserve/runtime",
 ]
 
 

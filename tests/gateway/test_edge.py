@@ -52,7 +52,16 @@ def test_a_trace_is_kept(client: httpx.Client, caplog: pytest.LogCaptureFixture)
 
 def test_everything_but_health_needs_the_key(guarded: House):
     with httpx.Client(base_url=guarded.url) as stranger:
-        for path in ("/", "/docs", "/metrics", "/v1/models", "/v1/foreserve/status", "/nope", "/openapi.json"):
+        for path in (
+            "/",
+            "/docs",
+            "/metrics",
+            "/v1/models",
+            "/v1/foreserve/status",
+            "/v1/foreserve/runtime",
+            "/nope",
+            "/openapi.json",
+        ):
             reply = stranger.get(path)
             assert (reply.status_code, reply.json()["error"]["code"]) == (401, "invalid_api_key")
             assert reply.headers["www-authenticate"].startswith("Bearer")

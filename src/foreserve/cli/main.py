@@ -13,6 +13,7 @@ from foreserve.cli.replay import replay_
 from foreserve.cli.serve import serve
 from foreserve.cli.servers import app as servers
 from foreserve.cli.simulate import simulate
+from foreserve.cli.top import top
 from foreserve.cli.trace import app as trace
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(bench)
 app.command()(explain)
+app.command()(top)
 app.command()(calibrate)
 app.command()(learn)
 app.command()(simulate)

@@ -47,7 +47,7 @@ def list_(gateway: Gateway = HERE, api_key: Key = None) -> None:
 
     Example: `foreserve servers list`.
     """
-    services = _run(gateway, api_key, _services)
+    services = ask_gateway(gateway, api_key, _services)
     table = Table("service", "server", "state", "running", "of others", "KV", "reason")
     for name, servers in services.items():
         for one in servers:
@@ -84,7 +84,7 @@ def add(
                 refused.append(f"{name}: {error}")
         return joined, refused
 
-    _tell(*_run(gateway, api_key, join))
+    _tell(*ask_gateway(gateway, api_key, join))
 
 
 @app.command()
@@ -116,7 +116,7 @@ def remove(
             left.append(f"{name}: {status['url']} {'has left' if wait else 'leaves'}")
         return left, refused
 
-    _tell(*_run(gateway, api_key, leave))
+    _tell(*ask_gateway(gateway, api_key, leave))
 
 
 def _leaves(one: dict[str, Any], status: dict[str, Any]) -> bool:
@@ -145,7 +145,7 @@ async def _named(ask: Ask, service: str | None) -> list[str]:
     return list(await _services(ask)) if service is None else [service]
 
 
-def _run(gateway: str, api_key: str | None, work: Callable[[Ask], Awaitable[T]]) -> T:
+def ask_gateway(gateway: str, api_key: str | None, work: Callable[[Ask], Awaitable[T]]) -> T:
     """`work`, with a way to ask the gateway. Ends the command when that cannot be asked or refuses all of it."""
     if not gateway.startswith(("http://", "https://")):
         wrong(f"--gateway: {gateway!r} must start with http:// or https://")

@@ -84,9 +84,8 @@ class Contexts:
 
         Waits while its context imports, which takes as long as a new interpreter would. Safe to cancel.
         """
-        own = {key: env[key] for key in OF_ONE_WORKER if key in env}
-        key = _key(python, imports, env)
-        context = self._context(key)
+        own = {name: env[name] for name in OF_ONE_WORKER if name in env}
+        context = self._context(key := _key(python, imports, env))
         if context is None:
             return None
         try:
@@ -101,6 +100,11 @@ class Contexts:
     def warm(self, python: str, imports: Sequence[str], env: Mapping[str, str]) -> None:
         """Begin to import what such workers want, so that the first of them need not wait for it. Returns at once."""
         self._context(_key(python, imports, env))
+
+    def up(self, python: str, imports: Sequence[str], env: Mapping[str, str]) -> bool:
+        """Whether such a worker would be forked at once: its process has all imports."""
+        context = self._contexts.get(_key(python, imports, env))
+        return context is not None and not context.closing and context.import_s is not None
 
     @property
     def all(self) -> list[Context]:
@@ -186,7 +190,7 @@ def _stats(context: Context, memory: Footprint | None, now: float) -> ContextSta
 
 
 def _key(python: str, imports: Sequence[str], env: Mapping[str, str]) -> ContextKey:
-    shared = tuple(sorted((key, value) for key, value in env.items() if key not in OF_ONE_WORKER))
+    shared = tuple(sorted((name, value) for name, value in env.items() if name not in OF_ONE_WORKER))
     return ContextKey(python, tuple(dict.fromkeys(imports)), shared, _cwd())
 
 

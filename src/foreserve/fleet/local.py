@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 
 import msgspec
 
@@ -13,6 +14,7 @@ from foreserve.errors import TooLarge
 from foreserve.fleet.contexts import Contexts
 from foreserve.fleet.memory import Memory
 from foreserve.fleet.process import SpawnedProcess, WorkerProcess, environment, how_it_ended, interpreter
+from foreserve.fleet.stages import Present
 from foreserve.fleet.watch import Watch, heartbeat_s
 from foreserve.messages import (
     Chunks,
@@ -59,6 +61,8 @@ class LocalConnection:
         self._leaving: asyncio.TimerHandle | None = None
         self.gone = asyncio.Event()
         self.pid: int | None = None
+        self.present: Callable[[], Present | None] = lambda: None
+        """What was there of its service when it was launched; `None` while that is not known."""
 
     async def start(self, spec: EngineSpec) -> None:
         """Send it `Start`, and start the process that will read it; does not wait until that has been forked."""
@@ -261,9 +265,11 @@ class LocalLauncher:
 
     async def launch(self, name: str, spec: EngineSpec, listener: Listener) -> Connection:
         """As `Launcher.launch`. An interpreter that does not exist or lacks packages is a `StartFailed`."""
+        present = self.present(spec)  # before anything of it is fetched
         if self._memory is not None:
             spec, listener = self._memory.prepare(spec, listener)
         connection = LocalConnection(name, spec, listener, self._max_message_bytes, self._contexts)
+        connection.present = present
         self._connections = {known: None for known in self._connections if not known.gone.is_set()}
         self._connections[connection] = None
         await connection.start(spec)
@@ -274,6 +280,20 @@ class LocalLauncher:
         if self._contexts is not None:
             env = environment(spec.env, spec.python is not None)
             self._contexts.warm(interpreter(spec.python), spec.imports, env)
+
+    def present(self, spec: EngineSpec) -> Callable[[], Present | None]:
+        """What is there now for a worker of `spec`, beside other workers; `None` until the memory owner answers."""
+        env = environment(spec.env, spec.python is not None)
+        up = self._contexts is not None and self._contexts.up(interpreter(spec.python), spec.imports, env)
+        held = None if self._memory is None else self._memory.held(spec.weights)
+
+        def present() -> Present | None:
+            if held is not None and not held.done():
+                return None
+            weights = held is not None and not held.cancelled() and held.result()
+            return Present(workers=0, wants=bool(spec.weights), weights=weights, context=up)
+
+        return present
 
     async def close(self) -> None:
         """End all processes, within about two seconds."""

@@ -13,7 +13,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,13 +23,14 @@ from foreserve import clock
 from foreserve.core import EngineSpec, WeightsRef
 from foreserve.fleet.memory_line import Hold, OwnerLine
 from foreserve.fleet.process import SpawnedProcess, environment, how_it_ended, interpreter
+from foreserve.fleet.stages import all_held
 from foreserve.messages import FromWorker, Ready, StartFailed
 from foreserve.ports import Listener
 from foreserve.runtime import entry
 from foreserve.runtime.footprint import Footprint, footprint
 from foreserve.runtime.leases import MEMORY
 from foreserve.runtime.memory_client import resolved
-from foreserve.runtime.memory_messages import Held, client_socket
+from foreserve.runtime.memory_messages import Held, Told, client_socket
 from foreserve.runtime.memory_owner import OwnerSettings
 from foreserve.settings import RuntimeSettings
 
@@ -125,6 +126,19 @@ class Memory:
         known = {name: getattr(told, name) for name in MemoryStats.__struct_fields__ if name != "memory"}
         return MemoryStats(memory=memory, **known)
 
+    def held(self, refs: Sequence[WeightsRef]) -> asyncio.Future[bool]:
+        """Whether all of these are in memory now, before anything that is asked for after this call."""
+        loop = asyncio.get_running_loop()
+        if self._process is None or not refs:
+            known = loop.create_future()
+            known.set_result(not refs)
+            return known
+        return loop.create_task(self._held(refs, self._line.asked(self._path)))
+
+    async def _held(self, refs: Sequence[WeightsRef], answer: Awaitable[Told | None]) -> bool:
+        told = await answer
+        return told is not None and all_held([resolved(ref) for ref in refs], ready_sources(told.entries))
+
     async def close(self) -> None:
         """End the owner. Workers should be gone before."""
         self._closed = True
@@ -214,6 +228,11 @@ class Memory:
         lived = clock.now() - self._began
         self._pause_s = FIRST_PAUSE_S if lived >= GOOD_S else min(MOST_PAUSE_S, 2 * self._pause_s or FIRST_PAUSE_S)
         self._restart = asyncio.get_running_loop().call_later(self._pause_s, self._await_need)
+
+
+def ready_sources(entries: Sequence[Held]) -> frozenset[tuple[str, str]]:
+    """Kind and source of those that can be had at once, for `stages.all_held`."""
+    return frozenset((each.kind, each.source) for each in entries if each.state == "ready")
 
 
 class _Until:

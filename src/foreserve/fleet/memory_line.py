@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -52,11 +52,22 @@ class OwnerLine:
 
     async def ask(self, path: Path) -> Told | None:
         """What is held; `None` when there is no answer."""
-        if not self._connect(path):
-            return None
+        return await self.asked(path)
+
+    def asked(self, path: Path) -> Awaitable[Told | None]:
+        """As `ask`, but the question is on its way when this returns: before whatever is said next."""
         number = next(self._numbers)
-        answer = self._asked[number] = asyncio.get_running_loop().create_future()
-        self.tell(Ask(number))
+        answer: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+        if self._connect(path):
+            self._asked[number] = answer
+            self.tell(Ask(number))
+        else:
+            answer.cancel()
+        return self._answer(number, answer)
+
+    async def _answer(self, number: int, answer: asyncio.Future[Told]) -> Told | None:
+        if answer.cancelled():
+            return None
         try:
             return await asyncio.wait_for(answer, ANSWER_S)
         except (TimeoutError, ConnectionError):

@@ -14,6 +14,7 @@ from foreserve.dispatch.dispatcher import Dispatcher
 from foreserve.errors import EngineStartError
 from foreserve.fleet.replica import Replica, State
 from foreserve.fleet.seats import Seat, first_to_leave, first_to_take
+from foreserve.fleet.stages import Returns, stage
 from foreserve.fleet.watch import LOOKS
 from foreserve.messages import Chunks
 from foreserve.ports import Launcher
@@ -59,6 +60,8 @@ class Replicas:
     ) -> None:
         self.service = service
         self.started: list[Callable[[float], None]] = []
+        self.returns = Returns()
+        """What starts have taken, by what was there before."""
         self._specs = specs
         self._launcher = launcher
         self._dispatcher = dispatcher
@@ -328,6 +331,9 @@ class Replicas:
         took = replica.since - replica.launched_at
         log.info("replica %s is ready after %.1f s", replica.name, took)
         self._starts.append(took)
+        present = getattr(replica.connection, "present", lambda: None)()  # of worker processes alone
+        if present is not None:
+            self.returns.add(stage(present), took)
         seat.filled()
         self._news.set()
         self._on_info(replica.info)

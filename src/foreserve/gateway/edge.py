@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 PROBES = frozenset({
     "/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/metrics",
-    "/v1/foreserve/status", "/v1/models",
+    "/v1/foreserve/status", "/v1/foreserve/runtime", "/v1/models",
 })  # fmt: skip
 """Asked again and again by machines: their lines in the log are for debugging alone."""
 

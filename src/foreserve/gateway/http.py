@@ -10,7 +10,19 @@ from fastapi import FastAPI
 from foreserve import __version__
 from foreserve.app import Running
 from foreserve.clock import wall
-from foreserve.gateway import admin, errors, functions, inference, metrics, openai, schemas, servers, trace, upstream
+from foreserve.gateway import (
+    admin,
+    errors,
+    functions,
+    inference,
+    metrics,
+    openai,
+    runtime,
+    schemas,
+    servers,
+    trace,
+    upstream,
+)
 from foreserve.gateway.edge import Edge
 from foreserve.gateway.recording import Recordings
 from foreserve.gateway.terms import Keys
@@ -36,7 +48,7 @@ def create_app(running: Running, lifespan: Lifespan | None = None) -> FastAPI:
     app.state.metrics = metrics.Metrics(running)
     app.state.recordings = Recordings(running)
     app.state.components = {}
-    for part in (openai, functions, inference, metrics, admin, servers, trace):
+    for part in (openai, functions, inference, metrics, admin, runtime, servers, trace):
         app.include_router(part.router)
     functions.install(app)
     upstream.install(app)

@@ -17,14 +17,13 @@ from foreserve.core import WeightsRef
 from foreserve.errors import EngineStartError
 from foreserve.runtime.memory_digests import Digests, Stat, sha256_key
 from foreserve.runtime.memory_loader import Image, Loader
-from foreserve.runtime.memory_messages import Held
+from foreserve.runtime.memory_messages import SOURCE_CHARACTERS, Held
 from foreserve.runtime.memory_table import Deny, Effect, Entry, Evict, Grant, Load, State, Stop, Table
 
 log = logging.getLogger(__name__)
 
 MOST_NAMES: Final = 4
-"""Names of one image that are told of, and characters of its source."""
-_SOURCE_CHARACTERS: Final = 300
+"""Names of one image that are told of."""
 
 
 class _Kept:
@@ -106,7 +105,7 @@ class Images:
         kept = self._kept[entry.number]
         return Held(
             names=tuple(kept.names),
-            source=kept.ref.source[-_SOURCE_CHARACTERS:],
+            source=kept.ref.source[-SOURCE_CHARACTERS:],
             kind=kept.ref.kind,
             state=entry.state.value,
             bytes=entry.bytes,

@@ -20,6 +20,9 @@ from foreserve.core import WeightsRef
 MAX_PACKET_BYTES: Final = 128 * 1024
 """Of any message; no limit of the kernel's for such sockets is lower."""
 
+SOURCE_CHARACTERS: Final = 300
+"""Of a longer source its end is told."""
+
 MOST_TOLD: Final = 100
 """Entries that `Told` tells of, so that it fits."""
 
