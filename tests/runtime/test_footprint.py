@@ -14,11 +14,12 @@ SIZE = 32 * 2**20
 
 def test_what_is_shared_counts_by_its_share_and_what_is_private_whole(tmp_path):
     before = footprint()
-    block = bytearray(SIZE)
-    block[:: mmap.PAGESIZE] = b"x" * (SIZE // mmap.PAGESIZE)
-    after = footprint(os.getpid())
-    assert after.private - before.private >= SIZE
-    (tmp_path / "file").write_bytes(block)
+    with mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:  # no memory that was used before
+        for at in range(0, SIZE, mmap.PAGESIZE):
+            block[at] = 1
+        after = footprint(os.getpid())
+        assert after.private - before.private >= SIZE
+    (tmp_path / "file").write_bytes(bytes(SIZE))
     with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
         _touch(mapping)
         alone = footprint()
