@@ -335,12 +335,12 @@ class Running:
             await self.stop(0.0)
             raise
         self.started = True
-        for name, service in self.services.items():
+        for service in self.services.values():
             if service.scaling is not None:
                 service.scaling.start()
-            launcher = self._launcher(service.settings.launcher)
-            if service.replicas.on_demand and isinstance(launcher, LocalLauncher):
-                launcher.warm(self.app.services[name].engines()[0])
+            launcher, spec = self._launcher(service.settings.launcher), service.replicas.spec
+            if service.replicas.on_demand and spec is not None and isinstance(launcher, LocalLauncher):
+                launcher.warm(spec)
 
     async def _recall(self) -> None:
         """What came before to those services whose number of replicas follows it."""

@@ -15,7 +15,6 @@ import pytest
 from foreserve.core import EngineSpec
 from foreserve.fleet.contexts import Contexts
 from foreserve.fleet.local import LocalLauncher
-from foreserve.fleet.process import environment
 from foreserve.messages import Ready, Run
 from foreserve.runtime.forking import unsupported
 from tests.fleet.conformance import ENGINES, Ear, work
@@ -264,8 +263,7 @@ async def test_a_fork_that_nobody_waits_for_any_more_is_ended(contexts, spec, tu
     ended: list[int | None] = []
 
     async def fork():
-        env = environment(spec.env, False)
-        return await contexts.fork("w", sys.executable, (), env, theirs, ("1000", "INFO"), ended.append)
+        return await contexts.fork("w", with_(spec, imports=()), theirs, ("1000", "INFO"), ended.append)
 
     process = await fork()  # the imports are done
     process.kill()

@@ -9,13 +9,15 @@ import math
 import os
 import socket
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from foreserve.clock import offload
+from foreserve.core import EngineSpec
 from foreserve.fleet.context import CannotFork, Context, ContextKey
 from foreserve.fleet.forked import ForkedProcess
+from foreserve.fleet.process import surroundings
 from foreserve.runtime.footprint import Footprint, footprint
 from foreserve.runtime.forking import unsupported
 
@@ -73,19 +75,17 @@ class Contexts:
     async def fork(
         self,
         name: str,
-        python: str,
-        imports: Sequence[str],
-        env: Mapping[str, str],
+        spec: EngineSpec,
         wire: socket.socket,
         arguments: Sequence[str],
         ended: Callable[[int | None], None],
     ) -> ForkedProcess | None:
-        """A worker with `arguments` at the other end of `wire`, or `None` where it has to be a new interpreter.
+        """A worker of `spec` at the other end of `wire`, or `None` where it has to be a new interpreter.
 
         Waits while its context imports, which takes as long as a new interpreter would. Safe to cancel.
         """
-        own = {name: env[name] for name in OF_ONE_WORKER if name in env}
-        context = self._context(key := _key(python, imports, env))
+        key, own = _key(spec)
+        context = self._context(key)
         if context is None:
             return None
         try:
@@ -97,13 +97,13 @@ class Contexts:
                 log.warning("%s is started as a new interpreter: %s", name, error)
             return None
 
-    def warm(self, python: str, imports: Sequence[str], env: Mapping[str, str]) -> None:
+    def warm(self, spec: EngineSpec) -> None:
         """Begin to import what such workers want, so that the first of them need not wait for it. Returns at once."""
-        self._context(_key(python, imports, env))
+        self._context(_key(spec)[0])
 
-    def up(self, python: str, imports: Sequence[str], env: Mapping[str, str]) -> bool:
+    def up(self, spec: EngineSpec) -> bool:
         """Whether such a worker would be forked at once: its process has all imports."""
-        context = self._contexts.get(_key(python, imports, env))
+        context = self._contexts.get(_key(spec)[0])
         return context is not None and not context.closing and context.import_s is not None
 
     @property
@@ -189,9 +189,11 @@ def _stats(context: Context, memory: Footprint | None, now: float) -> ContextSta
     )
 
 
-def _key(python: str, imports: Sequence[str], env: Mapping[str, str]) -> ContextKey:
-    shared = tuple(sorted((name, value) for name, value in env.items() if name not in OF_ONE_WORKER))
-    return ContextKey(python, tuple(dict.fromkeys(imports)), shared, _cwd())
+def _key(spec: EngineSpec) -> tuple[ContextKey, dict[str, str]]:
+    """What workers of `spec` have in common, and which variables each has for itself."""
+    python, env = surroundings(spec)
+    own = {name: env.pop(name) for name in OF_ONE_WORKER if name in env}
+    return ContextKey(python, tuple(dict.fromkeys(spec.imports)), tuple(sorted(env.items())), _cwd()), own
 
 
 def _cwd() -> str:

@@ -13,7 +13,7 @@ from foreserve.core import Chunk, EngineSpec, Finish
 from foreserve.errors import TooLarge
 from foreserve.fleet.contexts import Contexts
 from foreserve.fleet.memory import Memory
-from foreserve.fleet.process import SpawnedProcess, WorkerProcess, environment, how_it_ended, interpreter
+from foreserve.fleet.process import SpawnedProcess, WorkerProcess, how_it_ended, log_level, surroundings
 from foreserve.fleet.stages import Present
 from foreserve.fleet.watch import Watch, heartbeat_s
 from foreserve.messages import (
@@ -82,10 +82,7 @@ class LocalConnection:
             self._starting.add_done_callback(lambda _: theirs.close())
 
     async def _fork(self, spec: EngineSpec, theirs: socket.socket, contexts: Contexts) -> None:
-        python, env = interpreter(spec.python), environment(spec.env, spec.python is not None)
-        process = await contexts.fork(
-            self._name, python, spec.imports, env, theirs, (str(self._limit), _log_level()), self._ended
-        )
+        process = await contexts.fork(self._name, spec, theirs, (str(self._limit), log_level()), self._ended)
         if process is None:
             await self._spawn(spec, theirs)
         else:
@@ -93,9 +90,9 @@ class LocalConnection:
             await self._started(process)
 
     async def _spawn(self, spec: EngineSpec, theirs: socket.socket) -> None:
-        python, env = interpreter(spec.python), environment(spec.env, spec.python is not None)
+        python, env = surroundings(spec)
         fd = theirs.fileno()
-        command = [python, bootstrap.__file__, str(fd), str(self._limit), _log_level()]
+        command = [python, bootstrap.__file__, str(fd), str(self._limit), log_level()]
         try:
             with theirs:
                 process = SpawnedProcess(self._name, command, env, self._ended, (fd,))
@@ -278,13 +275,11 @@ class LocalLauncher:
     def warm(self, spec: EngineSpec) -> None:
         """Begin what can be done before a replica like this is launched. Returns at once."""
         if self._contexts is not None:
-            env = environment(spec.env, spec.python is not None)
-            self._contexts.warm(interpreter(spec.python), spec.imports, env)
+            self._contexts.warm(spec)
 
     def present(self, spec: EngineSpec) -> Callable[[], Present | None]:
         """What is there now for a worker of `spec`, beside other workers; `None` until the memory owner answers."""
-        env = environment(spec.env, spec.python is not None)
-        up = self._contexts is not None and self._contexts.up(interpreter(spec.python), spec.imports, env)
+        up = self._contexts is not None and self._contexts.up(spec)
         held = None if self._memory is None else self._memory.held(spec.weights)
 
         def present() -> Present | None:
@@ -299,7 +294,3 @@ class LocalLauncher:
         """End all processes, within about two seconds."""
         await asyncio.gather(*(connection.stop(2.0) for connection in self._connections))
         self._connections.clear()
-
-
-def _log_level() -> str:
-    return logging.getLevelName(logging.getLogger("foreserve").getEffectiveLevel())

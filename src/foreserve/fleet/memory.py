@@ -22,7 +22,7 @@ import msgspec
 from foreserve import clock
 from foreserve.core import EngineSpec, WeightsRef
 from foreserve.fleet.memory_line import Hold, OwnerLine
-from foreserve.fleet.process import SpawnedProcess, environment, how_it_ended, interpreter
+from foreserve.fleet.process import SpawnedProcess, environment, how_it_ended, interpreter, log_level
 from foreserve.fleet.stages import all_held
 from foreserve.messages import FromWorker, Ready, StartFailed
 from foreserve.ports import Listener
@@ -187,8 +187,7 @@ class Memory:
         fd = self._listening.fileno()
         loop.remove_reader(fd)
         words = msgspec.json.encode(self._owner_settings()).decode()
-        level = logging.getLevelName(logging.getLogger("foreserve").getEffectiveLevel())
-        command = [sys.executable, entry.__file__, "memory_process", str(fd), words, level]
+        command = [sys.executable, entry.__file__, "memory_process", str(fd), words, log_level()]
         self._ended.clear()
         self._began = clock.now()
         try:

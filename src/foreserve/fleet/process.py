@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
+from foreserve.core import EngineSpec
+
 log = logging.getLogger("foreserve.worker")
 
 LAST_LINES = 64
@@ -197,9 +199,19 @@ def how_it_ended(returncode: int | None) -> str:
         return f"killed by signal {-returncode}"
 
 
+def log_level() -> str:
+    """How much our own processes shall say: as much as we do."""
+    return logging.getLevelName(logging.getLogger("foreserve").getEffectiveLevel())
+
+
 def interpreter(python: str | None) -> str:
     """The interpreter of a worker: the one named, else ours."""
     return python or sys.executable
+
+
+def surroundings(spec: EngineSpec) -> tuple[str, dict[str, str]]:
+    """The interpreter and the environment of a worker of `spec`."""
+    return interpreter(spec.python), environment(spec.env, spec.python is not None)
 
 
 class _Lines(asyncio.Protocol):

@@ -90,6 +90,11 @@ class Replicas:
         return self._seats
 
     @property
+    def spec(self) -> EngineSpec | None:
+        """How the first of them is made, as most are like it; `None` while there is no place for any."""
+        return self._seats[0].spec if self._seats else None
+
+    @property
     def ready(self) -> list[Replica]:
         """Those that take work."""
         return [replica for replica in self.all if replica.state is State.READY]

@@ -11,7 +11,6 @@ import msgspec
 from foreserve import clock
 from foreserve.fleet.contexts import Contexts, ContextStats
 from foreserve.fleet.memory import Memory, MemoryStats, ready_sources
-from foreserve.fleet.process import environment, interpreter
 from foreserve.fleet.replica import State
 from foreserve.fleet.stages import Present, all_held, pays, stage
 from foreserve.runtime.footprint import Footprint, footprint
@@ -113,12 +112,9 @@ class RuntimeView:
 
     def _service(self, service: Service, entries: tuple[Held, ...]) -> ServiceRuntime:
         replicas = service.replicas
-        spec = replicas.seats[0].spec if replicas.seats else None
+        spec = replicas.spec
         refs = [] if spec is None else [resolved(ref) for ref in spec.weights]
-        up = False
-        if spec is not None and self._contexts is not None:
-            env = environment(spec.env, spec.python is not None)
-            up = self._contexts.up(interpreter(spec.python), spec.imports, env)
+        up = spec is not None and self._contexts is not None and self._contexts.up(spec)
         present = Present(
             workers=sum(one.state is not State.GONE for one in replicas.all),
             wants=bool(refs),
