@@ -7,7 +7,8 @@ import signal
 from collections.abc import Callable
 from typing import IO
 
-from foreserve.fleet.process import WorkerProcess, kill_group
+from foreserve.fleet.process import WorkerProcess
+from foreserve.runtime.ends import kill_group
 
 TELL_S = 1.0
 """How long after its end its parent may take to tell how it ended, before that is taken for unknown."""

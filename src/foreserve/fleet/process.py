@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
 from foreserve.core import EngineSpec
+from foreserve.runtime import bootstrap
+from foreserve.runtime.ends import kill_group
 
 log = logging.getLogger("foreserve.worker")
 
@@ -172,19 +174,11 @@ def environment(own: Mapping[str, str], foreign: bool) -> dict[str, str]:
     """
     env = dict(os.environ)
     if foreign:
-        for name in ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV"):
+        for name in bootstrap.OURS:
             env.pop(name, None)
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     env.setdefault("PYTHONUNBUFFERED", "1")
     return {**env, **own}
-
-
-def kill_group(pid: int) -> None:
-    """End all that has been started in the session of `pid`."""
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def how_it_ended(returncode: int | None) -> str:

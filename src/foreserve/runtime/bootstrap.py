@@ -20,6 +20,9 @@ CONTEXT = "context"
 NEEDED = {"msgspec": "msgspec"}
 """What a worker imports beside its engine, and the package that brings it."""
 
+OURS = ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV")
+"""Variables that would lead another interpreter to the packages of ours."""
+
 NICENESS = 3
 """How much a worker yields the processor to others (half the weight of a process at 0).
 

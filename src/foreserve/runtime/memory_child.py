@@ -6,14 +6,13 @@ and goes on when a line comes; or `{"error": REASON}`. What the loader prints go
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import os
-import signal
 import sys
 
 from foreserve.errors import EngineStartError
+from foreserve.runtime.ends import die_with_parent
 from foreserve.runtime.factory import in_words, load_factory
 
 
@@ -22,9 +21,7 @@ def main(arguments: list[str]) -> int:
     fd, loader = int(arguments[0]), arguments[1]
     told = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    if sys.platform == "linux":
-        parent_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+    die_with_parent(True)
 
     def say(message: dict[str, object]) -> None:
         told.write(json.dumps(message) + "\n")

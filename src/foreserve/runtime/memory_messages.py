@@ -7,7 +7,6 @@ which the answer carries; the number of an `Acquire` or `Adopt` names the lease 
 
 from __future__ import annotations
 
-import array
 import os
 import socket
 from collections.abc import Sequence
@@ -138,18 +137,13 @@ def send(sock: socket.socket, message: ToOwner | ToClient, fds: Sequence[int] = 
     data = _encoder.encode(message)
     if len(data) > MAX_PACKET_BYTES:
         raise ValueError(f"a message of {len(data)} bytes; at most {MAX_PACKET_BYTES} are carried")
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+    socket.send_fds(sock, [data], fds)
 
 
 def receive(sock: socket.socket) -> tuple[bytes, int | None]:
     """One packet and the descriptor that came with it, which is the caller's; no bytes at the end. Raises OSError."""
-    data, ancillary, flags, _ = sock.recvmsg(MAX_PACKET_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
-    fds = array.array("i")
-    for level, kind, body in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(body[: len(body) - len(body) % fds.itemsize])
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) > 1:
+    data, fds, flags, _ = socket.recv_fds(sock, MAX_PACKET_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         for fd in fds:
             os.close(fd)
         raise OSError("a packet was longer than any message is, or brought more than one descriptor")

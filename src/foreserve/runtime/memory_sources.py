@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from foreserve import clock
 from foreserve.errors import EngineStartError
+from foreserve.runtime import bootstrap
 
 FETCH_S: Final = 1800.0
 """The longest that fetching may take in all; `READ_S` that a server may stay silent."""
@@ -30,8 +31,6 @@ LOADER_S: Final = 900.0
 MOST_BYTES: Final = 1 << 40
 _STEP_BYTES: Final = 64 * 2**20
 """The first room that is asked for where a server does not tell how much there is; doubled from there on."""
-
-_FOREIGN: Final = ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV")
 
 Room = Callable[[int], Awaitable[None]]
 """Keeps room for so many bytes in all; raises EngineStartError where there is none."""
@@ -126,7 +125,7 @@ async def run_loader(loader: str, python: str, fd: int, room: Room, limit_s: flo
     command = [python, str(Path(__file__).with_name("entry.py")), "memory_child", str(fd), loader]
     env = dict(os.environ)
     if python != sys.executable:  # what leads to our packages is not for another interpreter
-        for name in _FOREIGN:
+        for name in bootstrap.OURS:
             env.pop(name, None)
     pipe = asyncio.subprocess.PIPE
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import faulthandler
 import logging
 import os
@@ -17,6 +16,7 @@ from collections.abc import Callable
 import msgspec
 
 from foreserve.messages import Exit, FromWorker, decode_to_worker, encode
+from foreserve.runtime.ends import die_with_parent
 from foreserve.runtime.factory import load_factory
 from foreserve.runtime.host import EngineHost
 from foreserve.runtime.limits import Upkeep
@@ -131,13 +131,6 @@ def run(arguments: list[str]) -> int:
     # Threads that an engine has left behind would keep the interpreter from ending.
     _after(ORPHAN_S, lambda: os._exit(code))
     return code
-
-
-def die_with_parent(yes: bool) -> None:
-    """On Linux the kernel ends this process with its parent, even while an engine holds the interpreter's lock."""
-    if sys.platform == "linux":
-        parent_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None, use_errno=True).prctl(parent_death_signal, signal.SIGKILL if yes else 0)
 
 
 def _when_orphaned(tell: Callable[[], object]) -> None:

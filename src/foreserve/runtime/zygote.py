@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from foreserve.runtime import worker
+from foreserve.runtime.ends import die_with_parent, kill_group
 from foreserve.runtime.forking import (
     Ended,
     Fork,
@@ -134,12 +135,12 @@ def main(arguments: Sequence[str]) -> int:
     control = socket.socket(fileno=int(arguments[0]))
     control.set_inheritable(False)
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking whether there is a GPU shall not open it
-    worker.die_with_parent(True)  # an import may hold on for long, and cannot be told of the gateway's end
+    die_with_parent(True)  # an import may hold on for long, and cannot be told of the gateway's end
     if (first := receive(control, to_forker)) is None:
         return 0
     zygote = Zygote(control)
     zygote._heard(*first)
-    worker.die_with_parent(False)  # from here on that end is seen, and workers are ended with it
+    die_with_parent(False)  # from here on that end is seen, and workers are ended with it
     forked = zygote.serve()
     if forked is None:
         os._exit(0)  # what imports do at an exit is their workers' to do
@@ -216,10 +217,7 @@ def _flush() -> None:
 
 def _sweep(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)  # it may not have a group of its own yet
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
+    kill_group(pid)
 
 
 def _close(fds: Iterable[int]) -> None:
