@@ -158,11 +158,8 @@ class Hybrid:
             down_s=down_s, part=part, seldom=seldom,
         )  # fmt: skip
         headroom = Headroom(wait_s, seldom)
-        foreseen = Foreseen(target, headroom)
         tiers = Tiers(
-            headroom=headroom,
-            foreseen=foreseen,
-            floor=Hysteresis(foreseen, down=margin),
+            floor=Hysteresis(Foreseen(target, headroom), down=margin),
             adding=CoolUp(Anticipated(wait_s, clear_s, overloaded), up_s),
             leaving=Leaving(target, consolidate, wait_s),
         )

@@ -37,14 +37,16 @@ QUIET_S = 10.0
 
 
 class Foreseen:
-    """Tier 1. Where nothing is foreseen yet what came of late is taken for what will come."""
+    """Tier 1. Where nothing is foreseen yet what came of late is taken for what will come. It keeps `headroom` up."""
 
     def __init__(self, target: float, headroom: Headroom | None = None) -> None:
         self._target = target
         self._headroom = headroom
 
     def decide(self, view: ScalingView, now: float) -> Scale:
-        found = self.need(view)
+        found = _coming(view)
+        if self._headroom is not None:
+            self._headroom.look(view, now, None if found is None else found.replicas)
         if found is None:
             return Scale(wanted=view.active, why="no floor: what one replica can do is not known yet")
         headroom = 1.0 if self._headroom is None else self._headroom.factor
@@ -55,28 +57,23 @@ class Foreseen:
         wanted = max(whole(needed), min(1, view.active))  # whether there is to be none is not asked here
         return Scale(wanted=wanted, why=asked(found, view.forecast, view), figures=figures)
 
-    def need(self, view: ScalingView) -> Need | None:
-        """What is to come in replicas kept busy."""
-        if view.forecast is None:
-            return need(view.recent, view.capacity)
-        return need({name: high / view.forecast.window_s for name, high in view.forecast.high.items()}, view.capacity)
+
+def _coming(view: ScalingView) -> Need | None:
+    """What is to come in replicas kept busy."""
+    if view.forecast is None:
+        return need(view.recent, view.capacity)
+    return need({name: high / view.forecast.window_s for name, high in view.forecast.high.items()}, view.capacity)
 
 
 class Tiers:
     """What is added counts above the floor; fewer than there are only where both tiers ask for no more."""
 
-    def __init__(
-        self, foreseen: Foreseen, floor: Hysteresis, adding: CoolUp, leaving: Leaving, headroom: Headroom
-    ) -> None:
-        self._headroom = headroom
-        self._foreseen = foreseen
+    def __init__(self, floor: Hysteresis, adding: CoolUp, leaving: Leaving) -> None:
         self._floor = floor
         self._adding = adding
         self._leaving = leaving
 
     def decide(self, view: ScalingView, now: float) -> Scale:
-        found = self._foreseen.need(view)
-        self._headroom.look(view, now, None if found is None else found.replicas)
         floor, added = self._floor.decide(view, now), self._adding.decide(view, now)
         figures = {**added.figures, **floor.figures, "floor": float(floor.wanted)}
         if added.wanted > max(floor.wanted, view.active):

@@ -202,15 +202,16 @@ class CapacityProfile:
         for other, known in self._mixes.items():
             if not known.full:
                 continue
-            its_cost = cost if other == mix else self._each(known.each)[1]
-            if other != mix and (cost is None or its_cost is None):
-                continue
-            times = 1.0 if other == mix or cost is None or its_cost is None else cost / its_cost
+            times = 1.0
+            if other != mix:
+                _, its_cost = self._each(known.each)
+                if cost is None or its_cost is None:
+                    continue
+                times = cost / its_cost
             ratio = times * per_s["requests"] / known.full["requests"]
             grown = 1.0 + DRIFT * max(0.0, could * ratio - 1.0)
-            for name, amount in known.full.items():
-                own = per_s.get(name, 0.0) if other == mix else 0.0
-                known.full[name] = max(amount * grown, own)
+            did = per_s if other == mix else {}
+            known.full = {name: max(amount * grown, did.get(name, 0.0)) for name, amount in known.full.items()}
 
     # --- what it knows
 

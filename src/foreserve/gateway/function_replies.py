@@ -12,8 +12,7 @@ from fastapi.responses import Response
 from foreserve.core import Request
 from foreserve.dispatch.stream import Stream
 from foreserve.errors import BadRequest, EngineFailed
-from foreserve.gateway.disconnect import closing
-from foreserve.gateway.sse import EventStream, event, raise_error
+from foreserve.gateway.sse import EventStream, collected, event, raise_error
 from foreserve.services.base import Service
 from foreserve.services.function import Function
 
@@ -41,11 +40,7 @@ async def answer(
     stream = service.submit(request)
     if streaming:
         return EventStream(_events(stream), [stream], stall_s=service.settings.stall_s, last=event(b"[DONE]"))
-    items: list[Any] = []
-    async with closing([stream], http.receive):
-        async for events in stream:
-            items.extend(events)
-    raise_error(stream)
+    items = await collected(stream, http.receive)
     return reply(items if cast(Function, service.kind).streams else items[0] if items else None)
 
 

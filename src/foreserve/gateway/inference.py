@@ -17,11 +17,10 @@ from fastapi.routing import APIRoute
 from foreserve import __version__
 from foreserve.errors import BadRequest, BodyTimeout, ClientGone, NotFound, RequestError, TooLarge
 from foreserve.gateway.calls import Call
-from foreserve.gateway.disconnect import closing
 from foreserve.gateway.errors import no_such, retry_headers
 from foreserve.gateway.inference_bodies import HEADER_LENGTH, InferBody, decode, encode
 from foreserve.gateway.schemas import describe
-from foreserve.gateway.sse import raise_error
+from foreserve.gateway.sse import collected
 from foreserve.services.base import Service
 from foreserve.services.inference import Infers
 
@@ -114,12 +113,7 @@ async def infer(http: HttpRequest, name: str) -> Response:
     if kind.streams:
         raise BadRequest(f"{service.name!r} gives its answer in parts, for which this protocol has no way")
     request = msgspec.structs.replace(request, payload=kind.infer(tensors))
-    stream = service.submit(request)
-    events: list[Any] = []
-    async with closing([stream], http.receive):
-        async for more in stream:
-            events.extend(more)
-    raise_error(stream)
+    events = await collected(service.submit(request), http.receive)
     data, header_length = encode(service.name, body, kind.inferred(events))
     if header_length is None:
         return Response(data, media_type="application/json")

@@ -91,6 +91,16 @@ async def merged(streams: Sequence[Stream]) -> AsyncIterator[tuple[int, Sequence
             turn.cancel()
 
 
+async def collected(stream: Stream, receive: Receive) -> list[Any]:
+    """All events of an answer that does not stream, once it has ended. Raises what it ended with."""
+    found: list[Any] = []
+    async with closing([stream], receive):
+        async for events in stream:
+            found.extend(events)
+    raise_error(stream)
+    return found
+
+
 def raise_error(stream: Stream) -> None:
     """Raise what a stream that is at its end has to say, if it was not done."""
     if stream.outcome is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import mmap
 import os
 import stat
 import threading
@@ -22,7 +21,7 @@ from foreserve.core import WeightsRef
 from foreserve.errors import EngineStartError
 from foreserve.runtime.memory_digests import Stat
 from foreserve.runtime.memory_sources import Room, fetch, memory, run_loader, seal
-from foreserve.runtime.safetensors import NotSafetensors, parse
+from foreserve.runtime.safetensors import read
 
 SLOW_AT_ONCE: Final = 2
 """Fetches and loaders of users that run side by side."""
@@ -91,7 +90,7 @@ class Loader:
         fd = await self._run(self._pool, lambda: open_file(ref.source))
         try:
             before = Stat.of(fd)
-            await self._run(self._pool, lambda: check(fd, ref.source))
+            await self._run(self._pool, lambda: read(fd, ref.source))
             wanted = ref.sha256 if known is None else None
             found = await self._warm(fd, before.size, digest=wanted is not None)
             if Stat.of(fd) != before:
@@ -107,17 +106,17 @@ class Loader:
         """Read all of it, several chunks at a time; its digest follows behind, in order, where it is wanted."""
         chunks = self._chunks(size)
         left = iter(enumerate(chunks))
-        read = [asyncio.Event() for _ in chunks] if digest else []
+        done = [asyncio.Event() for _ in chunks] if digest else []
 
         async def reader() -> None:
             for number, (begin, end) in left:
                 await self._run(self._pool, lambda begin=begin, end=end: _read(fd, begin, end))  # type: ignore[misc]
                 if digest:
-                    read[number].set()
+                    done[number].set()
 
         async def digester() -> str:
             sha = hashlib.sha256()
-            for (begin, end), there in zip(chunks, read, strict=True):
+            for (begin, end), there in zip(chunks, done, strict=True):
                 await there.wait()
                 await self._run(self._pool, lambda begin=begin, end=end: _read(fd, begin, end, sha.update))  # type: ignore[misc]
             return sha.hexdigest()
@@ -157,7 +156,7 @@ class Loader:
         finally:
             os.close(fd)
         try:
-            await self._run(self._pool, lambda: check(image, ref.source))
+            await self._run(self._pool, lambda: read(image, ref.source))
             if ref.sha256 is not None and sha256 is None:
                 sha256 = await self.digest(image)
             _check_digest(ref, sha256)
@@ -178,15 +177,6 @@ def open_file(path: str) -> int:
         os.close(fd)
         raise EngineStartError(f"{path} is no file")
     return fd
-
-
-def check(fd: int, where: str) -> None:
-    """Raises NotSafetensors when what is open at `fd` is no such image. Reads the header alone."""
-    size = os.fstat(fd).st_size
-    if not size:
-        raise NotSafetensors(f"{where} is no safetensors file: it is empty")
-    with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as mapping, memoryview(mapping) as image:
-        parse(image, where)
 
 
 def _check_digest(ref: WeightsRef, sha256: str | None) -> None:

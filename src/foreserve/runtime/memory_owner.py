@@ -23,10 +23,11 @@ from foreserve.errors import EngineStartError
 from foreserve.runtime.memory_digests import Digests, Stat
 from foreserve.runtime.memory_images import Images
 from foreserve.runtime.memory_line import Line
-from foreserve.runtime.memory_loader import Image, Loader, check, open_file
+from foreserve.runtime.memory_loader import Image, Loader, open_file
 from foreserve.runtime.memory_messages import MOST_TOLD, Acquire, Adopt, Ask, Given, Refused, Release, Told, ToOwner
 from foreserve.runtime.memory_sources import is_sealed
 from foreserve.runtime.memory_table import Arm, Effect, Entry, Give, Refuse, Table
+from foreserve.runtime.safetensors import read
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class Owner:
         try:
             if ref.kind != "file" and not is_sealed(fd):
                 raise EngineStartError("it is not sealed")
-            check(fd, ref.source)
+            read(fd, ref.source)
             image = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         except (EngineStartError, OSError) as error:
             log.warning("what a client has of %s is not taken over: %s", ref.source, error)

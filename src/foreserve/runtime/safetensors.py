@@ -7,6 +7,8 @@ tensor name, and `__metadata__`) and the data. What is not exactly so is refused
 from __future__ import annotations
 
 import json
+import mmap
+import os
 from collections.abc import Mapping
 from itertools import pairwise
 from math import prod
@@ -71,6 +73,15 @@ def parse(image: memoryview, where: str) -> dict[str, Tensor]:
     tensors.sort(key=lambda each: (each[1].begin, each[1].end))
     _gapless(tensors, data, size, where)
     return dict(tensors)
+
+
+def read(fd: int, where: str) -> dict[str, Tensor]:
+    """As `parse`, of the file or memory that is open at `fd`. Reads the header alone."""
+    size = os.fstat(fd).st_size
+    if not size:
+        raise NotSafetensors(f"{where} is no safetensors file: it is empty")
+    with mmap.mmap(fd, size, access=mmap.ACCESS_READ) as mapping, memoryview(mapping) as image:
+        return parse(image, where)
 
 
 def arranged(tensors: Mapping[str, tuple[str, tuple[int, ...]]], where: str) -> tuple[bytes, dict[str, Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from foreserve.core import WeightsRef
-from foreserve.runtime.safetensors import NotSafetensors, parse
+from foreserve.runtime.safetensors import NotSafetensors, read
 
 INDEX: Final = "model.safetensors.index.json"
 """Which file has which tensor, where they are in several."""
@@ -55,11 +54,7 @@ def _files(folder: Path) -> list[Path]:
 def _has(file: Path, dtype: str | None) -> bool:
     """Whether every tensor of a file is in this dtype."""
     try:
-        with (
-            file.open("rb") as opened,
-            mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as image,
-            memoryview(image) as view,
-        ):
-            return all(tensor.dtype == dtype for tensor in parse(view, str(file)).values())
+        with file.open("rb") as opened:
+            return all(tensor.dtype == dtype for tensor in read(opened.fileno(), str(file)).values())
     except (OSError, ValueError, NotSafetensors):
         return False
