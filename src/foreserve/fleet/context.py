@@ -106,7 +106,7 @@ class Context:
         self._letting_go: asyncio.TimerHandle | None = None
         self._control, theirs = forking.pair()
         with theirs:
-            command = [key.python, bootstrap.__file__, bootstrap.CONTEXT, str(theirs.fileno())]
+            command = [key.python, bootstrap.__file__, "zygote", str(theirs.fileno())]
             try:
                 self._process = SpawnedProcess(name, command, dict(key.env), self._ended, (theirs.fileno(),))
             except OSError:

@@ -92,7 +92,7 @@ class LocalConnection:
     async def _spawn(self, spec: EngineSpec, theirs: socket.socket) -> None:
         python, env = surroundings(spec)
         fd = theirs.fileno()
-        command = [python, bootstrap.__file__, str(fd), str(self._limit), log_level()]
+        command = [python, bootstrap.__file__, "worker", str(fd), str(self._limit), log_level()]
         try:
             with theirs:
                 process = SpawnedProcess(self._name, command, env, self._ended, (fd,))

@@ -26,7 +26,7 @@ from foreserve.fleet.process import SpawnedProcess, environment, how_it_ended, i
 from foreserve.fleet.stages import all_held
 from foreserve.messages import FromWorker, Ready, StartFailed
 from foreserve.ports import Listener
-from foreserve.runtime import entry
+from foreserve.runtime import bootstrap
 from foreserve.runtime.footprint import Footprint, footprint
 from foreserve.runtime.leases import MEMORY
 from foreserve.runtime.memory_client import resolved
@@ -187,7 +187,7 @@ class Memory:
         fd = self._listening.fileno()
         loop.remove_reader(fd)
         words = msgspec.json.encode(self._owner_settings()).decode()
-        command = [sys.executable, entry.__file__, "memory_process", str(fd), words, log_level()]
+        command = [sys.executable, bootstrap.__file__, "memory_process", str(fd), words, log_level()]
         self._ended.clear()
         self._began = clock.now()
         try:

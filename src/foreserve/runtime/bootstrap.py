@@ -1,12 +1,14 @@
-"""Entry of a worker process, run by path: `PYTHON bootstrap.py FD MAX_MESSAGE_BYTES LOG_LEVEL`.
+"""Entry of every process of ours, run by path: `PYTHON bootstrap.py MODULE ARGUMENT...`.
 
-Or, as `PYTHON bootstrap.py context FD`, of a process that forks workers (`runtime.zygote`).
+`MODULE` is one of this folder, whose `main(arguments)` gives the exit code: `worker`, `zygote` (which forks workers),
+`memory_process` or `memory_child`.
 
 The interpreter may be one in which Foreserve is not installed. This file makes the package it lies in importable there
 and nothing else: no folder of ours gets on the path, so that interpreter's own packages stay as they are. Kept to the
 syntax of old Pythons, so that it can tell them in words what is wrong.
 """
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -14,17 +16,15 @@ import sys
 CANNOT_RUN = 78
 """Exit code (EX_CONFIG) when this interpreter cannot be a worker; why is on standard error."""
 
-CONTEXT = "context"
-"""First argument of a process that is to fork workers rather than be one."""
-
 NEEDED = {"msgspec": "msgspec"}
 """What a worker imports beside its engine, and the package that brings it."""
 
 OURS = ("PYTHONPATH", "PYTHONHOME", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV")
 """Variables that would lead another interpreter to the packages of ours."""
 
+YIELDING = ("worker", "zygote")
 NICENESS = 3
-"""How much a worker yields the processor to others (half the weight of a process at 0).
+"""How much a worker, or what it is forked out of, yields the processor to others (half the weight of a process at 0).
 
 On a machine with few cores an engine keeps all of them busy; the gateway, which works for microseconds at a time, must
 not wait for it. A constant, since an engine that could set it would only gain by taking from the gateway.
@@ -70,14 +70,10 @@ def main() -> int:
         sys.stderr.write(reason + "\n")
         return CANNOT_RUN
     provide_foreserve()
-    os.nice(NICENESS)
-    if sys.argv[1] == CONTEXT:
-        from foreserve.runtime import zygote
-
-        return zygote.main(sys.argv[2:])
-    from foreserve.runtime import worker
-
-    return worker.main(sys.argv[1:])
+    module = sys.argv.pop(1)
+    if module in YIELDING:
+        os.nice(NICENESS)
+    return int(importlib.import_module("foreserve.runtime." + module).main(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Runs a loader of weights, a user's code, in a process of its own and writes what it returns into an image.
 
-`PYTHON entry.py memory_child FD LOADER`. On standard output it says `{"bytes": N}` before it writes to the descriptor,
-and goes on when a line comes; or `{"error": REASON}`. What the loader prints goes to standard error.
+`PYTHON bootstrap.py memory_child FD LOADER`. On standard output it says `{"bytes": N}` before it writes to the
+descriptor, and goes on when a line comes; or `{"error": REASON}`. What the loader prints goes to standard error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The memory owner's process: `PYTHON entry.py memory_process FD SETTINGS LOG_LEVEL`.
+"""The memory owner's process: `PYTHON bootstrap.py memory_process FD SETTINGS LOG_LEVEL`.
 
 It serves on the listening socket `FD` and ends with its gateway, which holds the other end of its standard input.
 """

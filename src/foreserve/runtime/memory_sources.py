@@ -13,7 +13,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -122,7 +121,7 @@ async def run_loader(loader: str, python: str, fd: int, room: Room, limit_s: flo
 
     Raises EngineStartError with what the loader raised, or how its process ended.
     """
-    command = [python, str(Path(__file__).with_name("entry.py")), "memory_child", str(fd), loader]
+    command = [python, bootstrap.__file__, "memory_child", str(fd), loader]
     env = dict(os.environ)
     if python != sys.executable:  # what leads to our packages is not for another interpreter
         for name in bootstrap.OURS:

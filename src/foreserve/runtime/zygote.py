@@ -1,4 +1,4 @@
-"""A process that has imported what its workers need and forks them: `bootstrap.py context FD`, run as a worker is.
+"""A process that has imported what its workers need and forks them: `bootstrap.py zygote FD`, run as a worker is.
 
 A fork copies a process in milliseconds where an interpreter, its imports and a framework take seconds; and what the
 copies only read stays one copy in memory. It is right only for a process that runs one thread and holds nothing that
