@@ -83,6 +83,7 @@ class Zygote:
                 self._on_child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # nobody else shall reap workers
                 gc.collect()
                 gc.freeze()  # a collection in a worker shall not write to what it shares with the others
+                worker.die_with_parent(False)  # from here on that end is seen, and workers are ended first
                 send(self._control, Imported(skipped, reason))
             case Fork():
                 return self._fork(message, fds)
@@ -135,12 +136,7 @@ def main(arguments: Sequence[str]) -> int:
     control.set_inheritable(False)
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking whether there is a GPU shall not open it
     worker.die_with_parent(True)  # an import may hold on for long, and cannot be told of the gateway's end
-    if (first := receive(control, to_forker)) is None:
-        return 0
-    zygote = Zygote(control)
-    zygote._heard(*first)
-    worker.die_with_parent(False)  # from here on that end is seen, and workers are ended with it
-    forked = zygote.serve()
+    forked = Zygote(control).serve()
     if forked is None:
         os._exit(0)  # what imports do at an exit is their workers' to do
     sys.argv[1:] = forked
