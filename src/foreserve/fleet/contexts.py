@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from foreserve.clock import offload
-from foreserve.fleet.context import CannotFork, Context, ContextKey
-from foreserve.fleet.forked import ForkedProcess
+from foreserve.fleet.context import Context, ContextKey
+from foreserve.fleet.forked import CannotFork, ForkedProcess
 from foreserve.runtime.footprint import footprint
 from foreserve.runtime.forking import unsupported
 

@@ -79,8 +79,8 @@ class Zygote:
         match message:
             case Import():
                 skipped = import_all(message.modules)
-                reason = unfit(self._before)
                 self._on_child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # nobody else shall reap workers
+                reason = unfit(self._before)
                 gc.collect()
                 gc.freeze()  # a collection in a worker shall not write to what it shares with the others
                 worker.die_with_parent(False)  # from here on that end is seen, and workers are ended first
@@ -150,10 +150,9 @@ def import_all(modules: Sequence[str]) -> dict[str, str]:
     for name in names:  # grows as modules name others
         try:
             later = getattr(importlib.import_module(name), IMPORTED_LATER, ())
+            names += [each for each in later if each not in names]
         except (Exception, SystemExit) as error:
             skipped[name] = f"{type(error).__name__}: {error}"[:200]
-            continue
-        names += [each for each in later if each not in names]
     return skipped
 
 
