@@ -318,6 +318,42 @@ async def test_a_worker_that_reads_nothing_is_ended(ear):
     assert await ear.gone() == "it has stopped reading its messages"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux alone")
+async def test_a_leak_ends_in_its_own_call(launcher, ear, tmp_path):
+    functions = tmp_path / "leaks.py"
+    functions.write_text(
+        textwrap.dedent("""
+        import threading
+        full = threading.Event()
+
+        def call(leak: bool):
+            if leak:
+                kept = []
+                try:
+                    while True:
+                        kept.append(bytearray(b"x") * 1_000_000)
+                finally:
+                    del kept
+                    full.set()
+            full.wait()
+            return len(bytearray(50_000_000))
+        """)
+    )
+    spec = EngineSpec(
+        factory="foreserve.engines.python:PythonEngine",
+        options={"target": f"{functions}:call", "max_running": 2},
+        memory_bytes=100_000_000,
+    )
+    connection = await launcher.launch("f", spec, ear)
+    await ear.first(Ready)
+    for request_id, leak in (("beside", False), ("leaks", True)):
+        connection.send(Run((Work(id=request_id, payload={"args": {"leak": leak}}, cost={}, arrival=0.0),)))
+    assert (await ear.finish("leaks")).reason == "error"
+    assert "MemoryError" in ear.chunks("leaks")[-1].finish.error
+    assert (await ear.finish("beside")).reason == "stop"
+    assert ear.chunks("beside")[0].data == 50_000_000
+
+
 async def test_nothing_is_lost_while_the_gateway_does_not_read(ear, tmp_path):
     engine = tmp_path / "talks.py"
     engine.write_text(

@@ -13,7 +13,7 @@ from typing import IO
 import msgspec
 
 from foreserve import clock
-from foreserve.fleet.forked import ForkedProcess
+from foreserve.fleet.forked import Awaited, CannotFork, ForkedProcess
 from foreserve.fleet.process import SpawnedProcess, how_it_ended
 from foreserve.runtime import bootstrap, forking
 from foreserve.runtime.forking import Ended, Fork, Forked, FromForker, Import, Imported, NotForked, from_forker
@@ -27,14 +27,6 @@ CLOSE_S = 2.0
 """How long it may take to end once it is let go."""
 
 
-class CannotFork(Exception):
-    """A worker has to be started as a new interpreter, and why. `lasting`: it would be so the next time as well."""
-
-    def __init__(self, reason: str, lasting: bool = False) -> None:
-        super().__init__(reason)
-        self.lasting = lasting
-
-
 class ContextKey(msgspec.Struct, frozen=True):
     """What two workers must have in common to be forked out of one process: interpreter, imports, surroundings."""
 
@@ -42,39 +34,6 @@ class ContextKey(msgspec.Struct, frozen=True):
     imports: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     cwd: str
-
-
-class _Asked:
-    """One fork that has been asked for."""
-
-    def __init__(self, name: str, stdin: IO[bytes], output: IO[bytes], ended: Callable[[int | None], None]) -> None:
-        self.name, self.stdin, self.output, self.ended = name, stdin, output, ended
-        self.at = clock.precise()
-        self.process: asyncio.Future[ForkedProcess] = asyncio.get_running_loop().create_future()
-
-    def came(self, pid: int, pidfd: int) -> ForkedProcess:
-        process = ForkedProcess(self.name, pid, pidfd, self.stdin, self.output, lambda code: self.ended(code))
-        if self.process.done():
-            self._kill(process)
-        else:
-            self.process.set_result(process)
-        return process
-
-    def abandon(self) -> None:
-        """Nobody waits for it any more; it may have come already."""
-        if not self.process.cancelled() and self.process.exception() is None:
-            self._kill(self.process.result())
-
-    def _kill(self, process: ForkedProcess) -> None:
-        self.ended = lambda _: None
-        process.kill()
-        process.close()
-
-    def fail(self, reason: str) -> None:
-        self.stdin.close()
-        self.output.close()
-        if not self.process.done():
-            self.process.set_exception(CannotFork(reason))
 
 
 class Context:
@@ -101,7 +60,7 @@ class Context:
         self._refusal: CannotFork | None = None
         self._ids = itertools.count(1)
         self._waiting = 0
-        self._asked: dict[int, _Asked] = {}
+        self._asked: dict[int, Awaited] = {}
         self._workers: dict[int, ForkedProcess] = {}
         self._letting_go: asyncio.TimerHandle | None = None
         self._control, theirs = forking.pair()
@@ -116,7 +75,10 @@ class Context:
         self._loop.add_reader(self._control.fileno(), self._readable)
         self._limit = self._loop.call_later(IMPORT_LIMIT_S, self._give_up, f"it imports for over {IMPORT_LIMIT_S:g} s")
         self._logging = self._loop.create_task(self._process.log_output())
-        forking.send(self._control, Import(key.imports))
+        try:
+            forking.send(self._control, Import(key.imports))
+        except OSError as error:
+            self._give_up(f"it cannot be told what to import: {error}")
 
     @property
     def pid(self) -> int:
@@ -165,9 +127,9 @@ class Context:
 
     def _ask(
         self, name: str, wire: socket.socket, arguments: Sequence[str], env: dict[str, str], ended: Callable[..., None]
-    ) -> _Asked:
+    ) -> Awaited:
         stdin, output = _pipe(), _pipe()
-        asked = _Asked(name, stdin[1], output[0], ended)
+        asked = Awaited(name, stdin[1], output[0], ended)
         number = next(self._ids)
         with stdin[0] as its_stdin, output[1] as its_output:
             fds = (its_stdin.fileno(), its_output.fileno(), wire.fileno())
@@ -228,7 +190,7 @@ class Context:
                 self._workers.pop(message.pid).told(message.returncode)
         self._look()
 
-    def _forked(self, asked: _Asked, pid: int, pidfd: int) -> None:
+    def _forked(self, asked: Awaited, pid: int, pidfd: int) -> None:
         self.forks += 1
         self.last_fork_s = clock.precise() - asked.at
         self._workers[pid] = asked.came(pid, pidfd)

@@ -15,8 +15,8 @@ import msgspec
 
 from foreserve.clock import offload
 from foreserve.core import EngineSpec
-from foreserve.fleet.context import CannotFork, Context, ContextKey
-from foreserve.fleet.forked import ForkedProcess
+from foreserve.fleet.context import Context, ContextKey
+from foreserve.fleet.forked import CannotFork, ForkedProcess
 from foreserve.fleet.process import surroundings
 from foreserve.runtime.footprint import Footprint, footprint
 from foreserve.runtime.forking import unsupported

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Callable
 from typing import IO
 
+from foreserve import clock
 from foreserve.fleet.process import WorkerProcess
 from foreserve.runtime.ends import kill_group
 
 TELL_S = 1.0
 """How long after its end its parent may take to tell how it ended, before that is taken for unknown."""
+
+
+class CannotFork(Exception):
+    """A worker has to be started as a new interpreter, and why. `lasting`: it would be so the next time as well."""
+
+    def __init__(self, reason: str, lasting: bool = False) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
 
 
 class ForkedProcess(WorkerProcess):
@@ -68,3 +78,38 @@ class ForkedProcess(WorkerProcess):
         if self._alive:
             kill_group(self.pid)  # while anything is left in its group, no other can have its number
             self.told(None)
+
+
+class Awaited:
+    """One that has been asked for: `process` has it once it is there, or raises CannotFork."""
+
+    def __init__(self, name: str, stdin: IO[bytes], output: IO[bytes], ended: Callable[[int | None], None]) -> None:
+        self.name, self.stdin, self.output, self.ended = name, stdin, output, ended
+        self.at = clock.precise()
+        self.process: asyncio.Future[ForkedProcess] = asyncio.get_running_loop().create_future()
+
+    def came(self, pid: int, pidfd: int) -> ForkedProcess:
+        """It is there; killed at once where nobody waits for it any more."""
+        process = ForkedProcess(self.name, pid, pidfd, self.stdin, self.output, lambda code: self.ended(code))
+        if self.process.done():
+            self._kill(process)
+        else:
+            self.process.set_result(process)
+        return process
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more; it may have come already."""
+        if not self.process.cancelled() and self.process.exception() is None:
+            self._kill(self.process.result())
+
+    def _kill(self, process: ForkedProcess) -> None:
+        self.ended = lambda _: None
+        process.kill()
+        process.close()
+
+    def fail(self, reason: str) -> None:
+        """It will not come."""
+        self.stdin.close()
+        self.output.close()
+        if not self.process.done():
+            self.process.set_exception(CannotFork(reason))

@@ -80,10 +80,11 @@ class Zygote:
         match message:
             case Import():
                 skipped = import_all(message.modules)
-                reason = unfit(self._before)
                 self._on_child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # nobody else shall reap workers
+                reason = unfit(self._before)
                 gc.collect()
                 gc.freeze()  # a collection in a worker shall not write to what it shares with the others
+                die_with_parent(False)  # from here on that end is seen, and workers are ended first
                 send(self._control, Imported(skipped, reason))
             case Fork():
                 return self._fork(message, fds)
@@ -136,12 +137,7 @@ def main(arguments: Sequence[str]) -> int:
     control.set_inheritable(False)
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking whether there is a GPU shall not open it
     die_with_parent(True)  # an import may hold on for long, and cannot be told of the gateway's end
-    if (first := receive(control, to_forker)) is None:
-        return 0
-    zygote = Zygote(control)
-    zygote._heard(*first)
-    die_with_parent(False)  # from here on that end is seen, and workers are ended with it
-    forked = zygote.serve()
+    forked = Zygote(control).serve()
     if forked is None:
         os._exit(0)  # what imports do at an exit is their workers' to do
     sys.argv[1:] = forked
@@ -155,10 +151,9 @@ def import_all(modules: Sequence[str]) -> dict[str, str]:
     for name in names:  # grows as modules name others
         try:
             later = getattr(importlib.import_module(name), IMPORTED_LATER, ())
+            names += [each for each in later if each not in names]
         except (Exception, SystemExit) as error:
             skipped[name] = f"{type(error).__name__}: {error}"[:200]
-            continue
-        names += [each for each in later if each not in names]
     return skipped
 
 
