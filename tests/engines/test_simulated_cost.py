@@ -54,6 +54,12 @@ def test_whole_steps_are_whole(line, x, steps):
     assert line.steps(x, line.total(x, steps), 1000) == steps
 
 
+def test_whole_steps_are_whole_where_the_last_is_far_longer_than_the_first():
+    line = Line([257.997, 283.051], [0.0957007393441438, 3.103711397897333])
+    assert line.at(0.001) * 1e5 < line.at(156.001)
+    assert line.steps(0.001, line.total(0.001, 156), 1000) == 156
+
+
 def test_prefill_is_bilinear_in_the_tokens_and_what_is_before_them():
     cost = PrefillCost(PrefillTable(tokens=[100, 200], before=[0, 1000], seconds=[[1.0, 2.0], [3.0, 6.0]]))
     assert cost.at(100, 0) == CLOSE(1.0)

@@ -14,7 +14,9 @@ from itertools import accumulate, pairwise
 from foreserve.engines.profile import DecodeTable, PrefillTable
 
 _SLACK = 1e-9
-"""Of a step: what keeps a number of steps that is whole but for rounding from being rounded up by one."""
+_ROUNDING = 1e-12
+"""Of the first step, and of all of them: what keeps a number of steps that is whole but for rounding from being rounded
+up by one. Where later steps are longer by far, their rounding is more than the first one's share."""
 
 
 class Line:
@@ -51,7 +53,7 @@ class Line:
         xs, piece = self._xs, bisect_right(self._xs, x) - 1
         slope = self._slopes[piece]
         first = self._ys[piece] + slope * (x - xs[piece])
-        seconds -= _SLACK * first
+        seconds -= max(_SLACK * first, _ROUNDING * seconds)
         if seconds <= 0.0:
             return 0
         here = most if piece == self._last else min(most, math.ceil(xs[piece + 1] - x))
