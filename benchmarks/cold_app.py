@@ -15,10 +15,11 @@ import msgspec
 
 from benchmarks import cold_models
 from benchmarks.common import ROOT
-from foreserve.app import App, Running
+from foreserve.app import App
 from foreserve.core import Request
 from foreserve.models.catalog import locate
 from foreserve.models.prepare import prepare
+from foreserve.running import Running
 from foreserve.services.function import Function
 from foreserve.settings import Environment
 

@@ -25,7 +25,7 @@ import uvloop
 
 from benchmarks.common import Report, arguments, picture
 from benchmarks.load import send
-from foreserve.app import App, Running
+from foreserve.app import App
 from foreserve.fleet.replica import State
 from foreserve.gateway.http import create_app
 from foreserve.loadgen.arrivals import Arrival, generator
@@ -34,6 +34,7 @@ from foreserve.loadgen.prompts import Prompt
 from foreserve.loadgen.records import Ending
 from foreserve.loadgen.run import Limits, Run
 from foreserve.loadgen.stats import e2e, summarise
+from foreserve.running import Running
 from foreserve.services.llm import LLM
 
 MOST: Final = 4

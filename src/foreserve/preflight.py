@@ -20,11 +20,12 @@ from typing import Any
 
 import msgspec
 
-from foreserve.app import App, leasts, policy_name
+from foreserve.app import App
 from foreserve.chosen import make_admission, make_placement, make_policy, make_scaling_policy, placement_name
 from foreserve.errors import ConfigError
 from foreserve.fleet.sharing import Shares
 from foreserve.foresight.workload import offered
+from foreserve.services.served import leasts, policy_name
 from foreserve.settings import Environment, ServerSettings
 from foreserve.state import history_file
 

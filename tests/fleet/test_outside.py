@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from foreserve.app import App, Running
+from foreserve.app import App
 from foreserve.core import Outcome, OutcomeKind, Request
 from foreserve.engines.forwarding import Forward
 from foreserve.errors import ConfigError
 from foreserve.fleet import outside as module
 from foreserve.fleet.outside import Outside
 from foreserve.fleet.outside_tell import Untold, Wish
+from foreserve.running import Running
 from foreserve.services.upstream import Upstream
 from tests.engines.scripted_server import ScriptedServer, scripted
 

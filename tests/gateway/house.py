@@ -10,8 +10,9 @@ from typing import Any
 
 import uvicorn
 
-from foreserve.app import App, Running
+from foreserve.app import App
 from foreserve.gateway.http import create_app
+from foreserve.running import Running
 
 
 class House:

@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 
 import uvicorn
 
-from foreserve.app import App, Running
+from foreserve.app import App
 from foreserve.gateway.http import create_app
+from foreserve.running import Running
 
 
 @asynccontextmanager

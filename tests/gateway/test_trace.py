@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 
 from foreserve import App, function
-from foreserve.app import Running
+from foreserve.running import Running
 from foreserve.services.upstream import Upstream
 from foreserve.settings import ApiKey, ServerSettings
 from foreserve.traces.row import Header, TraceRow

@@ -13,8 +13,9 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from foreserve.app import App, Running
+from foreserve.app import App
 from foreserve.core import Outcome, OutcomeKind
+from foreserve.running import Running
 from foreserve.services.llm import LLM
 from foreserve.services.upstream import Upstream
 from tests.engines.scripted_server import USAGE, ScriptedServer, delta, event, hang, hang_up, scripted, streaming

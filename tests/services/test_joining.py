@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from foreserve.app import App, Running
+from foreserve.app import App
 from foreserve.core import Outcome, OutcomeKind, Request
 from foreserve.engines.forwarding import Forward
 from foreserve.errors import BadRequest, Forbidden, NotFound
+from foreserve.running import Running
 from foreserve.services.base import Service
 from foreserve.services.joining import allowed, join, leave, servers
 from foreserve.services.upstream import Upstream

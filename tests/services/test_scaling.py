@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from foreserve.app import App, Running
+from foreserve.app import App
 from foreserve.core import OutcomeKind, Request
 from foreserve.dispatch.stream import Stream
 from foreserve.engines.generation import Generate
@@ -17,6 +17,7 @@ from foreserve.errors import ConfigError
 from foreserve.fleet.inline import InlineLauncher
 from foreserve.foresight import demand
 from foreserve.loads import LoadStore, decisions, loads_file
+from foreserve.running import Running
 from foreserve.scaling import ScalingDecision
 from foreserve.services.llm import LLM
 from foreserve.services.upstream import Upstream

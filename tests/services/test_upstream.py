@@ -10,10 +10,11 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from foreserve.app import App, Running
+from foreserve.app import App
 from foreserve.core import EngineInfo, OutcomeKind, Request
 from foreserve.engines.forwarding import Body, Forward, Head
 from foreserve.errors import ConfigError, ReplicaLost, UpstreamRefused
+from foreserve.running import Running
 from foreserve.services.upstream import UNBOUNDED, Upstream
 from tests.engines.scripted_server import delta, event, hang, hang_up, scripted, streaming
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from foreserve import app as app_module
+from foreserve import wiring
 from foreserve.app import App
 from foreserve.core import Outcome, Request
 from foreserve.dispatch.rooms import Shown
@@ -116,7 +116,7 @@ def spied(policy: str, placement: str, kind: type[Twin] = Twin, count: int = 230
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("make_policy", "make_placement", "make_admission"):
-            patch.setattr(app_module, name, watched(getattr(app_module, name)))
+            patch.setattr(wiring, name, watched(getattr(wiring, name)))
         for name in ("predict_features", "learn_features"):
             patch.setattr(Predictor, name, getattr(Predictor, name))
             spy.on(Predictor, name)

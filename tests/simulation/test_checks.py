@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from foreserve import app as app_module
+from foreserve import running as running_module
+from foreserve import wiring
 from foreserve.core import Outcome, Work
 from foreserve.dispatch.admission import Always
 from foreserve.dispatch.batching import FirstCome
@@ -73,12 +74,12 @@ def found(faults: str = "", **settings: Any) -> set[str]:
     ("policy", "check"), [(Hoards, "left"), (Unfair, "tenant"), (Sleepy, "idle"), (Fails, "logged")]
 )
 def test_a_policy_that_breaks_a_rule(monkeypatch: pytest.MonkeyPatch, policy: Callable[[], Any], check: str):
-    monkeypatch.setattr(app_module, "make_policy", lambda *_: policy())
+    monkeypatch.setattr(wiring, "make_policy", lambda *_: policy())
     assert check in found(per_s=2.0, queue={"max_waiting": 200, "max_wait_s": 25.0})
 
 
 def test_a_queue_without_its_bound(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(app_module, "make_admission", lambda *_: Always(1, 1.0))
+    monkeypatch.setattr(wiring, "make_admission", lambda *_: Always(1, 1.0))
     assert found(per_s=50.0, policy="fcfs", queue={"max_waiting": 4, "max_wait_s": 100.0}) == {"queue"}
 
 
@@ -123,15 +124,15 @@ def test_an_end_that_is_told_twice(monkeypatch: pytest.MonkeyPatch):
         told.append(outcome)
 
     monkeypatch.setattr(Ledger, "end", twice)
-    settled = app_module.Running._settled
+    settled = running_module.Running._settled
 
-    def again(self: app_module.Running, outcome: Outcome) -> None:
+    def again(self: running_module.Running, outcome: Outcome) -> None:
         settled(self, outcome)
         if len(told) == 10:
             told.append(outcome)
             settled(self, outcome)
 
-    monkeypatch.setattr(app_module.Running, "_settled", again)
+    monkeypatch.setattr(running_module.Running, "_settled", again)
     assert "once" in found()
 
 
@@ -165,13 +166,13 @@ def _endless(run: Any) -> Any:
 
 
 def test_a_clock_that_goes_back(monkeypatch: pytest.MonkeyPatch):
-    settled = app_module.Running._settled
+    settled = running_module.Running._settled
 
-    def late(self: app_module.Running, outcome: Outcome) -> None:
+    def late(self: running_module.Running, outcome: Outcome) -> None:
         wrong = outcome.id == "r20"
         settled(self, type(outcome)(**{**as_dict(outcome), "first": 0.0}) if wrong else outcome)
 
-    monkeypatch.setattr(app_module.Running, "_settled", late)
+    monkeypatch.setattr(running_module.Running, "_settled", late)
     assert found(per_s=2.0) == {"clock"}
 
 
@@ -185,14 +186,14 @@ def test_an_oracle_that_keeps_what_has_ended(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_tasks_and_timers_that_stay(monkeypatch: pytest.MonkeyPatch):
-    stop = app_module.Running.stop
+    stop = running_module.Running.stop
 
-    async def careless(self: app_module.Running, drain_s: float | None = None) -> None:
+    async def careless(self: running_module.Running, drain_s: float | None = None) -> None:
         await stop(self, drain_s)
         asyncio.get_running_loop().call_later(5.0, print)
         self.kept = asyncio.create_task(asyncio.sleep(9.0), name="kept")  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(app_module.Running, "stop", careless)
+    monkeypatch.setattr(running_module.Running, "stop", careless)
     shown = trial("", count=20)
     words = " ".join(finding.words for finding in shown.findings)
     assert "a timer is still set" in words

@@ -22,13 +22,14 @@ from rich.progress import Progress, TaskID
 from rich.text import Text
 
 from foreserve import __version__
-from foreserve.app import App, Running
+from foreserve.app import App
 from foreserve.appfile import load_app_file
 from foreserve.cli.ending import EXIT_FAILED, wrong
 from foreserve.errors import ConfigError, ForeserveError
 from foreserve.gateway.http import create_app
 from foreserve.preflight import check
 from foreserve.preflight import port as port_free
+from foreserve.running import Running
 from foreserve.services.discovery import Discovery
 from foreserve.settings import ApiKey, Environment, ServerSettings
 

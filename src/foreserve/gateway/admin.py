@@ -10,11 +10,11 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import HTMLResponse, Response
 
 from foreserve import __version__
-from foreserve.app import Running
 from foreserve.core import OutcomeKind
 from foreserve.gateway.calls import Call
 from foreserve.gateway.pages import DOCS_PAGE, STATUS_PAGE
 from foreserve.gateway.schemas import describe
+from foreserve.running import Running
 from foreserve.services.base import Service
 
 router = APIRouter(tags=["Operations"])

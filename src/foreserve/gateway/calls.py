@@ -6,12 +6,12 @@ from typing import Any, cast
 
 from fastapi import Request as HttpRequest
 
-from foreserve.app import Running
 from foreserve.clock import now
 from foreserve.core import Request
 from foreserve.gateway.bodies import TermsBody
 from foreserve.gateway.errors import no_such
 from foreserve.gateway.terms import terms
+from foreserve.running import Running
 from foreserve.services.base import Service
 from foreserve.settings import ApiKey
 

@@ -18,12 +18,12 @@ from fastapi import APIRouter, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
-from foreserve.app import Running
 from foreserve.gateway.calls import Call
 from foreserve.gateway.function_bodies import arguments, call_of
 from foreserve.gateway.function_replies import answer, json_reply, plain_reply, wants_stream
 from foreserve.gateway.function_schemas import described
 from foreserve.gateway.schemas import describe
+from foreserve.running import Running
 from foreserve.services.function import Function
 
 router = APIRouter(prefix="/v1/functions", tags=["Functions"])

@@ -8,7 +8,6 @@ from contextlib import AbstractAsyncContextManager
 from fastapi import FastAPI
 
 from foreserve import __version__
-from foreserve.app import Running
 from foreserve.clock import wall
 from foreserve.gateway import (
     admin,
@@ -26,6 +25,7 @@ from foreserve.gateway import (
 from foreserve.gateway.edge import Edge
 from foreserve.gateway.recording import Recordings
 from foreserve.gateway.terms import Keys
+from foreserve.running import Running
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 

@@ -14,11 +14,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from foreserve.app import Running
 from foreserve.core import Outcome, OutcomeKind
 from foreserve.fleet.replica import State
 from foreserve.gateway.foresight_metrics import ForesightMetrics
 from foreserve.gateway.schemas import describe
+from foreserve.running import Running
 
 router = APIRouter(tags=["Operations"])
 

@@ -15,11 +15,11 @@ from typing import Any, Final
 import msgspec
 
 from foreserve import clock
-from foreserve.app import Running
 from foreserve.core import Outcome, Request
 from foreserve.dispatch.stream import Stream
 from foreserve.errors import Unavailable
 from foreserve.gateway.recorded import Answer, Came, Hashes, Ids, came, row
+from foreserve.running import Running
 from foreserve.traces.row import Header, Lost
 
 log = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from yarl import URL
 
-from foreserve.app import Running
 from foreserve.engines.remote_server import base_url
 from foreserve.errors import NotFound, RequestError, Unavailable
 from foreserve.fleet.replica import State
 from foreserve.gateway.calls import ID
 from foreserve.gateway.passing import back, onward
+from foreserve.running import Running
 from foreserve.services.base import Service
 from foreserve.services.upstream import Upstream
 

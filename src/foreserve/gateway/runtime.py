@@ -9,8 +9,8 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
-from foreserve.app import Running
 from foreserve.gateway.schemas import describe
+from foreserve.running import Running
 
 router = APIRouter(tags=["Operations"])
 

@@ -14,10 +14,10 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
-from foreserve.app import Running
 from foreserve.errors import BadRequest, Forbidden
 from foreserve.gateway.calls import KEY, Call
 from foreserve.gateway.decoding import Decoder
+from foreserve.running import Running
 from foreserve.services.base import Service
 from foreserve.services.joining import join, leave, servers
 from foreserve.services.upstream import Upstream

@@ -17,7 +17,6 @@ from fastapi import APIRouter, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
-from foreserve.app import Running
 from foreserve.core import Request, Work
 from foreserve.engines.forwarding import Forward
 from foreserve.engines.json_fields import edited, fields, value
@@ -28,6 +27,7 @@ from foreserve.gateway.decoding import Decoder
 from foreserve.gateway.errors import no_such
 from foreserve.gateway.passing import Passed, onward
 from foreserve.gateway.relay import Relay
+from foreserve.running import Running
 from foreserve.services.base import Service
 from foreserve.services.llm import LLM
 from foreserve.services.observing import Observer, Report

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, Protocol
 
-from foreserve.app import Running
 from foreserve.core import Outcome, Request
 from foreserve.dispatch.stream import Stream
 from foreserve.engines.generation import Sized
+from foreserve.running import Running
 from foreserve.services.foreseen import Foreseen
 from foreserve.simulation.oracle import Oracle
 from foreserve.simulation.twin import Twin

@@ -7,8 +7,8 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
-from foreserve.app import Running
 from foreserve.core import Outcome, OutcomeKind, Request
+from foreserve.running import Running
 from foreserve.scaling import ScalingDecision
 from foreserve.services.base import Service
 from foreserve.simulation import figures
@@ -179,7 +179,7 @@ class Measured:
 
 def scales(running: Running, name: str) -> bool:
     """Whether the number of a service's replicas may change."""
-    least, most = running.app.services[name].settings.bounds
+    least, most = running.kinds[name].settings.bounds
     return least < most
 
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from foreserve.app import Running
 from foreserve.clock import wall
 from foreserve.core import Outcome, OutcomeKind
 from foreserve.errors import ConfigError
+from foreserve.running import Running
 from foreserve.scaling import Window
 from foreserve.services.foreseen import tokens_cost
 from foreserve.simulation.twin import Twin

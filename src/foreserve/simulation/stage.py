@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 import msgspec
 
-from foreserve.app import App, Running
+from foreserve.app import App
 from foreserve.core import Request
 from foreserve.ports import Launcher
+from foreserve.running import Running
 from foreserve.settings import MachineSettings, ServerSettings, StateSettings
 from foreserve.simulation.drive import Drive
 from foreserve.simulation.oracle import Oracle

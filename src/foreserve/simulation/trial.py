@@ -10,11 +10,12 @@ from typing import Final
 
 import msgspec
 
-from foreserve.app import App, Running
+from foreserve.app import App
 from foreserve.core import Outcome, OutcomeKind
 from foreserve.engines.profile import EngineProfile
 from foreserve.errors import EngineStartError
 from foreserve.ports import Launcher
+from foreserve.running import Running
 from foreserve.settings import StateSettings
 from foreserve.simulation.checks import SETTLE_S, Checks, Finding
 from foreserve.simulation.clock import run

@@ -7,7 +7,6 @@ from typing import Any, TypeGuard
 
 import msgspec
 
-from foreserve.app import Progress, Served
 from foreserve.chosen import placement_name
 from foreserve.core import Chunk, EngineInfo, EngineSpec, Outcome, Price, Request, Work
 from foreserve.engines.generation import Count, Sized
@@ -19,6 +18,7 @@ from foreserve.services.foreseeing import Foreseer
 from foreserve.services.foreseen import Foreseen, tokens_cost
 from foreserve.services.llm import CONTINUOUS_POLICY, LLM, STATIC_POLICY
 from foreserve.services.prefixes import of_hashes, wanted
+from foreserve.services.served import Progress, Served
 from foreserve.services.upstream import Upstream
 from foreserve.simulation.oracle import Oracle
 from foreserve.traces.row import TraceRow

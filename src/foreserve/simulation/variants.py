@@ -9,13 +9,14 @@ from typing import Any, Final
 import msgspec
 import yaml
 
-from foreserve.app import App, policy_name
+from foreserve.app import App
 from foreserve.appfile import load_app_file
 from foreserve.chosen import make_admission, make_placement, make_policy, make_scaling_policy, placement_name
 from foreserve.errors import ConfigError
 from foreserve.foresight.workload import offered
 from foreserve.parsing import parse
 from foreserve.registry import choices
+from foreserve.services.served import policy_name
 from foreserve.settings import AppSettings
 from foreserve.yamlfile import Document
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from foreserve.app import App, Running
+from foreserve.app import App
 from foreserve.core import Request
 from foreserve.dispatch.batching import FixedBatches
 from foreserve.errors import ConfigError, EngineStartError
+from foreserve.running import Running
 from foreserve.samples import SampleStore, samples_file
 from foreserve.services.llm import LLM, STATIC_POLICY
 from foreserve.services.llm_prompt import Sampling
@@ -47,9 +48,9 @@ async def test_what_was_learned_is_there_when_the_app_starts_again(tmp_path: Pat
         status = running.services["chat"].status().foresight
         assert status is not None
         assert (status.chosen, status.tier) == ("fast", "histogram")  # no model has been trained yet
-        about = await running.app.services["chat"].about_chat(  # type: ignore[attr-defined]
+        about = await running.kinds["chat"].about_chat(  # type: ignore[attr-defined]
             [{"role": "user", "content": "hi"}],
-            await running.app.services["chat"].chat([{"role": "user", "content": "hi"}], Sampling(max_tokens=100)),  # type: ignore[attr-defined]
+            await running.kinds["chat"].chat([{"role": "user", "content": "hi"}], Sampling(max_tokens=100)),  # type: ignore[attr-defined]
             "ann",
         )
         assert about.length.source == ("histogram" if start else "limit")
