@@ -14,6 +14,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -35,10 +36,14 @@ ROOM: Final = 8 * GIB
 
 
 class Grown(msgspec.Struct, frozen=True):
-    """Bytes by number of workers, with the pool and the owner (`all`), and seconds until one more was ready."""
+    """Bytes by number of workers, with the pool and the owner (`all`), and seconds until one more was ready.
+
+    `mapped`: of the file with the weights, mapped by them, which workers of one function share and others do not.
+    """
 
     all: dict[int, int]
     ready_s: list[float]
+    mapped: int = 0
 
     @property
     def more(self) -> float:
@@ -51,6 +56,10 @@ class Grown(msgspec.Struct, frozen=True):
         first = min(self.all)
         return max(0, first + int((room - self.all[first]) // self.more))
 
+    def different(self, room: float, weights: int) -> float:
+        """How many functions `room` bytes hold that have so many bytes of weights each, and the same imports."""
+        return max(0.0, 1.0 + (room - self.all[min(self.all)]) / (self.more + weights))
+
 
 async def _bytes(place: House, pids: list[int]) -> int:
     """Of all processes that serve the function."""
@@ -61,14 +70,30 @@ async def _bytes(place: House, pids: list[int]) -> int:
     return sum(one.pss for one in found if one is not None)
 
 
-async def grow(place: House, counts: list[int], turn: Callable[[], None]) -> Grown:
+def mapped(pids: list[int], file: Path) -> int:
+    """Bytes of `file` that these processes map, their fair shares summed."""
+    total = 0
+    for pid in pids:
+        of_it = False
+        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if "-" in name and " " in name:  # a mapping's first line: addresses, rights, and what is mapped
+                of_it = line.endswith(str(file))
+            elif of_it and name == "Pss":
+                total += int(rest.split()[0]) * 1024
+    return total
+
+
+async def grow(place: House, counts: list[int], file: Path, turn: Callable[[], None]) -> Grown:
     """More and more workers, each of which has answered."""
     found: dict[int, int] = {}
+    of_file = 0
     for count in counts:
         pids = await place.scale(count)
         for _ in range(2):
             await place.calls(count)
         found[count] = await _bytes(place, pids)
+        of_file = mapped(pids, file)
         turn()
     ready = []
     for _ in range(5):
@@ -76,19 +101,20 @@ async def grow(place: House, counts: list[int], turn: Callable[[], None]) -> Gro
         began = time.perf_counter()
         await place.scale(1)
         ready.append(time.perf_counter() - began)
-    return Grown(found, ready)
+    return Grown(found, ready, of_file)
 
 
 async def measure(model: Model, most: int, turn: Callable[[], None]) -> tuple[Grown, Grown]:
     """Shared and private."""
     words: dict[str, Any] = {**PATIENT, "max_running": 1, "replicas": most}
     counts = [count for count in WORKERS if count <= most]
-    weights = (model.folder / "model.safetensors").stat().st_size
+    file = (model.folder / "model.safetensors").resolve()
+    weights = file.stat().st_size
     async with house(model.kind(**words)) as place:
-        shared = await grow(place, counts, turn)
+        shared = await grow(place, counts, file, turn)
     few = [count for count in counts if count * (weights + 300 * MIB) <= MOST_PRIVATE_BYTES]
     async with house(model.kind("private", **words), fork=False) as place:
-        private = await grow(place, few, turn)
+        private = await grow(place, few, file, turn)
     return shared, private
 
 
@@ -108,9 +134,8 @@ def told(report: Report, found: dict[str, tuple[Grown, Grown, int]]) -> None:
         functions.append(shared.fit(ROOM) / max(1, private.fit(ROOM)))
         report.add(f"{name}_in_8gb", float(shared.fit(ROOM)))
         report.add(f"{name}_in_8gb_vs_private", functions[-1])
-        # Of functions that differ each has weights of its own; they share the imports.
-        alone = (ROOM - shared.all[1] + shared.more + weights) / (shared.more + weights)
-        several.append(alone / max(1, private.fit(ROOM)))
+        # Each has weights of its own; private workers of one function share theirs where the library maps the file.
+        several.append(shared.different(ROOM, weights) / max(1.0, private.different(ROOM, private.mapped)))
         report.add(f"{name}_different_in_8gb_vs_private", several[-1])
         report.add(f"{name}_replica_ready_s", shared.ready_s)
         report.add(f"{name}_replica_ready_s_before", private.ready_s)
