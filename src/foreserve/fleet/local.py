@@ -21,6 +21,7 @@ from foreserve.messages import (
     Exit,
     Feed,
     FromWorker,
+    ImportedLater,
     Run,
     Start,
     StartFailed,
@@ -48,6 +49,7 @@ class LocalConnection:
         self._name = name
         self._limit = max_message_bytes
         self._contexts = contexts
+        self._spec = spec
         self._listener = listener
         self._watch = Watch(spec, listener, self._end)
         self._why: str | None = None
@@ -147,6 +149,10 @@ class LocalConnection:
         self._heard(message)
 
     def _heard(self, message: FromWorker) -> None:
+        if isinstance(message, ImportedLater):
+            if self._contexts is not None:
+                self._contexts.heard(self._spec, message)
+            return
         if isinstance(message, StartFailed):
             self._start_failed = message.reason
         self._watch.heard(message)
