@@ -133,21 +133,26 @@ class Contexts:
         return lineage is not None and lineage.up
 
     @property
+    def lineages(self) -> list[Lineage]:
+        """One for each key of which there is any."""
+        return list(self._lineages.values())
+
+    @property
     def all(self) -> list[Context]:
         """Those that take workers, or have some still."""
-        return [context for lineage in self._lineages.values() for context in lineage.contexts]
+        return [context for lineage in self.lineages for context in lineage.contexts]
 
     async def stats(self) -> tuple[ContextStats, ...]:
         """Of each that is there."""
         now = asyncio.get_running_loop().time()
-        every = [(one, each) for each in self._lineages.values() for one in each.contexts]
+        every = [(one, each) for each in self.lineages for one in each.contexts]
         pids = [context.pid for context, _ in every]
         footprints = await offload(lambda: [footprint(pid) for pid in pids])
         return tuple(_stats(*each, one, now) for each, one in zip(every, footprints, strict=True))
 
     async def close(self) -> None:
         """Let all go, and wait until they are gone. Workers that are left are ended."""
-        lineages = [*self._lineages.values(), *self._leaving]
+        lineages = [*self.lineages, *self._leaving]
         for lineage in lineages:
             lineage.close()
         for lineage in lineages:

@@ -27,7 +27,7 @@ class Later:
         self._began = clock.precise()
         self._variables = dict(os.environ)
         self._folders = frozenset(sys.path) - {"", working_folder()}
-        sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, self)
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
         """Asked by the import system before other finders are, whatever is imported; finds nothing itself.
@@ -45,7 +45,7 @@ class Later:
         of the working folder or of folders that joined the path later, which are the user's own.
         """
         if self in sys.meta_path:
-            sys.meta_path.remove(self)  # type: ignore[arg-type]
+            sys.meta_path.remove(self)
         names: list[str] = []
         room = MOST_CHARACTERS
         for name in self._found():
