@@ -64,6 +64,8 @@ class Pending:
 
     def __init__(self, ref: WeightsRef) -> None:
         self.ref = ref
+        self.waits = ""
+        """Why they are not being loaded, in words, where that was told."""
         self._known = threading.Event()
         self._mapped: Mapped | None = None
         self._error: str | None = None
@@ -79,7 +81,8 @@ class Pending:
         Raises WeightsError with the reason when they cannot be had, or are not there after `timeout_s` seconds.
         """
         if not self._known.wait(timeout_s):
-            raise WeightsError(f"weights {self.ref.name!r} ({self.ref.source}) were not there after {timeout_s:g} s")
+            words = f"weights {self.ref.name!r} ({self.ref.source}) were not there after {timeout_s:g} s"
+            raise WeightsError(f"{words}: {self.waits}" if self.waits else words)
         if self._mapped is None:
             raise WeightsError(f"weights {self.ref.name!r}: {self._error}")
         return self._mapped
