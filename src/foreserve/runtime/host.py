@@ -64,6 +64,7 @@ class EngineHost:
         self._later = later
         self._ran = False  # since the last heartbeat
         self._loop = asyncio.get_running_loop()
+        self._context = leases.scope()  # other engines of this process have other weights by the same names
         self._engine: Engine | None = None
         self._requests: Requests | None = None
         self._started = self._draining = self._exiting = False
@@ -214,7 +215,7 @@ class EngineHost:
             self._outbox.tell(Drained())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(work)
+        task = self._loop.create_task(work, context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
