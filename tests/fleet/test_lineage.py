@@ -171,7 +171,7 @@ async def test_a_module_that_must_not_be_imported_costs_itself_alone(open_house,
         assert len(house.contexts.all) == 2
     async with open_house() as house:  # it is known the next time
         assert (await house.ready(house.spec(*modules)))["there"] == ["lazy_good", "lazy_last"]
-        assert house.names == ["context-1+1"]
+        await house.until(lambda: house.names == ["context-1+1"])
 
 
 async def test_of_many_bad_ones_the_last_copy_has_what_is_sure(open_house, monkeypatch):
@@ -203,7 +203,7 @@ async def test_what_is_remembered_is_there_for_the_first_worker(open_house):
         await house.learned("lazy_one")
     async with open_house() as house:
         assert (await house.ready(spec))["there"] == ["lazy_one"]
-        assert house.names == ["context-1+1"]
+        await house.until(lambda: house.names == ["context-1+1"])
     async with open_house() as house:
         house.launcher.warm(spec)
         await house.until(lambda: house.names == ["context-1+1"])
@@ -240,6 +240,7 @@ async def test_what_workers_set_keeps_their_imports_to_themselves(open_house, ca
         assert not (await house.learned(same)).refused
     async with open_house() as house:
         await house.ready(house.spec(same, sets=("LAZY_OWN",)))
+        await house.until(lambda: house.learner.learned.refused)
         learned = await house.learned()
         assert learned.refused == "workers set LAZY_OWN before they are ready"
     async with open_house() as house:

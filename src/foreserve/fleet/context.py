@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import os
 import socket
 from collections.abc import Callable, Sequence
-from typing import IO
 
 import msgspec
 
 from foreserve import clock
-from foreserve.fleet.forked import Awaited, CannotFork, ForkedProcess
+from foreserve.fleet.forked import CannotFork, ForkedProcess
+from foreserve.fleet.offspring import Offspring
 from foreserve.fleet.process import SpawnedProcess, WorkerProcess, how_it_ended
 from foreserve.runtime import bootstrap, forking
-from foreserve.runtime.forking import (
-    Ended,
-    Fork,
-    Forked,
-    FromForker,
-    Import,
-    Imported,
-    Importing,
-    NotForked,
-    from_forker,
-)  # fmt: skip
+from foreserve.runtime.forking import FromForker, Import, Imported, Importing, from_forker
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +44,7 @@ class Context:
     def __init__(self, name: str, key: ContextKey, changed: Callable[[], None]) -> None:
         self.key = key
         self.name = name
-        self.forks = 0
-        self.last_fork_s: float | None = None
-        """From asking for a worker until its process was there."""
+        self.offspring = Offspring()
         self.import_s: float | None = None
         """From the start of the process to the end of its imports."""
         self.imported: Imported | None = None
@@ -72,11 +58,6 @@ class Context:
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._began = clock.precise()
-        self._ids = itertools.count(1)
-        self._asked: dict[int, Awaited] = {}
-        self._workers: dict[int, ForkedProcess] = {}
-        self._heirs: set[int] = set()
-        """Processes among its workers that are contexts themselves: they keep it from nothing."""
         self._process: WorkerProcess | None = None
         self._control: socket.socket | None = None
         self._limit: asyncio.TimerHandle | None = None
@@ -115,16 +96,6 @@ class Context:
         return self._process.pid
 
     @property
-    def workers(self) -> int:
-        """How many of its workers run."""
-        return len(self._workers.keys() - self._heirs)
-
-    @property
-    def idle(self) -> bool:
-        """Whether it has no workers and is asked for none."""
-        return not self.workers and not self._asked
-
-    @property
     def closing(self) -> bool:
         """Whether it takes no more."""
         return self.refusal is not None or self._control is None
@@ -146,7 +117,9 @@ class Context:
         await self.settled.wait()
         if self.refusal is not None:
             raise CannotFork(str(self.refusal), self.refusal.lasting)
-        asked = self._ask(name, wire, Fork(next(self._ids), env, tuple(arguments), heir), ended)
+        if self._control is None:
+            raise CannotFork("it is ending")
+        asked = self.offspring.ask(self._control, name, wire, arguments, env, ended, heir)
         try:
             return await asked.process
         except asyncio.CancelledError:
@@ -160,7 +133,7 @@ class Context:
         if self._process is not None and not self.gone.is_set():
             self._loop.call_later(0.0 if self.import_s is None else CLOSE_S, self._process.kill)
 
-    # --- asking
+    # --- its beginning
 
     def _begin(self, process: WorkerProcess, control: socket.socket, wanted: Import, limit_s: float) -> None:
         self._process, self._control = process, control
@@ -172,20 +145,6 @@ class Context:
             forking.send(control, wanted)
         except OSError as error:
             self._give_up(f"it cannot be told what to import: {error}")
-
-    def _ask(self, name: str, wire: socket.socket, fork: Fork, ended: Callable[[int | None], None]) -> Awaited:
-        assert self._control is not None
-        stdin, output = _pipe(), _pipe()
-        asked = Awaited(name, stdin[1], output[0], ended, fork.heir)
-        with stdin[0] as its_stdin, output[1] as its_output:
-            fds = (its_stdin.fileno(), its_output.fileno(), wire.fileno())
-            try:
-                forking.send(self._control, fork, fds)
-            except OSError as error:
-                asked.fail(f"it cannot be asked: {error}")
-            else:
-                self._asked[fork.id] = asked
-        return asked
 
     # --- hearing
 
@@ -209,13 +168,8 @@ class Context:
                 return
             case Imported():
                 self._has_imported(message)
-            case Forked():
-                self._forked(self._asked.pop(message.id), message.pid, fds[0])
-            case NotForked():
-                self._asked.pop(message.id).fail(message.reason)
-            case Ended():
-                self._heirs.discard(message.pid)
-                self._workers.pop(message.pid).told(message.returncode)
+            case _:
+                self.offspring.heard(message, fds)
         self._changed()
 
     def _has_imported(self, message: Imported) -> None:
@@ -229,14 +183,6 @@ class Context:
             self._refuse(message.unfit, lasting=True)
             self._hang_up()
         self.settled.set()
-
-    def _forked(self, asked: Awaited, pid: int, pidfd: int) -> None:
-        if asked.heir:
-            self._heirs.add(pid)
-        else:
-            self.forks += 1
-            self.last_fork_s = clock.precise() - asked.at
-        self._workers[pid] = asked.came(pid, pidfd)
 
     # --- its end
 
@@ -266,16 +212,6 @@ class Context:
         self._refuse(f"it has ended: {how_it_ended(returncode)}" + (f"; its last words: {words}" if words else ""))
         self._hang_up()
         self._process.close()
-        for asked in self._asked.values():
-            asked.fail(str(self.refusal))
-        self._asked.clear()
-        for worker in self._workers.values():
-            worker.orphaned()
-        self._workers.clear()
+        self.offspring.orphan(str(self.refusal))
         self.gone.set()
         self._changed()
-
-
-def _pipe() -> tuple[IO[bytes], IO[bytes]]:
-    reading, writing = os.pipe()
-    return os.fdopen(reading, "rb", 0), os.fdopen(writing, "wb", 0)

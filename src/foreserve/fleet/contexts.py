@@ -214,10 +214,10 @@ def _stats(context: Context, lineage: Lineage, memory: Footprint | None, now: fl
         interpreter=context.key.python,
         imports=context.key.imports,
         pid=context.pid,
-        workers=context.workers,
-        forks=context.forks,
+        workers=context.offspring.workers,
+        forks=context.offspring.forks,
         import_s=context.import_s,
-        last_fork_s=context.last_fork_s,
+        last_fork_s=context.offspring.last_fork_s,
         idle_s=None if idle_since is None else now - idle_since,
         pss_bytes=None if memory is None else memory.pss,
     )

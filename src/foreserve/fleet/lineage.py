@@ -137,7 +137,7 @@ class Lineage:
         for context in [*self._before]:
             if context.gone.is_set():
                 self._before.remove(context)
-            elif context.idle and not context.closing:
+            elif context.offspring.idle and not context.closing:
                 context.close()
         if newest.gone.is_set() and self._before and not self._before[-1].closing:
             self._newest = self._before.pop()  # one that knows less is better than none
@@ -148,7 +148,7 @@ class Lineage:
 
     def _look(self) -> None:
         """Whether it is idle may have changed."""
-        idle = not self._waiting and all(context.idle for context in self.contexts)
+        idle = not self._waiting and all(context.offspring.idle for context in self.contexts)
         if idle == (self.idle_since is not None):
             return
         if self._letting_go is not None:
