@@ -88,6 +88,14 @@ class House:
         """So many at once; the seconds of each."""
         return [took for took, _ in await asyncio.gather(*(self.call() for _ in range(number)))]
 
+    async def learned(self) -> None:
+        """Once nothing is imported any more that workers were seen to import."""
+        contexts = self.running.contexts
+        lineages = [] if contexts is None else contexts.lineages
+        for learner in (each.learner for each in lineages):
+            while learner is not None and learner.copying is not None:
+                await asyncio.wait([learner.copying])
+
     async def scale(self, workers: int) -> list[int]:
         """Have so many workers; returns their processes once all are ready, or gone."""
         replicas = self.service.replicas

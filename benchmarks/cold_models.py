@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers.models.bert.modeling_bert import BertModel
-from transformers.models.llama.modeling_llama import LlamaForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.utils import logging
 
 if TYPE_CHECKING:
@@ -34,8 +33,8 @@ def _skeleton(made: Any, folder: Path) -> Any:
 
     with skeleton():
         # In the precision of the file, as `from_pretrained` has it; ties are made by the class.
-        config = made.config_class.from_pretrained(folder)
-        return made._from_config(config, dtype=config.dtype or torch.float32).eval()
+        config = AutoConfig.from_pretrained(folder)
+        return made.from_config(config, dtype=config.dtype or torch.float32).eval()
 
 
 class _Model:
@@ -54,7 +53,7 @@ class MinilmPrivate(_Model):
     """The sentence encoder: the first numbers of a text's mean vector."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
-        super().__init__(folder, BertModel.from_pretrained(folder).eval())
+        super().__init__(folder, AutoModel.from_pretrained(folder).eval())
 
     def __call__(self, text: str) -> list[float]:
         """The numbers."""
@@ -67,7 +66,7 @@ class Minilm(MinilmPrivate):
     """With shared weights."""
 
     def __init__(self, weights: fs.Weights) -> None:
-        _Model.__init__(self, FOLDER, _skeleton(BertModel, FOLDER))
+        _Model.__init__(self, FOLDER, _skeleton(AutoModel, FOLDER))
         weights.bind(self.module)
 
 
@@ -75,7 +74,7 @@ class SmolPrivate(_Model):
     """The language model: the token that it would write next."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
-        made = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        made = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         super().__init__(folder, made.eval())
 
     def __call__(self, text: str) -> list[float]:
@@ -88,7 +87,7 @@ class Smol(SmolPrivate):
     """With shared weights."""
 
     def __init__(self, weights: fs.Weights) -> None:
-        _Model.__init__(self, FOLDER, _skeleton(LlamaForCausalLM, FOLDER))
+        _Model.__init__(self, FOLDER, _skeleton(AutoModelForCausalLM, FOLDER))
         weights.bind(self.module)
 
 

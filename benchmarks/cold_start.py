@@ -4,8 +4,9 @@ A call's duration is from its arrival to its answer, the mean over 1, 4 and 8 ca
 
 - `fresh`: a process for each call: interpreter, imports, a private copy of the weights, the answer;
 - `serial`: one new worker for all, which starts its interpreter, imports, and then loads a private copy;
-- `ours`: one worker out of a process that has the imports, bound to weights that the memory owner reads meanwhile;
-  it has none of them when the calls come, unless the figure says `held`;
+- `ours`: one worker out of a process that has the imports (those too that the first worker was seen to make when it
+  made its model), bound to weights that the memory owner reads meanwhile; it has none of them when the calls come,
+  unless the figure says `held`;
 - `warm`: workers that are there, each with a private copy: what no start can be faster than.
 
 Files are in the page cache for all sides. The floor of ours is the larger of context and load, then the answer.
@@ -72,6 +73,8 @@ async def measure(model: Model, report: Report, repeats: int, turn: Callable[[],
         answers = [(await place.call())[1] for place in (ours, held, serial, warm)]
         if any(answer != answers[0] for answer in answers):
             raise RuntimeError(f"{model.name}: the sides answer differently: {answers}")
+        for place in (ours, held):
+            await place.learned()
         for _ in range(repeats):
             for number in CALLS:
                 await side(f"fresh_{number}", fresh(model, number))

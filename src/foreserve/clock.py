@@ -7,6 +7,7 @@ place that tells the two apart.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -36,10 +37,13 @@ def precise() -> float:
 
 
 async def offload(fn: Callable[[], T], cost: float = 0.0) -> T:
-    """Run `fn` off the loop: in a thread when live; on a virtual loop at once, its result due after `cost` seconds."""
+    """Run `fn` off the loop: in a thread when live; on a virtual loop at once, its result due after `cost` seconds.
+
+    Either way it sees the caller's context variables.
+    """
     loop = asyncio.get_running_loop()
     if getattr(loop, "virtual", False):
         result = fn()
         await asyncio.sleep(cost)
         return result
-    return await loop.run_in_executor(None, fn)
+    return await loop.run_in_executor(None, contextvars.copy_context().run, fn)

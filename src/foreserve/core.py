@@ -291,8 +291,9 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     the pause before a restart (`None`: the fleet's own bound); an engine that is cheap to start may want a short one.
 
     `weights` are loaded while the process comes up, once for all workers of this machine. `imports` are modules that
-    its process may have imported before it is wanted. `memory_bytes` bounds what it may write to, beyond what it has
-    when it is ready (`None`: no bound).
+    its process may have imported before it is wanted; with `learn`, those too that its workers are seen to import, but
+    for the package `own`. `memory_bytes` bounds what it may write to, beyond what it has when it is ready (`None`: no
+    bound).
     """
 
     factory: str
@@ -304,4 +305,6 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     most_backoff_s: float | None = None
     weights: tuple[WeightsRef, ...] = ()
     imports: tuple[str, ...] = ()
+    learn: bool = True
+    own: str = ""
     memory_bytes: int | None = None

@@ -82,6 +82,18 @@ class Ready(Message, frozen=True):
     pid: int
 
 
+class ImportedLater(Message, frozen=True):
+    """Said after `Ready` by a worker that was forked: what it has imported since, and so every other would.
+
+    `variables` are those of its environment that it has changed meanwhile, with check sums of their values. It was
+    ready `seconds` after its fork.
+    """
+
+    modules: tuple[str, ...]
+    variables: dict[str, int]
+    seconds: float
+
+
 class StartFailed(Message, frozen=True):
     """The engine cannot become ready, and why, in words."""
 
@@ -104,7 +116,7 @@ class Drained(Message, frozen=True):
     """Nothing runs here any more."""
 
 
-FromWorker = Ready | StartFailed | Chunks | Heartbeat | Drained
+FromWorker = Ready | ImportedLater | StartFailed | Chunks | Heartbeat | Drained
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

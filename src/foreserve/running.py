@@ -118,6 +118,8 @@ class Running:
             for kind in self.kinds.values():
                 await offload(lambda kind=kind: kind.prepare(progress))  # type: ignore[misc]
             await self._recall()
+            if self.contexts is not None:
+                await self.contexts.recall()
             await self._start_all()
         except BaseException:
             await self.stop(0.0)

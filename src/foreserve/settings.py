@@ -122,13 +122,15 @@ class RuntimeSettings(Settings, frozen=True, kw_only=True):
     """How worker processes start and leave, and what they share.
 
     `fork` starts workers out of a process that has imported their packages before; without it each is a new
-    interpreter. Such a process stays for `context_s` after its last worker. Read-only weights are held once for all
-    workers of this machine, and for `host_s` after the last one let go of them; together at most `host_gb` (GiB;
-    `None`: no bound). They are read by `readers` threads in chunks of `chunk_mb` (MiB). `sources` has the beginnings of
-    addresses that weights may come from, such as `https://models.example.org/`; files need none.
+    interpreter. Such a process stays for `context_s` after its last worker. With `learn_imports` it also imports what
+    its workers are seen to import before they are ready, and remembers that in the state folder. Read-only weights are
+    held once for all workers of this machine, and for `host_s` after the last one let go of them; together at most
+    `host_gb` (GiB; `None`: no bound). They are read by `readers` threads in chunks of `chunk_mb` (MiB). `sources` has
+    the beginnings of addresses that weights may come from, such as `https://models.example.org/`; files need none.
     """
 
     fork: bool = True
+    learn_imports: bool = True
     context_s: float = 1800.0
     host_s: float = 900.0
     host_gb: float | None = None

@@ -291,7 +291,7 @@ class FunctionSettings(ServiceSettings, frozen=True, kw_only=True):
     `weights` are a safetensors file, an address or a loader, or several by name; relative paths are meant from the
     function's own file. `memory_mb` (MiB) bounds what a worker may write to, beyond what it has when it is ready.
     `route` is a path of its own, such as `/predict`. `imports` are the modules that its processes have imported before
-    they are wanted (`None`: those that its file imports).
+    they are wanted (`None`: those that its file imports, and with `runtime.learn_imports` what its workers import).
     """
 
     target: str

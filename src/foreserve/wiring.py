@@ -24,6 +24,7 @@ from foreserve.errors import ConfigError
 from foreserve.fleet.autoscaler_wrappers import Bounded, ToZero
 from foreserve.fleet.contexts import Contexts
 from foreserve.fleet.inline import InlineLauncher
+from foreserve.fleet.learned import Remembered
 from foreserve.fleet.local import LocalLauncher
 from foreserve.fleet.memory import Memory
 from foreserve.fleet.outside import Outside
@@ -32,6 +33,7 @@ from foreserve.fleet.replicas import Replicas
 from foreserve.fleet.scaler import Fleet
 from foreserve.fleet.sharing import Shares
 from foreserve.ports import Admission, BatchPolicy, Launcher, Placement
+from foreserve.rows import state_folder
 from foreserve.scaling import ScalingDecision
 from foreserve.services.base import Service
 from foreserve.services.joining import expect
@@ -63,7 +65,7 @@ class Wiring:
         """Those that have been made, by name."""
         self.outside: dict[str, Outside] = {}
         """Who starts servers for those services whose replicas are servers, where their number follows the load."""
-        self.contexts = Contexts(settings.runtime.context_s) if settings.runtime.fork else None
+        self.contexts = _contexts(settings) if settings.runtime.fork else None
         """The processes out of which workers are forked, where they are."""
         self.memory = Memory(settings.runtime, Environment.read().cache)
         """Who holds read-only weights for all worker processes."""
@@ -225,3 +227,10 @@ def _outside(
     else:
         teller = Webhook(scaling.webhook or "", scaling.webhook_key_env)
     return Outside(name, replicas, teller, settings.bounds[0], joins, settings.urls)
+
+
+def _contexts(settings: AppSettings) -> Contexts:
+    state = settings.state
+    kept = state_folder(state) / "imports.json" if state.history else None
+    remembered = Remembered(kept) if settings.runtime.learn_imports else None
+    return Contexts(settings.runtime.context_s, remembered=remembered)

@@ -51,7 +51,7 @@ async def test_a_forked_engine_answers_as_one_in_a_new_interpreter(engine, smoll
     expected = await answer(fresh, spec)
     assert len(expected) == 12
     assert [await answer(forked, spec) for _ in range(2)] == [expected] * 2
-    assert [context.forks for context in contexts.all] == [2]
+    assert [context.offspring.forks for context in contexts.all] == [2]
     for launcher in (fresh, forked):
         await launcher.close()
     await contexts.close()

@@ -187,7 +187,7 @@ async def test_it_is_let_go_after_its_last_worker(spec):
     two, _, _ = await ready(launcher, spec)
     await one.stop(5.0)
     await asyncio.sleep(0.2)
-    assert [context.workers for context in contexts.all] == [1]
+    assert [context.offspring.workers for context in contexts.all] == [1]
     await two.stop(5.0)
     await until(lambda: not contexts.all)
     with pytest.raises(ProcessLookupError):
@@ -269,14 +269,14 @@ async def test_a_fork_that_nobody_waits_for_any_more_is_ended(contexts, spec, tu
     process.kill()
     (context,) = contexts.all
     forking = asyncio.create_task(fork())
-    await until(lambda: context.forks == 2 or turns < 5)
+    await until(lambda: context.offspring.forks == 2 or turns < 5)
     for _ in range(turns):
         await asyncio.sleep(0)
     forking.cancel()
     (result,) = await asyncio.gather(forking, return_exceptions=True)
     if not isinstance(result, BaseException):  # it was done before
         result.kill()
-    await until(lambda: not context.workers)
+    await until(lambda: not context.offspring.workers)
     process.close()
     if not isinstance(result, BaseException):
         result.close()

@@ -305,9 +305,33 @@ async def test_who_finds_no_room_gets_it_when_a_holder_ends(made, tmp_path):
         waits = await Holder.start(memory, f"b=file:{b}")
         waiting = asyncio.create_task(waits.say("wait"))
         stats = await references(memory, 2)
-        assert {entry.source: entry.state for entry in stats.entries} == {str(a): "ready", str(b): "loading"}
+        assert {entry.source: entry.state for entry in stats.entries} == {str(a): "ready", str(b): "waiting"}
     assert await waiting == {"b": 4 * MIB}
     await waits.end()
+
+
+@pytest.mark.parametrize(("waits_s", "limit_s"), [(60, 1.0), (0.5, 60.0)])
+async def test_a_start_that_waits_for_room_says_so(made, tmp_path, waits_s, limit_s):
+    engine = tmp_path / "engine.py"
+    engine.write_text(
+        textwrap.dedent(f"""
+        from foreserve.runtime import leases
+
+        def waits():
+            leases.get("b").wait({waits_s})
+        """)
+    )
+    a, b = (weights_file(tmp_path / name, mib=4) for name in "ab")
+    memory = made(host_gb=6 / 1024)
+    launcher, ear = LocalLauncher(memory=memory), Ear()
+    spec = EngineSpec(factory=f"{engine}:waits", weights=(WeightsRef(name="b", source=str(b)),), start_limit_s=limit_s)
+    async with holders(memory, 1, f"a=file:{a}") as (holds,):
+        await holds.say("wait")
+        await launcher.launch("w", spec, ear)
+        reason = await ear.gone()
+    assert reason.endswith(f": {b} waits until there is room for its {4 * MIB} bytes (host_gb)")
+    assert ("not ready within 1 s" in reason) == (limit_s == 1.0)
+    await launcher.close()
 
 
 # --- what is shared

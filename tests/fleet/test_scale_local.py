@@ -121,5 +121,5 @@ async def test_stopping_while_processes_start_leaves_none(house: LocalHouse):
         assert len(house.pids) == 3
     else:  # those that had not been forked yet never were, or were killed
         async with asyncio.timeout(10):
-            while any(context.workers for context in house.contexts.all):  # noqa: ASYNC110  # nobody else has to know
+            while any(context.offspring.workers for context in house.contexts.all):  # noqa: ASYNC110  # nobody else has to know
                 await asyncio.sleep(0.01)

@@ -48,6 +48,9 @@ def test_start_limit():
         _, _, given_up = _watch()
         await asyncio.sleep(101.0)
         assert given_up == ["not ready within 100 s"]
+        Watch(SPEC, Deaf(), given_up.append, lambda: "it waits for room")
+        await asyncio.sleep(101.0)
+        assert given_up[1:] == ["not ready within 100 s: it waits for room"]
 
     clock.run(life())
 

@@ -44,6 +44,22 @@ def test_a_file_is_mapped_to_be_read(file):
         mapped.data("c")
 
 
+def test_a_name_means_in_each_scope_what_was_begun_there(file, tmp_path):
+    (tmp_path / "other").write_bytes(file.read_bytes())
+    one, other = leases.scope(), leases.scope()
+    one.run(begin, [ref(file)])
+    other.run(begin, [ref(tmp_path / "other")])
+    assert one.run(get, "w").ref == ref(file)
+    assert other.run(get, "w").ref == get("w").ref == ref(tmp_path / "other")
+    one.run(begin, [ref(file), ref(file, "more")])
+    assert one.run(get, "w").wait(10.0) is not other.run(get, "w").wait(10.0)
+    with pytest.raises(WeightsError, match="no weights are called 'more'; declared: w"):
+        other.run(get, "more")
+    again = leases.scope()
+    again.run(begin, [ref(file)])
+    assert again.run(get, "w") is one.run(get, "w")
+
+
 def test_a_path_may_be_relative_or_at_home(file, monkeypatch):
     monkeypatch.chdir(file.parent)
     monkeypatch.setenv("HOME", str(file.parent))

@@ -137,7 +137,10 @@ def test_what_is_held_is_never_taken_and_what_has_no_room_waits():
     assert table.acquire(3, "large", 50, 1.0) == []
     assert idle.state is State.READY  # its going would not be enough
     assert table.acquire(4, "small", 10, 1.0) == []  # it does not pass
+    large, small = table.find("large"), table.find("small")
+    assert [table.stalled(entry) for entry in (held, large, small)] == [False, True, True]
     assert kinds(table.release(1, 2.0)) == ["Arm", "Evict"]
+    assert [table.stalled(entry) for entry in (large, small)] == [False, False]  # what is going is enough
     assert held.state is not idle.state
     assert kinds(table.gone(held if held.state is State.EVICTING else idle, 3.0)) == ["Load", "Load"]
     assert table.bytes <= 100

@@ -81,10 +81,12 @@ class ForkedProcess(WorkerProcess):
 
 
 class Awaited:
-    """One that has been asked for: `process` has it once it is there, or raises CannotFork."""
+    """One that has been asked for: `process` has it once it is there, or raises CannotFork. An `heir` is no worker."""
 
-    def __init__(self, name: str, stdin: IO[bytes], output: IO[bytes], ended: Callable[[int | None], None]) -> None:
-        self.name, self.stdin, self.output, self.ended = name, stdin, output, ended
+    def __init__(
+        self, name: str, stdin: IO[bytes], output: IO[bytes], ended: Callable[[int | None], None], heir: bool
+    ) -> None:
+        self.name, self.stdin, self.output, self.ended, self.heir = name, stdin, output, ended, heir
         self.at = clock.precise()
         self.process: asyncio.Future[ForkedProcess] = asyncio.get_running_loop().create_future()
 

@@ -21,6 +21,7 @@ from foreserve.messages import (
     Exit,
     Feed,
     FromWorker,
+    ImportedLater,
     Run,
     Start,
     StartFailed,
@@ -43,13 +44,20 @@ class LocalConnection:
     """One worker process. What is sent before it has come up waits for it."""
 
     def __init__(
-        self, name: str, spec: EngineSpec, listener: Listener, max_message_bytes: int, contexts: Contexts | None = None
+        self,
+        name: str,
+        spec: EngineSpec,
+        listener: Listener,
+        max_message_bytes: int,
+        contexts: Contexts | None = None,
+        waits: Callable[[], str] = str,
     ) -> None:
         self._name = name
         self._limit = max_message_bytes
         self._contexts = contexts
+        self._spec = spec
         self._listener = listener
-        self._watch = Watch(spec, listener, self._end)
+        self._watch = Watch(spec, listener, self._end, waits)
         self._why: str | None = None
         self._returncode: int | None = None
         self._process_ended = self._silent = False
@@ -147,6 +155,10 @@ class LocalConnection:
         self._heard(message)
 
     def _heard(self, message: FromWorker) -> None:
+        if isinstance(message, ImportedLater):
+            if self._contexts is not None:
+                self._contexts.heard(self._spec, message)
+            return
         if isinstance(message, StartFailed):
             self._start_failed = message.reason
         self._watch.heard(message)
@@ -263,9 +275,10 @@ class LocalLauncher:
     async def launch(self, name: str, spec: EngineSpec, listener: Listener) -> Connection:
         """As `Launcher.launch`. An interpreter that does not exist or lacks packages is a `StartFailed`."""
         present = self.present(spec)  # before anything of it is fetched
+        waits: Callable[[], str] = str
         if self._memory is not None:
-            spec, listener = self._memory.prepare(spec, listener)
-        connection = LocalConnection(name, spec, listener, self._max_message_bytes, self._contexts)
+            spec, listener, waits = self._memory.prepare(spec, listener)
+        connection = LocalConnection(name, spec, listener, self._max_message_bytes, self._contexts, waits)
         connection.present = present
         self._connections = {known: None for known in self._connections if not known.gone.is_set()}
         self._connections[connection] = None

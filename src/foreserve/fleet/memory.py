@@ -13,7 +13,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -100,12 +100,16 @@ class Memory:
                 log.error("there is no memory owner, so each worker loads its own weights: %s", error)
         return {} if self._listening is None else {MEMORY: str(self._path)}
 
-    def prepare(self, spec: EngineSpec, listener: Listener) -> tuple[EngineSpec, Listener]:
-        """A spec whose process finds the owner, and a listener that lets go of what was fetched for it in time."""
+    def prepare(self, spec: EngineSpec, listener: Listener) -> tuple[EngineSpec, Listener, Callable[[], str]]:
+        """A spec whose process finds the owner, and a listener that lets go of what was fetched for it in time.
+
+        The third tells what of its weights waits for room, in words; empty where nothing does.
+        """
         spec = msgspec.structs.replace(spec, env={**self.env(), **spec.env})
         if not spec.weights:
-            return spec, listener
-        return spec, _Until(listener, self.prefetch(spec.weights, spec.python))
+            return spec, listener, str
+        hold = self.prefetch(spec.weights, spec.python)
+        return spec, _Until(listener, hold), lambda: hold.waits
 
     def prefetch(self, refs: Sequence[WeightsRef], python: str | None = None) -> Hold:
         """Have these loaded for a worker in the interpreter `python` that is about to start. Returns at once.

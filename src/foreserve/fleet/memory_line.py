@@ -20,6 +20,7 @@ from foreserve.runtime.memory_messages import (
     Ask,
     Release,
     Told,
+    Waits,
     client_socket,
     decode_to_client,
     receive,
@@ -42,6 +43,8 @@ class OwnerLine:
         self._socket: socket.socket | None = None
         self._numbers = count(1)
         self._asked: dict[int, asyncio.Future[Told]] = {}
+        self._waits: dict[int, str] = {}
+        """Of what is held, what there was no room for, and the words that told of it."""
 
     def hold(self, path: Path, refs: Sequence[WeightsRef], python: str) -> Hold:
         """Have these loaded, and keep them. Why they cannot be had is for those who want them to hear."""
@@ -75,8 +78,14 @@ class OwnerLine:
         finally:
             self._asked.pop(number, None)
 
+    def waits(self, numbers: Sequence[int]) -> str:
+        """Which of these wait for room, in words; empty where none does."""
+        return "; ".join(self._waits[number] for number in numbers if number in self._waits)
+
     def tell(self, message: Acquire | Release | Ask) -> None:
         """Say it, if there is somebody."""
+        if isinstance(message, Release):
+            self._waits.pop(message.number, None)
         if self._socket is not None:
             try:
                 send(self._socket, message)
@@ -90,6 +99,7 @@ class OwnerLine:
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
             self._socket.close()
             self._socket = None
+        self._waits.clear()
         for answer in self._asked.values():
             if not answer.done():
                 answer.set_exception(ConnectionError())
@@ -123,6 +133,10 @@ class OwnerLine:
             return
         with suppress(msgspec.DecodeError):
             message = decode_to_client(data)
+            if isinstance(message, Waits):
+                self._waits[message.number] = message.reason
+                return
+            self._waits.pop(message.number, None)
             if isinstance(message, Told) and (answer := self._asked.pop(message.number, None)) and not answer.done():
                 answer.set_result(message)
 
@@ -134,6 +148,11 @@ class Hold:
         self._line = line
         self._numbers = numbers
         self._timer = asyncio.get_running_loop().call_later(HOLD_S, self.release)
+
+    @property
+    def waits(self) -> str:
+        """What of it waits for room, in words; empty where nothing does."""
+        return self._line.waits(self._numbers)
 
     def release(self) -> None:
         """The worker has its own lease, or is gone. Does nothing the second time."""

@@ -26,12 +26,22 @@ def heartbeat_s(spec: EngineSpec) -> float:
 
 
 class Watch:
-    """`give_up(reason)` is called when the replica is not ready within its limit, or silent for too long after that."""
+    """`give_up(reason)` is called when the replica is not ready within its limit, or silent for too long after that.
 
-    def __init__(self, spec: EngineSpec, listener: Listener, give_up: Callable[[str], None]) -> None:
+    `waits()` is what a start waits for that is not its own doing, in words; it is told where that was too long.
+    """
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        listener: Listener,
+        give_up: Callable[[str], None],
+        waits: Callable[[], str] = str,
+    ) -> None:
         self._spec = spec
         self._listener = listener
         self._give_up = give_up
+        self._waits = waits
         self._silent_looks = 0
         self._exited = False
         self._loop = asyncio.get_running_loop()
@@ -63,7 +73,8 @@ class Watch:
             log.exception("the exit of a replica was not handled")
 
     def _late(self) -> None:
-        self._give_up(f"not ready within {self._spec.start_limit_s:g} s")
+        waits = self._waits()
+        self._give_up(f"not ready within {self._spec.start_limit_s:g} s" + (f": {waits}" if waits else ""))
 
     def _look_later(self) -> None:
         self._timer.cancel()

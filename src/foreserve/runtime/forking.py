@@ -15,30 +15,39 @@ import msgspec
 
 from foreserve.messages import Message
 
-PACKET_BYTES = 1 << 16
+PACKET_BYTES = 1 << 17
 """The longest message. Far more than any has: a worker's whole environment does not travel here."""
 
 MOST_DESCRIPTORS = 3
+
+MOST_TOLD = 128
+"""Modules that were skipped, of which it is told why."""
 
 
 # --- to the process that forks
 
 
 class Import(Message, frozen=True):
-    """Import these modules, each with what its `IMPORTED_LATER` names. The first message, and sent once."""
+    """Import these modules, each with what its `IMPORTED_LATER` names. The first message, and sent once.
+
+    With `wary` each is told of before, and the first that leaves the process unfit is the last.
+    """
 
     modules: tuple[str, ...]
+    wary: bool = False
 
 
 class Fork(Message, frozen=True):
     """Fork a worker with the descriptors that come along: its standard input, its output, its end of the wire.
 
-    `env` is set on top of the environment, `arguments` are the worker's after its descriptor.
+    `env` is set on top of the environment, `arguments` are the worker's after its descriptor. An `heir` is no worker:
+    it takes `Import` and then forks as this process does, with the wire as its line, and it may outlive it.
     """
 
     id: int
     env: dict[str, str]
     arguments: tuple[str, ...]
+    heir: bool = False
 
 
 ToForker = Import | Fork
@@ -47,14 +56,23 @@ ToForker = Import | Fork
 # --- from it
 
 
-class Imported(Message, frozen=True):
-    """The imports are done. `skipped` tells of modules that could not be imported, and why.
+class Importing(Message, frozen=True):
+    """This module comes next."""
 
-    Where `unfit` is not empty it says why this process must not fork, in words.
+    module: str
+
+
+class Imported(Message, frozen=True):
+    """The imports are done. `skipped` tells of modules that could not be imported, and why; of the first `MOST_TOLD`.
+
+    Where `unfit` is not empty it says why this process must not fork, in words. `variables` are those that they have
+    changed (`fitness.changed`), `mark` is of where they come from (`fitness.mark`).
     """
 
     skipped: dict[str, str]
     unfit: str = ""
+    variables: dict[str, int] = msgspec.field(default_factory=dict)
+    mark: str = ""
 
 
 class Forked(Message, frozen=True):
@@ -78,7 +96,7 @@ class Ended(Message, frozen=True):
     returncode: int
 
 
-FromForker = Imported | Forked | NotForked | Ended
+FromForker = Importing | Imported | Forked | NotForked | Ended
 
 M = TypeVar("M")
 
@@ -103,7 +121,10 @@ def unsupported() -> str:
 
 def pair() -> tuple[socket.socket, socket.socket]:
     """Two connected ends. Raises OSError when this process has no descriptors left."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * PACKET_BYTES)
+    return ends
 
 
 def send(sock: socket.socket, message: ToForker | FromForker, fds: Sequence[int] = ()) -> None:

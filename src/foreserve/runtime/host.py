@@ -29,6 +29,7 @@ from foreserve.messages import (
 from foreserve.ports import Engine
 from foreserve.runtime import leases
 from foreserve.runtime.factory import EngineFactory, in_words, make
+from foreserve.runtime.later import Later
 from foreserve.runtime.limits import Upkeep
 from foreserve.runtime.outbox import Outbox
 from foreserve.runtime.requests import Requests, finish
@@ -43,7 +44,8 @@ class EngineHost:
     """One engine, from `Start` to `Exit`. `closed` is set when nothing more will be sent.
 
     Every `Work` of a `Run` ends with exactly one finish, unless the host is told to exit first. `send` is as `Outbox`
-    has it. `upkeep` is given where the process is this host's own; elsewhere `Start.memory_bytes` bounds nothing.
+    has it. `upkeep` is given where the process is this host's own; elsewhere `Start.memory_bytes` bounds nothing. Where
+    `later` is given, what was imported until the engine was ready is told.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class EngineHost:
         factory_loader: Callable[[str], EngineFactory],
         send: Callable[[FromWorker], None],
         upkeep: Upkeep | None = None,
+        later: Later | None = None,
     ) -> None:
         self.closed = asyncio.Event()
         self.start_failed: str | None = None
@@ -58,8 +61,10 @@ class EngineHost:
         """What the engine said when it found itself of no use, on one line."""
         self._load_factory = factory_loader
         self._upkeep = upkeep
+        self._later = later
         self._ran = False  # since the last heartbeat
         self._loop = asyncio.get_running_loop()
+        self._context = leases.scope()  # other engines of this process have other weights by the same names
         self._engine: Engine | None = None
         self._requests: Requests | None = None
         self._started = self._draining = self._exiting = False
@@ -124,6 +129,8 @@ class EngineHost:
                 aborts = getattr(self._engine, "aborts_without_memory", False)
                 self._upkeep.started(message.memory_bytes, raises=not aborts)
             self._outbox.tell(Ready(info, os.getpid()))
+            if self._later is not None:
+                self._outbox.tell(self._later.told())
         except (Exception, SystemExit) as error:
             expected = isinstance(error, EngineStartError)
             log.warning("the engine %s did not start: %s", message.factory, error, exc_info=not expected)
@@ -208,7 +215,7 @@ class EngineHost:
             self._outbox.tell(Drained())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(work)
+        task = self._loop.create_task(work, context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -10,11 +10,12 @@ all it had.
 
 from __future__ import annotations
 
+import contextvars
 import mmap
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from foreserve.core import WeightsRef
@@ -64,6 +65,8 @@ class Pending:
 
     def __init__(self, ref: WeightsRef) -> None:
         self.ref = ref
+        self.waits = ""
+        """Why they are not being loaded, in words, where that was told."""
         self._known = threading.Event()
         self._mapped: Mapped | None = None
         self._error: str | None = None
@@ -79,7 +82,8 @@ class Pending:
         Raises WeightsError with the reason when they cannot be had, or are not there after `timeout_s` seconds.
         """
         if not self._known.wait(timeout_s):
-            raise WeightsError(f"weights {self.ref.name!r} ({self.ref.source}) were not there after {timeout_s:g} s")
+            words = f"weights {self.ref.name!r} ({self.ref.source}) were not there after {timeout_s:g} s"
+            raise WeightsError(f"{words}: {self.waits}" if self.waits else words)
         if self._mapped is None:
             raise WeightsError(f"weights {self.ref.name!r}: {self._error}")
         return self._mapped
@@ -97,26 +101,49 @@ class Pending:
 
 _lock = threading.Lock()
 _pending: dict[str, Pending] = {}
+"""Of the whole process, by name."""
+
+_own: contextvars.ContextVar[dict[str, Pending] | None] = contextvars.ContextVar("foreserve_weights", default=None)
+"""Of one engine, where several live in a process: what a name means to one is nothing to the others."""
 _client: Client | None = None
 
 
 def begin(refs: Sequence[WeightsRef]) -> None:
     """Start to get these; returns at once. What is on its way or there already stays; a failure is tried again.
 
-    A name that meant something else before means this from now on.
+    A name that meant something else before means this from now on, within the same `scope`.
     """
+    own = _own.get()
+    fresh = []
     with _lock:
-        fresh = [Pending(ref) for ref in refs if not _held(ref)]
-        _pending.update({pending.ref.name: pending for pending in fresh})
+        for ref in refs:
+            pending = _held(ref, _pending if own is None else own) or _held(ref, _pending)
+            if pending is None:
+                pending = Pending(ref)
+                fresh.append(pending)
+            _pending[ref.name] = pending
+            if own is not None:
+                own[ref.name] = pending
     if fresh:
         _getter()(fresh)
 
 
+def scope() -> contextvars.Context:
+    """A copy of the current context in which names mean what `begin` is told of there."""
+    context = contextvars.copy_context()
+    context.run(_own.set, {})
+    return context
+
+
 def get(name: str) -> Pending:
-    """The weights called `name`, which `begin` was told of. Raises WeightsError naming those there are."""
+    """The weights called `name`, which `begin` was told of in this `scope`; outside of any, in the last one.
+
+    Raises WeightsError naming those there are.
+    """
+    own = _own.get()
     with _lock:
-        pending = _pending.get(name)
-        known = list(_pending)
+        table = _pending if own is None else own
+        pending, known = table.get(name), list(table)
     if pending is None:
         raise WeightsError(f"no weights are called {name!r}; declared: {', '.join(known) or 'none'}")
     return pending
@@ -131,9 +158,9 @@ def _forked() -> None:
 os.register_at_fork(after_in_child=_forked)
 
 
-def _held(ref: WeightsRef) -> bool:
-    known = _pending.get(ref.name)
-    return known is not None and known.ref == ref and known._error is None
+def _held(ref: WeightsRef, table: Mapping[str, Pending]) -> Pending | None:
+    known = table.get(ref.name)
+    return known if known is not None and known.ref == ref and known._error is None else None
 
 
 def _getter() -> Callable[[Sequence[Pending]], None]:

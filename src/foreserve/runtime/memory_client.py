@@ -28,6 +28,7 @@ from foreserve.runtime.memory_messages import (
     Given,
     Refused,
     ToClient,
+    Waits,
     client_socket,
     decode_to_client,
     receive,
@@ -120,8 +121,13 @@ class Client:
         return True
 
     def _take(self, message: ToClient, fd: int | None) -> None:
+        if isinstance(message, Waits):
+            with self._lock:
+                if (waiting := self._asked.get(message.number)) is not None:
+                    waiting.waits = message.reason
+            return
         with self._lock:
-            pending = self._asked.pop(getattr(message, "number", 0), None)
+            pending = self._asked.pop(message.number, None)
         if isinstance(message, Given) and fd is not None and pending is not None:
             try:
                 mapped = Mapped(pending.ref.name, fd, pending.ref.source, message.sha256)

@@ -107,7 +107,7 @@ class Images:
             names=tuple(kept.names),
             source=kept.ref.source[-SOURCE_CHARACTERS:],
             kind=kept.ref.kind,
-            state=entry.state.value,
+            state="waiting" if entry.waits else entry.state.value,
             bytes=entry.bytes,
             references=len(entry.leases),
             restore_s=entry.restore_s,

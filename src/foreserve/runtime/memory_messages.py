@@ -80,6 +80,13 @@ class Given(_Message, frozen=True):
     sha256: str | None = None
 
 
+class Waits(_Message, frozen=True):
+    """A lease is there, but no room for what it is of; why in words. Followed by `Given` or `Refused` once there is."""
+
+    number: int
+    reason: str
+
+
 class Refused(_Message, frozen=True):
     """A lease is not to be had and over; why in words."""
 
@@ -89,6 +96,8 @@ class Refused(_Message, frozen=True):
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """One image of weights: by what `names` its holders call it, and where it stood when this was told.
+
+    `state` is one of `memory_table.State`, or "waiting" while there is no room for it.
 
     `bytes` is the room kept for it, `restore_s` the seconds that loading it took, `bytes_read` what that read, `hits`
     how many leases found it there or on its way.
@@ -120,7 +129,7 @@ class Told(_Message, frozen=True, kw_only=True):
     evictions: int
 
 
-ToClient = Given | Refused | Told
+ToClient = Given | Waits | Refused | Told
 
 _encoder = msgspec.msgpack.Encoder()
 _to_owner: msgspec.msgpack.Decoder[ToOwner] = msgspec.msgpack.Decoder(ToOwner)

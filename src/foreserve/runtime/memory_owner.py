@@ -24,7 +24,18 @@ from foreserve.runtime.memory_digests import Digests, Stat
 from foreserve.runtime.memory_images import Images
 from foreserve.runtime.memory_line import Line
 from foreserve.runtime.memory_loader import Image, Loader, open_file
-from foreserve.runtime.memory_messages import MOST_TOLD, Acquire, Adopt, Ask, Given, Refused, Release, Told, ToOwner
+from foreserve.runtime.memory_messages import (
+    MOST_TOLD,
+    Acquire,
+    Adopt,
+    Ask,
+    Given,
+    Refused,
+    Release,
+    Told,
+    ToOwner,
+    Waits,
+)
 from foreserve.runtime.memory_sources import is_sealed
 from foreserve.runtime.memory_table import Arm, Effect, Entry, Give, Refuse, Table
 from foreserve.runtime.safetensors import read
@@ -123,8 +134,10 @@ class Owner:
         if (entry := self._table.find(key)) is not None:
             self._images.name(entry, ref, python, stat)
         self._do(effects)
-        if entry is not None and entry.waits:
-            log.warning("%s waits until there is room for its %d bytes (host_gb)", ref.source, entry.wants)
+        if entry is not None and self._table.stalled(entry):
+            reason = f"{ref.source} waits until there is room for its {entry.wants} bytes (host_gb)"
+            log.warning("%s", reason)
+            line.send(Waits(message.number, reason))
 
     def _adopt(self, line: Line, message: Adopt, fd: int) -> None:
         ref = message.ref

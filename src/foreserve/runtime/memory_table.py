@@ -147,6 +147,10 @@ class Table:
         """Of every lease, what it holds or waits for."""
         return self._held
 
+    def stalled(self, entry: Entry) -> bool:
+        """Whether it waits, itself or behind another, for somebody to let go of what he holds."""
+        return entry.waits and self._lacking(self._waiting[0]) > self._leaving()
+
     # --- who asks
 
     def acquire(self, lease: int, key: str, size: int, now: float) -> list[Effect]:
@@ -288,11 +292,15 @@ class Table:
 
     def _going(self) -> int:
         """The bytes that are being freed, or can be at once."""
-        return sum(each.bytes for each in self.entries.values() if each.idle or each.state is State.EVICTING)
+        return self._leaving() + sum(each.bytes for each in self.entries.values() if each.idle)
+
+    def _leaving(self) -> int:
+        """The bytes that are being freed."""
+        return sum(each.bytes for each in self.entries.values() if each.state is State.EVICTING)
 
     def _victims(self, lacking: int) -> list[Entry]:
         """The idle entries of least value whose going is enough; none where all of them would not be."""
-        lacking -= sum(each.bytes for each in self.entries.values() if each.state is State.EVICTING)
+        lacking -= self._leaving()
         idle = sorted((each for each in self.entries.values() if each.idle), key=lambda e: (e.density, e.idle_since))
         victims = []
         for entry in idle:

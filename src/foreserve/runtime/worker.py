@@ -19,6 +19,7 @@ from foreserve.messages import Exit, FromWorker, decode_to_worker, encode
 from foreserve.runtime.ends import die_with_parent
 from foreserve.runtime.factory import load_factory
 from foreserve.runtime.host import EngineHost
+from foreserve.runtime.later import Later
 from foreserve.runtime.limits import Upkeep
 from foreserve.runtime.outbox import MessageTooLong
 from foreserve.runtime.wire import Wire
@@ -44,12 +45,12 @@ UNREAD_BYTES = 1 << 30
 class Worker:
     """Carries messages between the socket and the host. While the gateway does not read, engines are not asked."""
 
-    def __init__(self, sock: socket.socket, max_message_bytes: int) -> None:
+    def __init__(self, sock: socket.socket, max_message_bytes: int, later: Later | None) -> None:
         self._limit = max_message_bytes
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
         self._wire = Wire(sock, self._heard, self._gone, self._room, max_message_bytes)
-        self.host = EngineHost(load_factory, self._send, Upkeep())
+        self.host = EngineHost(load_factory, self._send, Upkeep(), later)
 
     async def run(self) -> int:
         """Until the host has closed. Returns the exit code."""
@@ -102,12 +103,13 @@ class Worker:
         self.host.resume()
 
 
-async def serve(fd: int, max_message_bytes: int) -> int:
+async def serve(fd: int, max_message_bytes: int, forked: bool) -> int:
     """Be the worker of the gateway at the other end of `fd`. Returns the exit code."""
+    later = Later() if forked else None
     sock = socket.socket(fileno=fd)
     sock.set_inheritable(False)  # what the engine starts shall not hold the gateway's line
     faulthandler.enable(all_threads=False)  # a crash, as a write to shared weights, is told by where it happened
-    worker = Worker(sock, max_message_bytes)
+    worker = Worker(sock, max_message_bytes, later)
     loop = asyncio.get_running_loop()
     _when_orphaned(lambda: loop.call_soon_threadsafe(worker.host.handle, Exit()))
     return await worker.run()
@@ -119,11 +121,11 @@ def main(arguments: list[str]) -> int:
     return run(arguments)
 
 
-def run(arguments: list[str]) -> int:
-    """`FD MAX_MESSAGE_BYTES LOG_LEVEL`. Returns the exit code."""
+def run(arguments: list[str], forked: bool = False) -> int:
+    """`FD MAX_MESSAGE_BYTES LOG_LEVEL`. One that was `forked` tells what it imports. Returns the exit code."""
     fd, max_message_bytes, level = arguments
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    code = asyncio.run(serve(int(fd), int(max_message_bytes)))
+    code = asyncio.run(serve(int(fd), int(max_message_bytes), forked))
     if code == ENGINE_FAILED:
         # At once: a broken engine may hang in what it does at an exit, and until we are gone its work is not run again.
         logging.shutdown()

@@ -16,35 +16,36 @@ import select
 import signal
 import socket
 import sys
-import threading
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from foreserve.runtime import worker
 from foreserve.runtime.ends import die_with_parent, kill_group
+from foreserve.runtime.fitness import changed, descriptors, left_behind, mark, unfit
 from foreserve.runtime.forking import (
+    MOST_TOLD,
     Ended,
     Fork,
     Forked,
     Import,
     Imported,
+    Importing,
     NotForked,
     ToForker,
     receive,
     send,
     to_forker,
-    unsupported,
 )  # fmt: skip
 
 IMPORTED_LATER = "IMPORTED_LATER"
 """What a module may have: the names of modules that it imports when it is used rather than when it is imported."""
 
-_SHARED = ("socket:", "pipe:", "anon_inode:", "/dev/nvidia", "/dev/dri", "/dev/kfd")
-"""What a descriptor of an import must not be: two processes would read each other's answers or break a device."""
 
-_LOOKS = 50
-_LOOK_S = 0.01
-"""A thread that has been joined is listed a moment longer."""
+class Child(NamedTuple):
+    """What a forked process is to be: a worker with these arguments, or, without any, an heir with this line."""
+
+    wire: int
+    arguments: list[str] | None
 
 
 class Zygote:
@@ -52,15 +53,17 @@ class Zygote:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._before = set(_descriptors())
+        self._before = set(descriptors())
         self._on_child: Any = signal.SIG_DFL
         self._poller = select.poll()
         self._poller.register(control, select.POLLIN)
         self._children: dict[int, int] = {}
         """Process numbers by pidfd."""
+        self._heirs: set[int] = set()
+        """Those of them that are none of our workers, and end by their own lines."""
 
-    def serve(self) -> list[str] | None:
-        """Returns more than once, as a fork does: in each worker its arguments, and `None` when the gateway is gone."""
+    def serve(self) -> Child | None:
+        """Returns more than once, as a fork does: in each child what it is to be; `None` when the gateway is gone."""
         try:
             while True:
                 for fd, _ in self._poller.poll():
@@ -68,29 +71,39 @@ class Zygote:
                         self._reap(fd)
                     elif (heard := receive(self._control, to_forker)) is None:
                         raise ConnectionResetError
-                    elif (arguments := self._heard(*heard)) is not None:
-                        return arguments
+                    elif (child := self._heard(*heard)) is not None:
+                        return child
         except ConnectionError:
             # No worker outlives its gateway: what holds its interpreter's lock cannot see by itself that we are gone.
-            for pid in self._children.values():
+            for pid in set(self._children.values()) - self._heirs:
                 _sweep(pid)
             return None
 
-    def _heard(self, message: ToForker, fds: list[int]) -> list[str] | None:
+    def _heard(self, message: ToForker, fds: list[int]) -> Child | None:
         match message:
             case Import():
-                skipped = import_all(message.modules)
-                self._on_child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # nobody else shall reap workers
-                reason = unfit(self._before)
-                gc.collect()
-                gc.freeze()  # a collection in a worker shall not write to what it shares with the others
-                die_with_parent(False)  # from here on that end is seen, and workers are ended first
-                send(self._control, Imported(skipped, reason))
+                send(self._control, self._import(message))
             case Fork():
                 return self._fork(message, fds)
         return None
 
-    def _fork(self, message: Fork, fds: list[int]) -> list[str] | None:
+    def _import(self, message: Import) -> Imported:
+        variables = dict(os.environ)
+        if message.wary:
+            skipped, reason = import_warily(message.modules, self._tell, lambda: left_behind(self._before))
+        else:
+            skipped, reason = import_all(message.modules), ""
+        self._on_child = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # nobody else shall reap workers
+        reason = reason or unfit(self._before)
+        gc.collect()
+        gc.freeze()  # a collection in a worker shall not write to what it shares with the others
+        die_with_parent(False)  # from here on that end is seen, and workers are ended first
+        return Imported(dict(list(skipped.items())[:MOST_TOLD]), reason, changed(variables), mark())
+
+    def _tell(self, module: str) -> None:
+        send(self._control, Importing(module))
+
+    def _fork(self, message: Fork, fds: list[int]) -> Child | None:
         _flush()
         try:
             pid = os.fork()
@@ -99,15 +112,17 @@ class Zygote:
             send(self._control, NotForked(message.id, f"no process can be forked: {error.strerror}"))
             return None
         if pid == 0:
-            return self._become_worker(message, fds)
+            return self._become(message, fds)
         _close(fds)
         pidfd = os.pidfd_open(pid)  # it is ours to reap, so its number is still its own
         self._children[pidfd] = pid
+        if message.heir:
+            self._heirs.add(pid)
         self._poller.register(pidfd, select.POLLIN)
         send(self._control, Forked(message.id, pid), [pidfd])
         return None
 
-    def _become_worker(self, message: Fork, fds: list[int]) -> list[str]:
+    def _become(self, message: Fork, fds: list[int]) -> Child:
         """In the child: be as a new interpreter would be after its imports."""
         os.setsid()
         signal.signal(signal.SIGCHLD, self._on_child)
@@ -120,10 +135,11 @@ class Zygote:
         _close((stdin, output))
         os.environ.update(message.env)
         _draw_anew()
-        return [str(wire), *message.arguments]
+        return Child(wire, None if message.heir else [*message.arguments])
 
     def _reap(self, pidfd: int) -> None:
         pid = self._children.pop(pidfd)
+        self._heirs.discard(pid)
         self._poller.unregister(pidfd)
         os.close(pidfd)
         _sweep(pid)  # before it is reaped: its number cannot be another group's yet
@@ -133,15 +149,20 @@ class Zygote:
 
 def main(arguments: Sequence[str]) -> int:
     """`FD`. Returns the exit code, in this process and in each worker that it has forked."""
-    control = socket.socket(fileno=int(arguments[0]))
-    control.set_inheritable(False)
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking whether there is a GPU shall not open it
-    die_with_parent(True)  # an import may hold on for long, and cannot be told of the gateway's end
-    forked = Zygote(control).serve()
-    if forked is None:
-        os._exit(0)  # what imports do at an exit is their workers' to do
-    sys.argv[1:] = forked
-    return worker.run(forked)
+    line = int(arguments[0])
+    while True:
+        control = socket.socket(fileno=line)
+        control.set_inheritable(False)
+        die_with_parent(True)  # an import may hold on for long, and cannot be told of the gateway's end
+        child = Zygote(control).serve()
+        if child is None:
+            os._exit(0)  # what imports do at an exit is their workers' to do
+        if child.arguments is not None:
+            break
+        line = child.wire
+    sys.argv[1:] = [str(child.wire), *child.arguments]
+    return worker.run(sys.argv[1:], forked=True)
 
 
 def import_all(modules: Sequence[str]) -> dict[str, str]:
@@ -153,41 +174,34 @@ def import_all(modules: Sequence[str]) -> dict[str, str]:
             later = getattr(importlib.import_module(name), IMPORTED_LATER, ())
             names += [each for each in later if each not in names]
         except (Exception, SystemExit) as error:
-            skipped[name] = f"{type(error).__name__}: {error}"[:200]
+            skipped[name] = _in_words(error)
     return skipped
 
 
-def unfit(before: Collection[str] = ()) -> str:
-    """Why this process must not fork, in words; empty when it may. It had the descriptors `before` its imports.
+def import_warily(
+    modules: Sequence[str], tell: Callable[[str], None], left: Callable[[], str]
+) -> tuple[dict[str, str], str]:
+    """Import them one by one, until one has `left` behind what may not be. Returns those that cannot be, and that.
 
-    Forks once to see, which ends the threads of libraries that are made for it.
+    `tell` hears the name of each before, unless an earlier one has imported it: should this process not come back from
+    it, that is the one.
     """
-    if reason := unsupported():
-        return reason
-    if others := [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]:
-        return f"its imports have started threads: {', '.join(others[:5])}"
-    opened = {fd: name for fd, name in _descriptors().items() if fd not in before}
-    if held := [name for name in opened.values() if name.startswith(_SHARED)]:
-        return f"its imports have opened what two processes cannot share: {', '.join(held[:5])}"
-    if (pid := os.fork()) == 0:
-        os._exit(0)
-    os.waitpid(pid, 0)
-    for _ in range(_LOOKS):
-        if (count := len(os.listdir("/proc/self/task"))) == 1:
-            return ""
-        select.select([], [], [], _LOOK_S)
-    return f"its imports have started {count - 1} threads of a native library"
-
-
-def _descriptors() -> dict[str, str]:
-    """What each number stands for."""
-    names = {}
-    for fd in os.listdir("/proc/self/fd"):
+    skipped: dict[str, str] = {}
+    for name in modules:
+        if name in sys.modules:
+            continue
+        tell(name)
         try:
-            names[fd] = os.readlink(f"/proc/self/fd/{fd}")
-        except OSError:
-            pass  # that of the listing itself
-    return names
+            importlib.import_module(name)
+        except (Exception, SystemExit) as error:
+            skipped[name] = _in_words(error)
+        if reason := left():
+            return skipped, reason
+    return skipped, ""
+
+
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
 
 
 def _draw_anew() -> None:

@@ -140,6 +140,8 @@ class Function:
             most_backoff_s=MOST_BACKOFF_S,
             weights=weights_of(settings),
             imports=(factory.partition(":")[0], *self._imports()),
+            learn=settings.imports is None,
+            own="" if file_of(settings.target) is not None else settings.target.partition(":")[0].partition(".")[0],
             memory_bytes=None if settings.memory_mb is None else int(settings.memory_mb * MIB),
         )
         return [spec] * settings.bounds[1]
