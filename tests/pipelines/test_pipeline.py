@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foreserve.errors import BadRequest
+from foreserve.pipelines.events import Item
 from foreserve.pipelines.flow import join
 from foreserve.pipelines.pipeline import pipeline
 from foreserve.pipelines.splitting import lines, words
@@ -97,11 +98,9 @@ def test_stages_overlap():
 
     async def main() -> tuple[list[float], float]:
         run = facts.start("a b,c\n" + "d" * 200)
-        times: list[float] = []
-        async for event in run.each():
-            if event.name == "verdicts" and hasattr(event, "value"):
-                times.append(asyncio.get_running_loop().time())
-        return times, asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        times = [loop.time() async for event in run.each() if event.name == "verdicts" and isinstance(event, Item)]
+        return times, loop.time()
 
     times, end = clock.run(main())
     assert len(times) == 2

@@ -24,7 +24,7 @@ _END_MARKS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>")
 
 
 class Piece(NamedTuple):
-    """More of piece `number`, counted from 0; with `last` it is whole, and `text` may be empty. A whole piece never is."""
+    """More of piece `number`, counted from 0; with `last` it is whole, which is never empty, though `text` may be."""
 
     number: int
     text: str
