@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreserve.pipelines.splitting import Splitter, at, items, lines, pieces_of, sentences, words
+from foreserve.pipelines.splitting import Splitter, items, lines, pieces_of, sentences, split_at, words
 
-SPLITTERS = [words, lines, sentences, items, at("--"), at("</c>", unique=True)]
+SPLITTERS = [words, lines, sentences, items, split_at("--"), split_at("</c>", unique=True)]
 TEXT = st.text(alphabet='ab .!\n-<>/c"1', max_size=60)
 
 
@@ -84,4 +84,4 @@ def test_a_user_cuts_where_a_function_says():
 
 def test_an_empty_separator_is_refused():
     with pytest.raises(ValueError, match="separator is empty"):
-        at("")
+        split_at("")

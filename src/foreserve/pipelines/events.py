@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from foreserve.clock import now
 from foreserve.pipelines.channel import Channel
 from foreserve.pipelines.log import Log, Reader
 from foreserve.pipelines.text import Text
@@ -60,6 +61,8 @@ class Events:
 
     def __init__(self) -> None:
         self.listens = False
+        self.first: float | None = None
+        """When the first came, in loop seconds."""
         self._events: deque[Event] = deque()
         self._behind: dict[_Watch, None] = {}
         self._news: asyncio.Future[None] | None = None
@@ -72,6 +75,8 @@ class Events:
 
     def put(self, event: Event) -> None:
         """One more."""
+        if self.first is None:
+            self.first = now()
         self._events.append(event)
         self._wake()
 

@@ -100,7 +100,7 @@ class Flow(Edge, Generic[T]):
         return out
 
     def split(self, splitter: Splitter) -> Flow[Any]:
-        """A text as a stream of its pieces (`words`, `lines`, `sentences`, `items`, `at("…")`), while it is written."""
+        """A text as a stream of its pieces, while it is written: at `words`, `lines`, `sentences`, …"""
         where = f"{self.name}.split({splitter.name})"
         if self.kind not in (Text, str, Any):
             shape = f"; cut each of them: `{self.name}.map(lambda each: each.split({splitter.name}))`"

@@ -20,6 +20,7 @@ from foreserve.pipelines.shapes import is_stream
 from foreserve.pipelines.stage import Stage
 from foreserve.pipelines.stream import Stream
 from foreserve.pipelines.text import Text
+from foreserve.pipelines.timeline import Span
 
 log = logging.getLogger(__name__)
 
@@ -125,13 +126,15 @@ class Invocation:
     The log of an edge keeps what was given to it, so that a call can be made again from its beginning.
     """
 
-    __slots__ = ("_frame", "_streams", "_task", "_unwanted", "_values", "attempt", "step")
+    __slots__ = ("_frame", "_streams", "_task", "_unwanted", "_values", "attempt", "span", "step")
 
     def __init__(self, step: CallStep, frame: Frame, values: list[Any]) -> None:
         self.step = step
         self.attempt = 0
         self._frame = frame
         self._values = values
+        self.span: Span | None = None
+        """Its place on the timeline, once it has begun."""
         self._task: asyncio.Task[None] | None = None
         self._unwanted = False
         self._streams: list[Stream[Any] | Recall] = []
@@ -221,7 +224,7 @@ class Invocation:
 
     async def _drive(self, given: list[Any]) -> None:
         step, frame, run = self.step, self._frame, self._frame.run
-        span = run.begins(self)
+        span = self.span = run.begins(self)
         try:
             while True:
                 try:

@@ -82,6 +82,7 @@ class _Map(Reader):
         self.frame.parts.pop(self, None)
         assert source.counted is not None
         self.out.end(source.counted)
+        self.frame.run.learned.fanned_out(self.step.name, source.counted)
         self.frame.step_done()
 
     def child_failed(self, index: Any, error: BaseException) -> bool:

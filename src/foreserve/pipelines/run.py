@@ -16,6 +16,7 @@ from foreserve.pipelines.failing import Dropped
 from foreserve.pipelines.floor import Floor
 from foreserve.pipelines.frame import Frame
 from foreserve.pipelines.invoking import CallStep, Invocation
+from foreserve.pipelines.learned import Learned
 from foreserve.pipelines.log import raised, whole
 from foreserve.pipelines.plan import Edge, Plan
 from foreserve.pipelines.shapes import is_stream
@@ -46,6 +47,7 @@ class Run:
         tenant: str = "default",
         services: Any = None,
         timeline: Timeline | None = None,
+        learned: Learned | None = None,
     ) -> None:
         self.id = id
         self.plan = plan
@@ -54,6 +56,7 @@ class Run:
         self.tenant = tenant
         self.services = services
         self.timeline = timeline
+        self.learned = learned or Learned()
         self.events = Events()
         """What its client is told."""
         self.frames = 0
@@ -87,6 +90,10 @@ class Run:
     def cancel(self, reason: str = "the client went away") -> None:
         """End it, with every stage and service that works for it. It does nothing to a request that is over."""
         self._stop(ClientGone(reason))
+
+    def close(self) -> None:
+        """As `cancel`."""
+        self.cancel()
 
     def _expired(self) -> None:
         self._stop(Expired("the deadline passed while the pipeline ran"))
@@ -169,16 +176,18 @@ class Run:
         limit = step.stage.concurrency
         return _NO_GATE if limit is None else self._floor.gate(step, limit).turn(self.id, self.arrival)
 
-    def begins(self, invocation: Invocation) -> Span | None:
+    def begins(self, invocation: Invocation) -> Span:
         """A stage's call begins."""
-        if self.timeline is None:
-            return None
-        return self.timeline.begin(invocation.step.name, invocation.ancestry, now())
+        span = Span(invocation.step.name, invocation.ancestry, now())
+        if self.timeline is not None:
+            self.timeline.add(span)
+        return span
 
-    def ends(self, span: Span | None, how: str) -> None:
+    def ends(self, span: Span, how: str) -> None:
         """It has ended: "done", "failed" or "cancelled"."""
-        if span is not None:
-            span.end(now(), how)
+        span.end(now(), how)
+        if how == "done":
+            self.learned.took(span.name, span.seconds)
 
 
 def _given(edge: Edge, value: Any) -> Any:

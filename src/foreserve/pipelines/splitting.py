@@ -84,10 +84,10 @@ items = Splitter("items", _newline, clean=True, unique=True)
 """One item a line, as a model lists them: without list markers, each only once."""
 
 
-def at(separator: str, *, clean: bool = False, unique: bool = False) -> Splitter:
+def split_at(separator: str, *, clean: bool = False, unique: bool = False) -> Splitter:
     """At a text of at least one character, such as `"</claim>"`."""
     if not separator:
-        raise ValueError("at(...): the separator is empty; it must have at least one character")
+        raise ValueError("split_at(...): the separator is empty; it must have at least one character")
 
     def find(text: str, start: int) -> tuple[int, int] | None:
         # A separator may have begun in what was looked at before.

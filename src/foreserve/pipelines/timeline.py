@@ -26,6 +26,11 @@ class Span:
         """It is over."""
         self.ended, self.how = at, how
 
+    @property
+    def seconds(self) -> float:
+        """How long it took; 0 while it runs."""
+        return 0.0 if self.ended is None else self.ended - self.began
+
 
 class Timeline:
     """The spans of one request, in the order in which they began."""
@@ -34,11 +39,9 @@ class Timeline:
         self.spans: list[Span] = []
         self.left_out = 0
 
-    def begin(self, name: str, ancestry: tuple[tuple[str, Any], ...], at: float) -> Span:
+    def add(self, span: Span) -> None:
         """A call begins."""
-        span = Span(name, ancestry, at)
         if len(self.spans) < MOST_SPANS:
             self.spans.append(span)
         else:
             self.left_out += 1
-        return span

@@ -162,6 +162,7 @@ class Service:
             parent=request.parent,
             root_arrival=request.root_arrival,
             affinity=request.affinity,
+            depth=request.depth,
             idempotent=self.kind.idempotent,
         )
 
