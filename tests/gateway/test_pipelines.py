@@ -65,7 +65,7 @@ def test_what_is_wrong_is_told_before_anything_is_counted(house: House, client: 
     assert (terms.status_code, terms.json()["error"]["param"]) == (400, "foreserve")
     nowhere = client.post("/v1/pipelines/check", json=SCRIPT)
     assert nowhere.status_code == 404
-    assert "Did you mean 'checked'? There are: checked, failing" in nowhere.json()["error"]["message"]
+    assert "Did you mean 'checked'? There are: checked, failing, fed" in nowhere.json()["error"]["message"]
     assert house.ask(lambda running: running.ledger.entered.total()) == before
 
 
@@ -96,7 +96,7 @@ def test_a_client_that_goes_takes_its_work_with_it(house: House, client: httpx.C
 
 
 def test_what_there_is(client: httpx.Client):
-    (checked, failing) = client.get("/v1/pipelines").json()["pipelines"]
+    checked, failing, _ = client.get("/v1/pipelines").json()["pipelines"]
     assert (checked["name"], checked["inputs"]) == ("checked", {"script": "str"})
     assert checked["outputs"] == {"answer": "Text", "claims": "Stream[dict[str, Any]]"}
     assert checked["services"] == ["chat", "count_letters", "halves"]

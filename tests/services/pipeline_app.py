@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import foreserve as fs
@@ -27,6 +27,19 @@ def breaks(text: str) -> str:
     raise ValueError("as it must")
 
 
+@fs.function(launcher="inline", replicas=2)
+async def sums(words: fs.Stream[str], more: fs.Stream[str], start: int = 0) -> list[Any]:
+    """Adds up both, whatever comes first."""
+    letters = [len(word) async for word in words]
+    return [start + sum(letters), await more.to_list()]
+
+
+@fs.function(launcher="inline")
+async def echoes(words: fs.Stream[str]) -> AsyncIterator[str]:
+    async for word in words:
+        yield word.upper()
+
+
 answer = fs.ask(chat, "{script}", name="answer", max_tokens=64)
 repeat = fs.ask(chat, "say {claim}|say !", name="repeat")
 
@@ -46,8 +59,18 @@ def failing(text: str) -> Any:
     return fs.join(answer("hang"), breaks(text))
 
 
+@fs.pipeline
+def fed(script: str) -> Any:
+    said = answer(script)
+    summed = said.split(fs.lines).map(
+        lambda line: sums(line.split(fs.words), line.split(fs.split_at(","))), ordered=True
+    )
+    return {"sums": summed, "echoes": echoes(said.split(fs.words))}
+
+
 def app(**words: Any) -> fs.App:
     return fs.App(
         chat=chat, count_letters=count_letters, halves=halves, breaks=breaks, checked=checked, failing=failing,
+        sums=sums, echoes=echoes, fed=fed,
         state={"history": False}, **words,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from foreserve.errors import BadRequest, ClientGone, ConfigError, EngineFailed, 
 from foreserve.running import Running
 from foreserve.services.pipeline import ServedPipeline
 from tests.gateway import scripted
-from tests.services.pipeline_app import app, chat, checked, failing, repeat
+from tests.services.pipeline_app import answer, app, chat, checked, echoes, failing, repeat
 
 
 @pytest.fixture
@@ -90,6 +90,22 @@ async def test_a_failure_ends_the_request_and_what_works_for_it(running: Running
     assert not running.ledger.open
 
 
+async def test_functions_are_fed_while_they_run(running: Running):
+    run = running.pipelines["fed"].submit(request(), {"script": "say a bc,d\n|say e f|hang"}, listens=True)
+    seen: list[Any] = []
+    async for event in run.each():
+        if hasattr(event, "value"):
+            seen.append(event.value)
+        if len(seen) == 4:
+            break
+    assert sorted(map(str, seen)) == ["A", "BC,D", "E", "[5, ['a bc', 'd']]"]
+    run.cancel()
+    run = running.pipelines["fed"].submit(request("s"), {"script": "say a bc,d\n\n|say e f"}, listens=False)
+    assert await run.result() == {"sums": [[5, ["a bc", "d"]], [2, ["e f"]]], "echoes": ["A", "BC,D", "E", "F"]}
+    run = running.pipelines["fed"].submit(request("t"), {"script": "length"}, listens=False)
+    assert await run.result() == {"sums": [], "echoes": []}
+
+
 async def test_a_deadline_is_that_of_all_children(running: Running):
     run = running.pipelines["checked"].submit(request(deadline=now() + 0.2), {"script": "hang"}, listens=False)
     with pytest.raises(Expired):
@@ -152,6 +168,13 @@ def test_an_app_serves_what_its_pipelines_ask():
 
     with pytest.raises(ConfigError, match="'chat' is a function, not a llm"):
         fs.App(named=named, chat=fs.function(outer))
+
+    @fs.pipeline
+    def by_itself(text: str) -> Any:
+        return echoes(echoes(answer(text).split(fs.words)))
+
+    with pytest.raises(ConfigError, match="'echoes' is fed a stream that it has made itself"):
+        fs.App(by_itself=by_itself, chat=chat, echoes=echoes)
     assert list(fs.App(named=named, chat=chat).pipelines) == ["named"]
 
 

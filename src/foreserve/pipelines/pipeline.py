@@ -8,7 +8,7 @@ from typing import Any, get_origin
 
 from foreserve.errors import BadRequest, ConfigError
 from foreserve.pipelines.flow import Flow, result_of
-from foreserve.pipelines.plan import Edge, Plan, Scope, writing
+from foreserve.pipelines.plan import Edge, Plan, Scope, sources_of, writing
 from foreserve.pipelines.run import ONLY, Run
 from foreserve.pipelines.shapes import hints_of, inner
 
@@ -93,7 +93,7 @@ def _measure(plan: Plan) -> None:
     def visit(scope: Scope) -> int:
         deepest = 0
         for step in scope.steps:
-            sources = _sources(step)
+            sources = sources_of(step)
             depth = max((depth_of.get(edge, 0) for edge in sources), default=0) + 1
             plan.depths[step] = depth
             body = getattr(step, "body", None)
@@ -106,12 +106,6 @@ def _measure(plan: Plan) -> None:
         return deepest
 
     visit(plan.root)
-
-
-def _sources(step: Any) -> list[Edge]:
-    if hasattr(step, "arguments"):
-        return [argument.edge for argument in step.arguments if argument.edge is not None]
-    return list(getattr(step, "sources", None) or [step.source])
 
 
 def pipeline(code: Callable[..., Any]) -> Pipeline:

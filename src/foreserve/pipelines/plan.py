@@ -71,6 +71,13 @@ def is_log(kind: Any) -> bool:
     return kind is Text or is_stream(kind)
 
 
+def sources_of(step: Any) -> list[Edge]:
+    """The edges that a step reads."""
+    if hasattr(step, "arguments"):
+        return [argument.edge for argument in step.arguments if argument.edge is not None]
+    return list(getattr(step, "sources", None) or [step.source])
+
+
 writing: list[Plan] = []
 """The pipelines whose functions are being read now, innermost last."""
 

@@ -35,6 +35,7 @@ from foreserve.pipelines.run import Run
 from foreserve.pipelines.timeline import Timeline
 from foreserve.services.base import Service
 from foreserve.services.pipeline_calls import Calls, service_name
+from foreserve.services.pipeline_feeding import check_feeding
 from foreserve.services.pipeline_stages import ServiceStage
 from foreserve.settings import PipelineSettings
 
@@ -59,6 +60,7 @@ class ServablePipeline(Pipeline):
             name = service_name(stage.ref, kinds, where)
             if not isinstance(kinds[name], stage.kind):
                 raise ConfigError(f"{where}: {name!r} is a {kinds[name].name}, not a {stage.kind.name}")
+        check_feeding(self.plan, kinds, self.name)
 
 
 def service_stages(scope: Scope) -> list[ServiceStage]:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import string
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, cast
 
 import msgspec
 
+from foreserve.calling import Call, Items
 from foreserve.errors import ConfigError
 from foreserve.pipelines.failing import Failed, checked
 from foreserve.pipelines.flow import call
 from foreserve.pipelines.invoking import Invocation
 from foreserve.pipelines.shapes import hints_of, inner, is_stream, stream_of
 from foreserve.pipelines.stage import Stage, Takes
+from foreserve.pipelines.stream import Stream
 from foreserve.pipelines.text import Text
 from foreserve.registry import choices
+from foreserve.services.base import Service
 from foreserve.services.function import Function
 from foreserve.services.function_target import called
 from foreserve.services.llm import LLM
@@ -130,21 +135,37 @@ class CallFunction(ServiceStage):
     def __init__(self, function: Function, name: str, takes: tuple[Takes, ...], gives: Any) -> None:
         self.ref = function
         many = is_stream(gives)
-        super().__init__(self._items if many else self._result, name, takes, gives, "items" if many else "task")
+        super().__init__(
+            self._items if many else self._result,
+            name,
+            takes,
+            gives,
+            "items" if many else "task",
+            attempts=2 if function.idempotent else 1,
+        )
 
     async def _items(self, invocation: Invocation, *values: Any) -> AsyncIterator[Any]:
         calls: Calls = invocation.run.services
         service = calls.service(self.ref)
         args = {argument.name: value for argument, value in zip(invocation.step.arguments, values, strict=True)}
+        streams = {name: value for name, value in args.items() if isinstance(value, Stream)}
+        firsts = await first_items(streams)
         request = await calls.child(invocation, service)
-        payload = cast(Function, service.kind).call(args)
+        plain = {name: value for name, value in args.items() if name not in streams}
+        payload = cast(Function, service.kind).checked(Call(args=plain, fed=tuple(streams)))
         stream = service.submit(msgspec.structs.replace(request, payload=payload))
+        feeding = [
+            asyncio.ensure_future(feed(service, request.id, name, firsts[name], items))
+            for name, items in streams.items()
+        ]
         item = inner(self.gives) if is_stream(self.gives) else self.gives
         try:
             async for events in stream:
                 for event in events:
                     yield _typed(event, item)
         finally:
+            for task in feeding:
+                task.cancel()
             stream.close("the pipeline wants no more of it")
         calls.settle(invocation, stream)
 
@@ -163,6 +184,39 @@ def _typed(value: Any, kind: Any) -> Any:
         return value
 
 
+async def first_items(streams: Mapping[str, Stream[Any]]) -> dict[str, list[Any]]:
+    """Wait until some stream has an item, or all are over: a call that waits for its input shall hold no slot."""
+    firsts: dict[str, list[Any]] = {name: [] for name in streams}
+    if not streams:
+        return firsts
+    waiting = {asyncio.ensure_future(_one(stream)): name for name, stream in streams.items()}
+    try:
+        while waiting and not any(firsts.values()):
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                firsts[waiting.pop(each)] += each.result()
+    finally:
+        for each in waiting:
+            each.cancel()
+    return firsts
+
+
+async def _one(stream: Stream[Any]) -> list[Any]:
+    try:
+        return [await anext(stream)]
+    except StopAsyncIteration:
+        return []
+
+
+async def feed(service: Service, request_id: str, name: str, firsts: list[Any], stream: Stream[Any]) -> None:
+    """Hand a stream's items to a running call, those that are there together."""
+    if firsts:
+        service.feed(request_id, Items(name=name, items=firsts))
+    async for item in stream:
+        service.feed(request_id, Items(name=name, items=[item]))
+    service.feed(request_id, Items(name=name, last=True), last=True)
+
+
 def function_step(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What calling a function with flows is: a step of the pipeline. Raises ConfigError for what does not fit."""
     code = function.served_code
@@ -173,7 +227,15 @@ def function_step(function: Function, args: tuple[Any, ...], kwargs: dict[str, A
     else:
         hints = function.hints
         takes = tuple(Takes(each.name, hints.get(each.name, Any), each.required) for each in function.takes or ())
-        gives = hints_of(called(code), f"function {name!r}").get("return", Any)
+        run = called(code)
+        for each in takes:
+            if each.kind is Text:
+                raise ConfigError(
+                    f"function {name!r}: `{each.name}` takes Text, which does not leave this process; take str"
+                )
+            if is_stream(each.kind) and not (inspect.iscoroutinefunction(run) or inspect.isasyncgenfunction(run)):
+                raise ConfigError(f"function {name!r}: `{each.name}` takes a stream; write `async def` to read it")
+        gives = hints_of(run, f"function {name!r}").get("return", Any)
         if function.streams:
             gives = stream_of(inner(gives) if gives is not Any else Any)
         elif function.settings.batch > 1 and gives is not Any:
