@@ -10,15 +10,16 @@ class PipelineSettings(Settings, frozen=True, kw_only=True):
 
     At most `max_running` requests of it run at once, others are refused; together they have `max_frames` children of
     one `map` in flight, in equal parts. `deadline_s` and `utility` are the terms of a request that brings none of its
-    own. With `model` it is also a model of OpenAI's API: the last user message is its one input, and `answer` names the
-    output that is the reply (`None`: the first one). A client that reads nothing for
-    `stall_s` is cut off.
+    own. Without `streaming` a stage hands on what it makes only once it has made all. With `model` it is also a model
+    of OpenAI's API: the last user message is its one input, and `answer` names the output that is the reply (`None`:
+    the first one). A client that reads nothing for `stall_s` is cut off.
     """
 
     max_running: int = 256
     max_frames: int = 1024
     deadline_s: float | None = None
     utility: float = 1.0
+    streaming: bool = True
     model: bool = False
     answer: str | None = None
     stall_s: float = 30.0

@@ -142,3 +142,17 @@ async def test_a_timeline_has_each_call_with_its_place():
     assert first.ended is not None
     assert first.ended - first.began > 0.9
     assert {span.how for span in timeline.spans} == {"done"}
+
+
+def test_without_streaming_a_stage_hands_on_all_at_once():
+    @pipeline
+    def p(text: str) -> Any:
+        return write(text).split(lines).map(shout)
+
+    async def main(streaming: bool) -> tuple[list[float], Any]:
+        run = Run(p.plan, {"text": "a b\nc d"}, streaming=streaming).start(listens=True)
+        loop = asyncio.get_running_loop()
+        return [round(loop.time(), 2) async for event in run.each() if isinstance(event, Item)], run.value()
+
+    assert clock.run(main(True)) == ([0.04, 0.07], ["A B", "C D"])
+    assert clock.run(main(False)) == ([0.07, 0.07], ["A B", "C D"])

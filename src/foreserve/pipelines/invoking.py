@@ -284,8 +284,8 @@ class Invocation:
         """Each item as it is made, no faster than they are taken."""
         out = self._frame.cells[self.step.out.index]
         count = 0
-        async with aclosing(items):  # type: ignore[type-var]
-            async for item in items:
+        async with aclosing(items if self.run.streaming else _all_at_once(items)) as made:  # type: ignore[type-var]
+            async for item in made:
                 if isinstance(out, Text):
                     out.append(item, None if self.step.stage.again == "retract" else count)
                 else:
@@ -299,6 +299,11 @@ class Invocation:
             out.close()
         else:
             out.end(count)
+
+
+async def _all_at_once(items: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    for item in [item async for item in items]:
+        yield item
 
 
 async def _each(items: Any) -> AsyncIterator[Any]:

@@ -48,6 +48,7 @@ class Run:
         services: Any = None,
         timeline: Timeline | None = None,
         learned: Learned | None = None,
+        streaming: bool = True,
     ) -> None:
         self.id = id
         self.plan = plan
@@ -56,6 +57,8 @@ class Run:
         self.tenant = tenant
         self.services = services
         self.timeline = timeline
+        self.streaming = streaming
+        """Whether a stage hands on what it makes as it makes it."""
         self.learned = learned or Learned()
         self.events = Events()
         """What its client is told."""

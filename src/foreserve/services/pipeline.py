@@ -155,6 +155,7 @@ class ServedPipeline:
             services=calls,
             timeline=timeline,
             learned=self.learned,
+            streaming=self.settings.streaming,
         )
         self._open[request.id] = run
         self.timelines[request.id] = (run, timeline)
