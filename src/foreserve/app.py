@@ -11,6 +11,7 @@ from foreserve.errors import ConfigError
 from foreserve.parsing import parse
 from foreserve.ports import Launcher
 from foreserve.running import Running
+from foreserve.services.pipeline import ServablePipeline
 from foreserve.services.served import Served
 from foreserve.services.together import agree
 from foreserve.settings import (
@@ -31,7 +32,7 @@ class App:
     """The services of one house, by name, and how they are reached.
 
     `App(chat=LLM("smollm2"), server={"port": 9000})`. A name that is no Python word goes in as `**{"my-model": …}`.
-    Raises ConfigError for what is not a service, a bad name and wrong settings.
+    Pipelines go in like services. Raises ConfigError for what is neither, a bad name and wrong settings.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class App:
         state: Mapping[str, Any] | StateSettings | None = None,
         machine: Mapping[str, Any] | MachineSettings | None = None,
         runtime: Mapping[str, Any] | RuntimeSettings | None = None,
-        **services: Served,
+        **services: Served | ServablePipeline,
     ) -> None:
         self.settings = AppSettings(
             server=_settings(server, ServerSettings, "server"),
@@ -51,23 +52,33 @@ class App:
         )
         if not services:
             raise ConfigError("App(): nothing to serve; name at least one service, as in App(chat=LLM('smollm2'))")
+        kinds: dict[str, Served] = {}
+        pipelines: dict[str, ServablePipeline] = {}
         for name, kind in services.items():
             if not NAME.fullmatch(name):
                 raise ConfigError(f"App(): {name!r} cannot name a service; valid: letters, digits and . _ / -")
+            if isinstance(kind, ServablePipeline):
+                pipelines[name] = kind
+                continue
             if not hasattr(kind, "settings") or not hasattr(kind, "engines"):
                 raise ConfigError(
                     f"App(): {name!r} is {type(kind).__name__}, not a service; "
                     f"valid: {', '.join(registry.names('kind'))}, as in App({name}=LLM('smollm2'))"
                 )
-        agree(services, self.settings.runtime)
-        self.services: dict[str, Served] = services
+            kinds[name] = kind
+        agree(kinds, self.settings.runtime)
+        self.services: dict[str, Served] = kinds
+        self.pipelines = pipelines
+        """By name; they ask the services."""
+        for pipeline in pipelines.values():
+            pipeline.check(kinds)
 
     def run(self, launcher: Launcher | None = None) -> Running:
         """Its parts, wired and not yet started. Call it on the event loop that will serve.
 
         `launcher` starts all replicas in place of those that the settings name, as the simulator's does.
         """
-        return Running(self.settings, self.services, launcher)
+        return Running(self.settings, self.services, launcher, self.pipelines)
 
 
 def _settings(given: Mapping[str, Any] | S | None, into: type[S], where: str) -> S:

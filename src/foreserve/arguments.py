@@ -81,6 +81,8 @@ class Arguments:
 
     def _plain(self, name: str, value: Any, lax: bool) -> Any:
         hint = self.hints.get(name, Any)
+        if is_fed(hint):  # all items at once
+            hint = list[get_args(hint)[0]] if get_args(hint) else list  # type: ignore[misc]
         try:
             return _converted(value, hint, lax)
         except msgspec.ValidationError as error:
@@ -187,6 +189,13 @@ def _made(make: Callable[[], Any]) -> Any:
         return make()
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise msgspec.ValidationError(f"Expected an array: {error}") from None
+
+
+def is_fed(hint: Any) -> bool:
+    """Whether an annotation, `foreserve.Stream[T]`, takes items as they come; by name, since workers import little."""
+    kind = get_origin(hint) or hint
+    place = (getattr(kind, "__module__", ""), getattr(kind, "__qualname__", ""))
+    return place == ("foreserve.pipelines.stream", "Stream")
 
 
 def _library(hint: Any) -> str | None:

@@ -21,22 +21,31 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """The payload of one call: its keyword arguments, each in one of three ways.
+    """The payload of one call: its keyword arguments, each in one of four ways.
 
     `args` are plain values and bytes. With `lax` they come from a form, so text may stand for a number. `as_tensors`
-    asks for the result as `Output`s in place of plain values.
+    asks for the result as `Output`s in place of plain values. Items of those in `fed` come while it runs.
     """
 
     args: dict[str, Any] = {}
     files: dict[str, list[File]] = {}
     tensors: dict[str, Tensor] = {}
+    fed: tuple[str, ...] = ()
     lax: bool = False
     as_tensors: bool = False
 
     @property
     def names(self) -> list[str]:
         """Of all its arguments."""
-        return [*self.args, *self.files, *self.tensors]
+        return [*self.args, *self.files, *self.tensors, *self.fed]
+
+
+class Items(msgspec.Struct, frozen=True, kw_only=True):
+    """More items for a fed argument, as they are carried to its worker; with `last`, there are no more of that one."""
+
+    name: str
+    items: list[Any] = []
+    last: bool = False
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):

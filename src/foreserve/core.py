@@ -97,7 +97,9 @@ class Ramp(msgspec.Struct, frozen=True, kw_only=True):
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asks of one service, with its terms. `payload` belongs to the service's kind.
 
-    So does `about`: what a prediction is made from and learned by; it never leaves this process.
+    So does `about`: what a prediction is made from and learned by; it never leaves this process. A child of another
+    request has that one's id as `parent` and its arrival as `root_arrival`; `depth` is how many steps of a pipeline
+    lie before it.
     """
 
     id: str
@@ -110,6 +112,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None = None
     root_arrival: float | None = None
     affinity: str | None = None
+    depth: int = 0
     about: Any = None
 
 
@@ -137,6 +140,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None = None
     root_arrival: float | None = None
     affinity: str | None = None
+    depth: int = 0
     role: Role = "any"
     sequence: int | None = None
     idempotent: bool = True

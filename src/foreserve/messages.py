@@ -37,7 +37,7 @@ class Run(Message, frozen=True):
 
 
 class Feed(Message, frozen=True):
-    """More of a prompt that is still growing; `last` closes it."""
+    """More of an input that is still growing; `last` closes it."""
 
     id: str
     data: Any

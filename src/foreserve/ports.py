@@ -305,7 +305,8 @@ class Engine(Protocol):
     work that has `credits`: a batch goes at one pace.
     A continuous engine may have `hand_over(sink)`, called once after the start: it may then put chunks there in place
     of yielding them, all but each request's last and none of work that has `credits`.
-    An engine may have `feed(request_id, data, last)` for prompts that are still growing, and `failed()`, which returns
+    An engine may have `feed(request_id, data, last)` for inputs that are still growing, which may be called before the
+    request's `run` has begun, and `failed()`, which returns
     why (words) once the engine is of no use any more: what it runs for has gone away, or it has lost its means. It is
     then ended like a process that exits, and started anew; what it has not given a finish by then is lost with it.
     One whose library ends the process where it gets no memory, rather than raise, has a true `aborts_without_memory`:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from foreserve import __version__
@@ -23,6 +23,7 @@ from foreserve.samples import Keep, SampleStore
 from foreserve.scaling import ScalingDecision
 from foreserve.services.foreseeing import Foreseer
 from foreserve.services.forgetting import expire_left
+from foreserve.services.pipeline import ServablePipeline, ServedPipeline
 from foreserve.services.runtime_status import RuntimeView
 from foreserve.services.served import Progress, Served, leasts
 from foreserve.settings import AppSettings, StateSettings
@@ -38,7 +39,13 @@ class Running:
     `launcher` starts all replicas in place of those that the settings name.
     """
 
-    def __init__(self, settings: AppSettings, kinds: dict[str, Served], launcher: Launcher | None = None) -> None:
+    def __init__(
+        self,
+        settings: AppSettings,
+        kinds: dict[str, Served],
+        launcher: Launcher | None = None,
+        pipelines: Mapping[str, ServablePipeline] | None = None,
+    ) -> None:
         self.settings = settings
         self.kinds = kinds
         """By name, as the app has them; `add` adds to them."""
@@ -70,6 +77,11 @@ class Running:
             self._wiring.wire(name, kind)
         if self._wiring.shares is not None:
             self._wiring.shares.check(leasts(kinds))
+        self.pipelines = {
+            name: ServedPipeline(name, pipeline, self.services, self.ledger, self._settled)
+            for name, pipeline in (pipelines or {}).items()
+        }
+        """By name."""
         self.runtime = RuntimeView(self.services, self.memory, self.contexts)
         """What runs on this machine, and what it shares."""
 
@@ -189,6 +201,8 @@ class Running:
         for service in self.services.values():
             if service.scaling is not None:
                 await service.scaling.stop()
+        for pipeline in self.pipelines.values():
+            await pipeline.drain(drain_s)
         self._refuse_all()
         for outside in self.outside.values():
             await outside.stop()

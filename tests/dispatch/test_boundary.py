@@ -156,6 +156,7 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
         "id": "a name", "payload": "opaque: the tests above", "cost": "the kind's price, from the forecast",
         "arrival": "when it came", "deadline": "the client's terms", "utility": "the client's terms",
         "tenant": "who asks", "parent": "a name", "root_arrival": "when its root came", "affinity": "a key",
+        "depth": "how many steps of its pipeline lie before it",
         "role": "of pipelines", "sequence": "of pipelines", "idempotent": "of the kind", "attempt": "a count",
         "crowded": "attempts that ran out of memory: one was longer than foreseen, whoever it was",
         "credits": "of the reader", "forecast": "predicted when it came", "ramp": "predicted when it came",

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from foreserve.core import Chunk, Finish, Outcome, Work
 from foreserve.dispatch import early
@@ -112,6 +113,9 @@ class Dispatcher:
             runner.run(works, pick.plan, cached)
         else:
             runner.run(works, pick.plan)
+        for flight in flights:
+            for data, last in flight.fed:
+                runner.feed(flight.work.id, data, last)
         self._rooms.changed(room.replica)
 
     def chunks(self, runner: Runner, chunks: Sequence[Chunk]) -> None:
@@ -218,6 +222,16 @@ class Dispatcher:
         if self.unavailable is not None:
             return early.unavailable(flight, self.unavailable, now)
         return early.refused(flight, self.view(flight.work), self._admission, now)
+
+    def feed(self, request_id: str, data: Any, *, last: bool = False) -> None:
+        """More of an input that is still growing: on to the replica, once it is there. Ended requests are ignored."""
+        flight = self._waiting.get(request_id) or self._running.get(request_id)
+        if flight is None:
+            return
+        flight.fed.append((data, last))
+        runner = self._runners.get(flight.replica or "")
+        if request_id in self._running and runner is not None:
+            runner.feed(request_id, data, last)
 
     def leave(self, request_id: str, reason: str) -> None:
         """The caller wants no more of it. Unknown and ended requests are ignored."""

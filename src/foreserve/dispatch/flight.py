@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -56,6 +56,8 @@ class Flight:
         self.resumed = False
         """Whether the present attempt goes on where another was lost."""
         self.why_again = ""
+        self.fed: list[tuple[Any, bool]] = []
+        """What of a growing input has come so far: an attempt that begins anew is given all of it."""
         self.refused_since: float | None = None
         """When a server that was loading first refused it."""
         self._losses = 0

@@ -37,6 +37,9 @@ class Runner(Protocol):
         ...
 
     def abort(self, ids: Sequence[str]) -> None: ...
+    def feed(self, request_id: str, data: Any, last: bool) -> None:
+        """More of an input that is still growing, of a request that it runs."""
+        ...
 
 
 class _Place:

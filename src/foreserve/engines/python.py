@@ -20,6 +20,7 @@ from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
 from foreserve.engines.answer import Numbered
 from foreserve.engines.failure import Failure
 from foreserve.engines.python_code import Code, load_code
+from foreserve.engines.python_fed import Feeding
 from foreserve.engines.python_threads import STOP_S, Run, Threads
 from foreserve.engines.python_values import Raised, sent
 
@@ -84,6 +85,7 @@ class PythonEngine:
         self._places = asyncio.Semaphore(max_running)
         self._abandoned: set[_Calling] = set()
         self._failure = Failure()
+        self._feeding = Feeding()
         self._code: Code | None = None
 
     async def start(self) -> EngineInfo:
@@ -102,6 +104,7 @@ class PythonEngine:
         if isinstance(found, Finish):
             yield numbered.chunk(finish=found)
             return
+        found[1].update(self._feeding.begin(work.id, found[0].fed))
         call = self._calls[work.id] = _Calling(*found)
         began = clock.precise()
         items, late = 0, False
@@ -124,6 +127,7 @@ class PythonEngine:
             finally:
                 call.left = True
                 call.cancel()
+                self._feeding.end(work.id)
                 if call.in_thread and late:
                     await self._told_to_stop(call)
                 if call.in_thread:
@@ -261,6 +265,10 @@ class PythonEngine:
         if stuck >= self._max_running:
             words = f"the last of {request_id}" if stuck > 1 else f"that of {request_id}"
             self._failure.say(f"{stuck} calls did not end when they were told to, {words}")
+
+    def feed(self, request_id: str, data: Any, last: bool) -> None:
+        """See `Engine`. `data` is an `Items`."""
+        self._feeding.take(request_id, data)
 
     async def failed(self) -> str:
         """See `Engine`."""

@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 
 from foreserve import clock
-from foreserve.arguments import Arguments
+from foreserve.arguments import Arguments, is_fed
 from foreserve.calling import Call
 from foreserve.core import Finish
+from foreserve.engines.python_fed import Fed
 from foreserve.engines.python_target import load_target
 from foreserve.engines.python_values import Raised
 from foreserve.errors import BadRequest, EngineStartError
@@ -30,6 +31,8 @@ class Code:
         self.arguments = Arguments(call, batched=batched)
         self.streams = inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain)
         self.is_async = inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain)
+        self.fed = frozenset(name for name, hint in self.arguments.hints.items() if is_fed(hint))
+        """Parameters that take items as they come."""
 
     def facts(self) -> dict[str, Any]:
         """What the gateway is told of it; see `EngineInfo.facts`."""
@@ -44,7 +47,8 @@ class Code:
         """A call's keyword arguments, or the finish that rejects it."""
         try:
             call = payload if isinstance(payload, Call) else msgspec.convert(payload, Call)
-            return call, self.arguments.values(call)
+            values = self.arguments.values(call)
+            return call, {name: Fed.of(value) if name in self.fed else value for name, value in values.items()}
         except msgspec.ValidationError as error:
             return Finish(reason="rejected", error=f"this is no call of a function: {error}")
         except BadRequest as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 from foreserve.core import Chunk, Cost, EngineInfo, EngineLoad, Work
 from foreserve.fleet.occupancy import Occupancy
-from foreserve.messages import Abort, Chunks, Drain, Drained, FromWorker, Heartbeat, Ready, Run, StartFailed
+from foreserve.messages import Abort, Chunks, Drain, Drained, Feed, FromWorker, Heartbeat, Ready, Run, StartFailed
 from foreserve.ports import Connection, Room
 from foreserve.scaling import ReplicaPhase, ReplicaView
 
@@ -162,6 +162,11 @@ class Replica:
         if held:
             self._send(Abort(ids=held, attempts=tuple(self.held[request_id].attempt for request_id in held)))
 
+    def feed(self, request_id: str, data: Any, last: bool) -> None:
+        """More of an input that is still growing. A request that it does not hold is ignored."""
+        if request_id in self.held:
+            self._send(Feed(id=request_id, data=data, last=last))
+
     # --- what its connection tells
 
     def connect(self, connection: Connection) -> None:
@@ -275,7 +280,7 @@ class Replica:
         self._room = None
         self.state, self.since = state, self._now()
 
-    def _send(self, message: Run | Abort | Drain) -> None:
+    def _send(self, message: Run | Abort | Drain | Feed) -> None:
         if self.connection is not None and self.state is not State.GONE:
             self.connection.send(message)
 

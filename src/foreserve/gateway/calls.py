@@ -13,6 +13,7 @@ from foreserve.gateway.errors import no_such
 from foreserve.gateway.terms import terms
 from foreserve.running import Running
 from foreserve.services.base import Service
+from foreserve.services.pipeline import ServedPipeline
 from foreserve.settings import ApiKey
 
 ID = "foreserve.id"
@@ -53,7 +54,14 @@ class Call:
             raise no_such(what, name, there_are, param)
         return service
 
-    def request(self, service: Service, body_terms: TermsBody | None) -> Request:
+    def pipeline(self, name: str) -> ServedPipeline:
+        """The pipeline of this name. Raises NotFound that lists those there are."""
+        pipeline = self.running.pipelines.get(name)
+        if pipeline is None:
+            raise no_such("pipeline", name, list(self.running.pipelines), None)
+        return pipeline
+
+    def request(self, service: Service | ServedPipeline, body_terms: TermsBody | None) -> Request:
         """A request on its terms, its payload still to be made. Raises BadRequest for terms that are wrong."""
         key: ApiKey | None = self.http.scope.get(KEY)
         agreed = terms(self.http.headers, body_terms, key, service.settings)

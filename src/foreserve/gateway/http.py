@@ -16,6 +16,7 @@ from foreserve.gateway import (
     inference,
     metrics,
     openai,
+    pipelines,
     runtime,
     schemas,
     servers,
@@ -48,7 +49,7 @@ def create_app(running: Running, lifespan: Lifespan | None = None) -> FastAPI:
     app.state.metrics = metrics.Metrics(running)
     app.state.recordings = Recordings(running)
     app.state.components = {}
-    for part in (openai, functions, inference, metrics, admin, runtime, servers, trace):
+    for part in (openai, pipelines, functions, inference, metrics, admin, runtime, servers, trace):
         app.include_router(part.router)
     functions.install(app)
     upstream.install(app)

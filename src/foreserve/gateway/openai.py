@@ -15,6 +15,7 @@ from foreserve.clock import wall
 from foreserve.core import Request
 from foreserve.dispatch.stream import Stream
 from foreserve.engines.generation import Generate
+from foreserve.gateway import pipeline_models
 from foreserve.gateway.bodies import (
     ChatBody,
     Common,
@@ -49,7 +50,10 @@ async def chat(http: HttpRequest) -> Response:
     call = await Call.read(http)
     if (reply := await forwarded(call)) is not None:
         return reply
-    service = call.service(decode_target(call.raw).model, LLM, "model", "model")
+    name = decode_target(call.raw).model
+    if (pipeline := pipeline_models.model_of(call.running, name)) is not None:
+        return await pipeline_models.chat(call, pipeline, decode_chat(call.raw))
+    service = call.service(name, LLM, "model", "model")
     asked = decode_chat(call.raw)
     sampling = _chat_sampling(asked)
     request = call.admitted(service, asked.foreserve)
@@ -88,6 +92,7 @@ async def models(http: HttpRequest) -> Response:
     """The language models of this server, those that other servers run for it included."""
     call = Call(http, b"")
     data = [_model(name, service, call.created) for name, service in models_of(call.running)]
+    data += [_model(name, None, call.created) for name in pipeline_models.models(call.running)]
     return _json({"object": "list", "data": data})
 
 
@@ -95,13 +100,15 @@ async def models(http: HttpRequest) -> Response:
 async def model(http: HttpRequest, model: str) -> Response:
     """One language model of this server."""
     call = Call(http, b"")
+    if pipeline_models.model_of(call.running, model) is not None:
+        return _json(_model(model, None, call.created))
     service = upstream_of(call.running, model) or call.service(model, LLM, "model", "model")
     return _json(_model(model, service, call.created))
 
 
-def _model(name: str, service: Service, created: int) -> dict[str, Any]:
+def _model(name: str, service: Service | None, created: int) -> dict[str, Any]:
     described: dict[str, Any] = {"id": name, "object": "model", "created": created, "owned_by": "foreserve"}
-    if service.info is not None and "context_tokens" in service.info.facts:
+    if service is not None and service.info is not None and "context_tokens" in service.info.facts:
         described["max_model_len"] = service.info.facts["context_tokens"]
     return described
 

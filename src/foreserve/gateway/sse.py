@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from foreserve.dispatch.stream import Stream
 from foreserve.errors import ClientGone, EngineFailed, RequestError
 from foreserve.gateway.calls import GONE
-from foreserve.gateway.disconnect import closing
+from foreserve.gateway.disconnect import Closable, closing
 from foreserve.gateway.errors import error_body
 
 
@@ -30,7 +30,9 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, parts: AsyncIterator[bytes], streams: Sequence[Stream], *, stall_s: float, last: bytes) -> None:
+    def __init__(
+        self, parts: AsyncIterator[bytes], streams: Sequence[Closable], *, stall_s: float, last: bytes
+    ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._parts = parts

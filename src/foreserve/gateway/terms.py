@@ -11,12 +11,13 @@ import binascii
 import hmac
 import math
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
 from foreserve.errors import BadRequest, Unauthorized
 from foreserve.gateway.bodies import TermsBody
-from foreserve.settings import TENANT, TENANT_WORDS, ApiKey, ServiceSettings
+from foreserve.settings import TENANT, TENANT_WORDS, ApiKey
 
 MAX_SLO_MS = 86_400_000.0
 MAX_UTILITY = 1e9
@@ -28,6 +29,15 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float | None
     utility: float
     tenant: str
+
+
+class UsualTerms(Protocol):
+    """The settings of whatever is asked, as far as they are terms."""
+
+    @property
+    def deadline_s(self) -> float | None: ...
+    @property
+    def utility(self) -> float: ...
 
 
 class Keys:
@@ -70,7 +80,7 @@ def _shown(authorization: str, method: str) -> bytes:
     raise Unauthorized("`Authorization` is not understood; send `Authorization: Bearer KEY`")
 
 
-def terms(headers: Mapping[str, str], body: TermsBody | None, key: ApiKey | None, settings: ServiceSettings) -> Terms:
+def terms(headers: Mapping[str, str], body: TermsBody | None, key: ApiKey | None, settings: UsualTerms) -> Terms:
     """The terms of a request to a service with `settings`. Raises BadRequest naming the header or the field."""
     slo_ms, slo_place = _number(headers, "x-slo-ms", MAX_SLO_MS), "x-slo-ms"
     utility, utility_place = _number(headers, "x-utility", MAX_UTILITY), "x-utility"

@@ -111,6 +111,10 @@ class Service:
         self.dispatcher.submit(work, stream)
         return stream
 
+    def feed(self, request_id: str, data: object, *, last: bool = False) -> None:
+        """More of a request's input, where its kind takes such that still grow. Ended requests are ignored."""
+        self.dispatcher.feed(request_id, data, last=last)
+
     def turn_away(self, request: Request) -> Outcome | None:
         """How a request has ended that would be refused whatever it costs; `None` when it may be submitted.
 
@@ -162,6 +166,7 @@ class Service:
             parent=request.parent,
             root_arrival=request.root_arrival,
             affinity=request.affinity,
+            depth=request.depth,
             idempotent=self.kind.idempotent,
         )
 

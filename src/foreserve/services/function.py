@@ -27,6 +27,7 @@ from foreserve.calling import Call, Output
 from foreserve.core import Chunk, EngineInfo, EngineSpec, Outcome, Price, Request, Work
 from foreserve.errors import ConfigError
 from foreserve.parsing import parse
+from foreserve.pipelines.plan import Edge, writing
 from foreserve.ports import Decoded
 from foreserve.registry import entry
 from foreserve.services.function_price import CallSeconds
@@ -98,7 +99,11 @@ class Function:
         self._seconds = CallSeconds()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function itself, here; a class makes an object."""
+        """Call the function itself, here; a class makes an object. In a pipeline's function it is a step there."""
+        if writing or any(isinstance(arg, Edge) for arg in (*args, *kwargs.values())):
+            from foreserve.services.pipeline_stages import function_step
+
+            return function_step(self, args, kwargs)
         if self.served_code is None:
             raise ConfigError(f"{self.settings.target} is named, not decorated: import it to call it")
         return self.served_code(*args, **kwargs)
