@@ -111,6 +111,9 @@ async def measure(model: Model, most: int, turn: Callable[[], None]) -> tuple[Gr
     file = (model.folder / "model.safetensors").resolve()
     weights = file.stat().st_size
     async with house(model.kind(**words)) as place:
+        await place.call()  # so that the process that forks has learned what a worker imports
+        await place.learned()
+        await place.scale(0)
         shared = await grow(place, counts, file, turn)
     few = [count for count in counts if count * (weights + 300 * MIB) <= MOST_PRIVATE_BYTES]
     async with house(model.kind("private", **words), fork=False) as place:

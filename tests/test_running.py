@@ -12,7 +12,9 @@ from foreserve.core import Request
 from foreserve.dispatch.batching import FixedBatches
 from foreserve.errors import ConfigError, EngineStartError
 from foreserve.running import Running
+from foreserve.runtime.forking import unsupported
 from foreserve.samples import SampleStore, samples_file
+from foreserve.services.function import Function
 from foreserve.services.llm import LLM, STATIC_POLICY
 from foreserve.services.llm_prompt import Sampling
 from foreserve.simulation import clock
@@ -151,3 +153,33 @@ async def test_a_start_that_fails_leaves_nothing_running(tmp_path: Path, monkeyp
         await running.start()
     assert asyncio.all_tasks() == tasks
     assert not [thread.name for thread in threading.enumerate() if thread.name == "foreserve-learning"]
+
+
+@pytest.mark.skipif(bool(unsupported()), reason=unsupported())
+@pytest.mark.parametrize("learns", [True, False])
+async def test_what_workers_import_is_remembered_unless_that_is_turned_off(tmp_path: Path, monkeypatch, learns: bool):
+    monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)  # differs between a test's parts, and so would the keys
+    packages, code = tmp_path / "packages", tmp_path / "code.py"
+    packages.mkdir()
+    (packages / "imported_lazily.py").write_text("import time\n\ntime.sleep(0.2)  # long enough to be worth it\n")
+    code.write_text(
+        "import sys\n\nthere = 'imported_lazily' in sys.modules\n\n\n"
+        "class Lazy:\n    def __init__(self):\n        import imported_lazily\n\n"
+        "    def __call__(self) -> bool:\n        return there\n"
+    )
+    words: dict[str, Any] = {"env": {"PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1"}}
+    state, runtime = {"folder": str(tmp_path / "state")}, {"learn_imports": learns}
+    found = []
+    for _ in range(2):
+        running = App(f=Function(f"{code}:Lazy", **words), state=state, runtime=runtime).run()
+        await running.start()
+        kind = running.services["f"].kind
+        assert isinstance(kind, Function)
+        request = Request(id="r", service="f", payload=kind.call({}), arrival=asyncio.get_running_loop().time())
+        found += [item async for items in running.services["f"].submit(request) for item in items]
+        async with asyncio.timeout(20):
+            while learns and not (tmp_path / "state" / "imports.json").exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await running.stop(1.0)
+    assert found == [False, learns]
+    assert (tmp_path / "state" / "imports.json").exists() == learns

@@ -229,7 +229,7 @@ def _engine(folder: Path, on_run: str) -> EngineSpec:
     ],
 )
 async def test_a_worker_that_breaks_its_connection_is_ended(launcher, ear, tmp_path, monkeypatch, on_run, reason):
-    monkeypatch.setattr("foreserve.fleet.local.LEAVE_S", 0.1)
+    monkeypatch.setattr("foreserve.fleet.local_connection.LEAVE_S", 0.1)
     connection = await launcher.launch("f", _engine(tmp_path, on_run), ear)
     await ear.first(Ready)
     connection.send(Run((work("a"),)))

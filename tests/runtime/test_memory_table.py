@@ -3,18 +3,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from foreserve.runtime.memory_table import (
-    Arm,
-    Deny,
-    Evict,
-    Give,
-    Grant,
-    Load,
-    Refuse,
-    State,
-    Stop,
-    Table,
-)  # fmt: skip
+from foreserve.runtime.memory_entry import Arm, Deny, Evict, Give, Grant, Load, Refuse, State, Stop
+from foreserve.runtime.memory_table import Table  # fmt: skip
 
 
 def kinds(effects):

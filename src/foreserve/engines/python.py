@@ -8,48 +8,22 @@ asks for the next chunk.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from foreserve import clock
-from foreserve.calling import Call
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
 from foreserve.engines.answer import Numbered
 from foreserve.engines.failure import Failure
 from foreserve.engines.python_code import Code, load_code
 from foreserve.engines.python_fed import Feeding
-from foreserve.engines.python_threads import STOP_S, Run, Threads
-from foreserve.engines.python_values import Raised, sent
+from foreserve.engines.python_items import Calling, items_of
+from foreserve.engines.python_threads import STOP_S, Threads
+from foreserve.engines.python_values import Raised
 
 log = logging.getLogger(__name__)
-
-_END = object()
-
-
-class _Calling:
-    """One running call: what must be told when it is not wanted any more."""
-
-    def __init__(self, call: Call, values: dict[str, Any]) -> None:
-        self.values = values
-        self.as_tensors = call.as_tensors
-        self.run = Run()
-        self.free = asyncio.Event()  # no thread runs it
-        self.task: asyncio.Task[None] | None = None  # runs async code
-        self.in_thread = False
-        self.placed = False  # counts among those that may be in a thread
-        self.cancelled = False
-        self.left = False  # the reader is gone
-
-    def cancel(self) -> None:
-        self.cancelled = True
-        if self.task is not None:
-            self.task.cancel()
-
-    def sent(self, value: Any) -> Any:
-        return sent(value, as_tensors=self.as_tensors)
 
 
 class PythonEngine:
@@ -80,10 +54,10 @@ class PythonEngine:
         self._max_running = max_running
         self._weights = weights
         self._timeout_s = timeout_s
-        self._calls: dict[str, _Calling] = {}
+        self._calls: dict[str, Calling] = {}
         self._threads = Threads(max_running)
         self._places = asyncio.Semaphore(max_running)
-        self._abandoned: set[_Calling] = set()
+        self._abandoned: set[Calling] = set()
         self._failure = Failure()
         self._feeding = Feeding()
         self._code: Code | None = None
@@ -105,10 +79,10 @@ class PythonEngine:
             yield numbered.chunk(finish=found)
             return
         found[1].update(self._feeding.begin(work.id, found[0].fed))
-        call = self._calls[work.id] = _Calling(*found)
+        call = self._calls[work.id] = Calling(*found)
         began = clock.precise()
         items, late = 0, False
-        async with aclosing(self._answers(call, self._code)) as answers:
+        async with aclosing(items_of(call, self._code, self._in_thread)) as answers:
             try:
                 async for item in self._in_time(answers):
                     if call.cancelled:
@@ -149,7 +123,7 @@ class PythonEngine:
                 left = max(0.0, left - (clock.precise() - began))
             yield item
 
-    async def _told_to_stop(self, call: _Calling) -> None:
+    async def _told_to_stop(self, call: Calling) -> None:
         """Its code runs on after its time: told to stop, and waited for a moment."""
         call.run.stop()
         try:
@@ -158,79 +132,7 @@ class PythonEngine:
         except TimeoutError:
             pass
 
-    async def _answers(self, call: _Calling, code: Code) -> AsyncGenerator[Any, None]:
-        """The items as they are sent; a `Raised` is the last one."""
-        if code.is_async:
-            result = code.call(**call.values)
-        else:
-            result = await self._in_thread(call, lambda: code.call(**call.values))
-        if inspect.isasyncgen(result) or inspect.isawaitable(result):
-            items = self._async_items(call, result)
-        elif isinstance(result, Generator):
-            items = self._generator_items(call, result)
-        else:
-            yield call.sent(result)
-            return
-        async with aclosing(items):
-            async for item in items:
-                yield item
-
-    async def _generator_items(self, call: _Calling, generator: Generator[Any, Any, Any]) -> AsyncGenerator[Any, None]:
-        def following() -> Any:
-            item = next(generator, _END)
-            if call.cancelled:  # nobody waits: what the generator holds is freed here, where it runs
-                generator.close()
-            return item if item is _END else call.sent(item)
-
-        try:
-            while not call.cancelled and (item := await self._in_thread(call, following)) is not _END:
-                yield item
-                if isinstance(item, Raised):
-                    return
-        finally:
-            if not call.in_thread:
-                await self._in_thread(call, generator.close)
-
-    async def _async_items(self, call: _Calling, code: Any) -> AsyncGenerator[Any, None]:
-        """One task runs all of the user's async code, so that its timeouts and task groups may span items."""
-        demand = asyncio.Semaphore(0)
-        made: asyncio.Queue[Any] = asyncio.Queue(3)  # an item or two, and the end
-
-        async def drive() -> None:
-            try:
-                await demand.acquire()
-                if inspect.isasyncgen(code):
-                    async with aclosing(code):
-                        async for item in code:
-                            made.put_nowait(call.sent(item))
-                            await demand.acquire()
-                else:
-                    made.put_nowait(call.sent(await code))
-            except asyncio.CancelledError as error:
-                if not call.cancelled:
-                    made.put_nowait(Raised(error))
-            except Exception as error:
-                made.put_nowait(Raised(error))
-
-        call.task = asyncio.get_running_loop().create_task(drive(), context=call.run.context)
-        # Not the task's own last act: cancelled before its first step it runs nothing at all.
-        call.task.add_done_callback(lambda _: made.put_nowait(_END))
-        try:
-            while True:
-                demand.release()
-                item = await made.get()
-                if item is _END:
-                    return
-                yield item
-                if isinstance(item, Raised):
-                    return
-        finally:
-            call.task.cancel()
-            await asyncio.gather(call.task, return_exceptions=True)
-            if inspect.iscoroutine(code):
-                code.close()
-
-    async def _in_thread(self, call: _Calling, fn: Callable[[], Any]) -> Any:
+    async def _in_thread(self, call: Calling, fn: Callable[[], Any]) -> Any:
         """Run user code in the pool, in the call's own context. What it raises is returned as `Raised`."""
         if getattr(asyncio.get_running_loop(), "virtual", False):
             return await clock.offload(lambda: call.run(fn))
@@ -240,7 +142,7 @@ class PythonEngine:
         call.free.clear()
         return await asyncio.wrap_future(self._threads.submit(call.run, fn, lambda: self._left_thread(call)))
 
-    def _left_thread(self, call: _Calling) -> None:
+    def _left_thread(self, call: Calling) -> None:
         """A thread is free again; for a reader that left meanwhile, this is when its slot comes back."""
         call.in_thread = False
         call.free.set()
@@ -250,12 +152,12 @@ class PythonEngine:
             for request_id in [id for id, other in self._calls.items() if other is call]:
                 del self._calls[request_id]
 
-    def _give_place_back(self, call: _Calling) -> None:
+    def _give_place_back(self, call: Calling) -> None:
         if call.placed:
             call.placed = False
             self._places.release()
 
-    def _abandon(self, call: _Calling, request_id: str) -> None:
+    def _abandon(self, call: Calling, request_id: str) -> None:
         """Its reader is gone and its thread is not: let another run in its place, while threads are left."""
         self._abandoned.add(call)
         stuck = len(self._abandoned)

@@ -16,9 +16,10 @@ from foreserve import clock
 from foreserve.core import WeightsRef
 from foreserve.errors import EngineStartError
 from foreserve.runtime.memory_digests import Digests, Stat, sha256_key
+from foreserve.runtime.memory_entry import Deny, Effect, Entry, Evict, Grant, Load, State, Stop
 from foreserve.runtime.memory_loader import Image, Loader
 from foreserve.runtime.memory_messages import SOURCE_CHARACTERS, Held
-from foreserve.runtime.memory_table import Deny, Effect, Entry, Evict, Grant, Load, State, Stop, Table
+from foreserve.runtime.memory_table import Table
 
 log = logging.getLogger(__name__)
 

@@ -97,7 +97,7 @@ class Refused(_Message, frozen=True):
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """One image of weights: by what `names` its holders call it, and where it stood when this was told.
 
-    `state` is one of `memory_table.State`, or "waiting" while there is no room for it.
+    `state` is one of `memory_entry.State`, or "waiting" while there is no room for it.
 
     `bytes` is the room kept for it, `restore_s` the seconds that loading it took, `bytes_read` what that read, `hits`
     how many leases found it there or on its way.

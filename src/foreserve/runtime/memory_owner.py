@@ -21,6 +21,7 @@ from foreserve import clock
 from foreserve.core import WeightsRef
 from foreserve.errors import EngineStartError
 from foreserve.runtime.memory_digests import Digests, Stat
+from foreserve.runtime.memory_entry import Arm, Effect, Entry, Give, Refuse
 from foreserve.runtime.memory_images import Images
 from foreserve.runtime.memory_line import Line
 from foreserve.runtime.memory_loader import Image, Loader, open_file
@@ -37,7 +38,7 @@ from foreserve.runtime.memory_messages import (
     Waits,
 )
 from foreserve.runtime.memory_sources import is_sealed
-from foreserve.runtime.memory_table import Arm, Effect, Entry, Give, Refuse, Table
+from foreserve.runtime.memory_table import Table
 from foreserve.runtime.safetensors import read
 
 log = logging.getLogger(__name__)
