@@ -11,13 +11,13 @@ async def started(engine):
 class TestSimulatedContinuous(Contract):
     @pytest.fixture
     async def subject(self):
-        subject = await started(SimulatedEngine(slots=4, context_tokens=64, emit_every=3, decode_s=0.0005))
+        subject = await started(SimulatedEngine(slots=4, context_tokens=64, emit_every=3, decode_s=0.005))
         yield subject
         await subject.engine.close()
 
     @pytest.fixture
     async def tight(self):
-        subject = await started(SimulatedEngine(slots=6, kv_tokens=128, decode_s=0.0005))
+        subject = await started(SimulatedEngine(slots=6, kv_tokens=128, decode_s=0.005))
         yield subject
         await subject.engine.close()
 
@@ -25,7 +25,7 @@ class TestSimulatedContinuous(Contract):
 class TestSimulatedStatic(Contract):
     @pytest.fixture
     async def subject(self):
-        engine = SimulatedEngine(batching="static", slots=4, context_tokens=64, emit_every=3, decode_s=0.0005)
+        engine = SimulatedEngine(batching="static", slots=4, context_tokens=64, emit_every=3, decode_s=0.005)
         subject = await started(engine)
         yield subject
         await subject.engine.close()
