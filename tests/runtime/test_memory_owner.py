@@ -211,6 +211,22 @@ async def test_only_sealed_images_are_taken_over(tmp_path):
         assert told.loads == 0
 
 
+async def test_a_file_that_has_changed_is_not_taken_over_with_the_digest_that_it_had(tmp_path, file):
+    """Two files would else lead to one memory, from then on and over every restart."""
+    was, digests = hashlib.sha256(image()).hexdigest(), tmp_path / "digests.json"
+    async with serving(tmp_path, digests=str(digests)) as client:
+        file.write_bytes(image(fill=2))  # in place, so that what was mapped of it shows that
+        ref = WeightsRef(name="w", source=str(file))
+        with file.open("rb") as held:
+            client.say(Adopt(1, ref, sys.executable, f"sha256:{was}", 2.5, was), held.fileno())
+        assert (await client.hear()).number == 1
+        assert not digests.exists()
+        client.acquire(2, file, sha256=was)
+        assert (await client.hear()).reason.startswith(f"{file} has the SHA-256")
+        client.acquire(3, file, sha256=hashlib.sha256(image(fill=2)).hexdigest())
+        assert isinstance(await client.hear(), Given)
+
+
 async def test_a_client_asks_for_so_much_and_no_more(tmp_path, file):
     async with serving(tmp_path) as client:
         for number in range(MOST_LEASES):

@@ -150,8 +150,9 @@ class Owner:
         except (EngineStartError, OSError) as error:
             log.warning("what a client has of %s is not taken over: %s", ref.source, error)
             return
-        stat = Stat.of(fd)
-        key = self._digests.key(stat) if ref.kind == "file" else message.key
+        stat, key, sha256 = Stat.of(fd), message.key, message.sha256
+        if ref.kind == "file":  # unlike sealed memory it may have changed since that was told
+            key, sha256 = self._digests.key(stat), self._digests.find(stat)
         known = self._table.find(key) is not None
         lease = self._lease(line, message.number, True)
         effects = self._table.adopt(lease, key, stat.size, message.restore_s, clock.now())
@@ -160,7 +161,7 @@ class Owner:
         if known or entry is None:
             os.close(image)
         else:
-            self._images.adopt(entry, Image(image, stat.size, message.sha256, 0, message.restore_s))
+            self._images.adopt(entry, Image(image, stat.size, sha256, 0, message.restore_s))
         self._do(effects)
 
     def _current(self, key: str) -> bool:
