@@ -2,6 +2,7 @@ import asyncio
 import os
 import socket
 import sys
+import threading
 
 import pytest
 
@@ -58,6 +59,39 @@ async def test_a_server_that_is_slow_is_not_waited_for_for_ever(monkeypatch):
         with pytest.raises(EngineStartError, match=r"it took longer than 0\.05 s"):
             await fetch(address, [address], 1, room)
         await asyncio.sleep(0.3)  # the thread that has waited for it ends
+
+
+async def test_a_cancelled_fetch_ends_when_nothing_is_written_any_more(monkeypatch):
+    """Its descriptor is closed next, and its number may be another's at once."""
+    writing, go, written = threading.Event(), threading.Event(), []
+
+    def slowly(fd, data):
+        writing.set()
+        assert go.wait(10)
+        written.append(os.write(fd, data))
+
+    monkeypatch.setattr("foreserve.runtime.memory_sources._write", slowly)
+
+    async def serve(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    address, fd = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", memory()
+    async with server:
+        task = asyncio.create_task(fetch(address, [address], fd, room))
+        await asyncio.to_thread(writing.wait)
+        for _ in range(2):  # its time may be over as well
+            task.cancel()
+            await asyncio.sleep(0.02)
+        assert not task.done()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert written == [5]
+    os.close(fd)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="seals are Linux's")
