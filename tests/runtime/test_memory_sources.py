@@ -94,6 +94,36 @@ async def test_a_cancelled_fetch_ends_when_nothing_is_written_any_more(monkeypat
     os.close(fd)
 
 
+async def test_a_server_that_falls_silent_holds_nobody_up_when_it_is_given_up():
+    given_up, heard = threading.Event(), []
+
+    def serve():
+        sock, _ = listening.accept()
+        with sock:
+            sock.recv(4096)
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+            heard.append(given_up.wait(3.0))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address, fd = f"http://127.0.0.1:{listening.getsockname()[1]}/", memory()
+        server = asyncio.create_task(asyncio.to_thread(serve))
+        reading = asyncio.Event()
+
+        async def room(size):
+            reading.set()
+
+        task = asyncio.create_task(fetch(address, [address], fd, room))
+        await reading.wait()
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        given_up.set()
+        await server
+        os.close(fd)
+    assert heard == [True]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="seals are Linux's")
 def test_what_is_sealed_stays_as_it_is():
     fd = memory()

@@ -77,7 +77,8 @@ async def _fetch(address: str, sources: Sequence[str], fd: int, room: Room) -> s
             sha.update(block)
             await to_its_end(clock.offload(lambda block=block: _write(fd, block)))  # type: ignore[misc]
     finally:
-        response.close()
+        # In a thread, not waited for: one that still reads has to have heard, or missed, what it waits for.
+        asyncio.get_running_loop().run_in_executor(None, response.close)
     if length is not None and str(size) != length:
         raise EngineStartError(f"{address}: the server ended after {size} of {length} bytes")
     return sha.hexdigest()
