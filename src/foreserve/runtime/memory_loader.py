@@ -87,7 +87,7 @@ class Loader:
 
     async def _file(self, ref: WeightsRef, known: str | None) -> tuple[int, str | None, int]:
         """A file is shared as it is: reading it puts it into the page cache, which every mapping of it shows."""
-        fd = await self._run(self._pool, lambda: open_file(ref.source))
+        fd = open_file(ref.source)  # not by a thread: when this is cancelled, what that has opened would be lost
         try:
             before = Stat.of(fd)
             await self._run(self._pool, lambda: read(fd, ref.source))
