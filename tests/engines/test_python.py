@@ -111,11 +111,22 @@ async def test_an_exception_is_an_error_in_words_and_its_traceback_is_logged(tar
     assert "Traceback" in caplog.text
 
 
+async def yields_and_fails(error):
+    yield 1
+    raise error
+
+
+async def fails_later(error):
+    await asyncio.sleep(0)
+    raise error
+
+
+@pytest.mark.parametrize("how", [fail, fails_later, yields_and_fails])
 @pytest.mark.parametrize("error", [StopIteration(1), KeyboardInterrupt(), SystemExit(3)])
-async def test_exceptions_that_mean_something_to_python_end_only_the_call(error):
-    _, finish = await outcome(lambda: fail(error))
+async def test_exceptions_that_mean_something_to_python_end_only_the_call(how, error):
+    _, finish = await outcome(lambda: how(error))
     assert finish.reason == "error"
-    assert finish.error.startswith(type(error).__name__)
+    assert type(error).__name__ in finish.error  # of a coroutine StopIteration is told as RuntimeError
 
 
 async def test_results_that_cannot_be_sent_are_errors_and_arrays_become_lists():

@@ -100,11 +100,9 @@ async def _async_items(call: Calling, code: Any) -> AsyncGenerator[Any, None]:
                         await demand.acquire()
             else:
                 made.put_nowait(call.sent(await code))
-        except asyncio.CancelledError as error:
-            if not call.cancelled:
+        except BaseException as error:  # an exit, too, is the end of this call alone
+            if not (call.cancelled and isinstance(error, asyncio.CancelledError)):
                 made.put_nowait(Raised(error))
-        except Exception as error:
-            made.put_nowait(Raised(error))
 
     call.task = asyncio.get_running_loop().create_task(drive(), context=call.run.context)
     # Not the task's own last act: cancelled before its first step it runs nothing at all.
