@@ -461,6 +461,43 @@ async def test_code_that_cannot_be_stopped_costs_its_thread_and_at_last_the_proc
         go.set()
 
 
+async def ended(made):
+    while True:
+        if not (await made.load()).running:
+            return
+        await asyncio.sleep(0.01)
+
+
+async def test_async_code_that_does_not_end_when_it_is_told_to_holds_up_nobody(monkeypatch):
+    monkeypatch.setattr("foreserve.engines.python.STOP_S", 0.02)
+    monkeypatch.setattr("foreserve.engines.python_items.STOP_S", 0.02)
+    go = asyncio.Event()
+
+    async def deaf(stuck=True):
+        while stuck and not go.is_set():
+            try:
+                await go.wait()
+            except asyncio.CancelledError:
+                pass
+        yield "fine"
+
+    made = await engine(deaf, max_running=2, timeout_s=0.05)
+    fate = asyncio.create_task(made.failed())
+    try:
+        async with asyncio.timeout(10):
+            chunks = [chunk async for chunk in made.run(call("a"))]
+            assert chunks[-1].finish.error == "the call ran longer than its `timeout_s`, 0.05 s"
+            assert (await made.load()).running == 1  # it takes up its slot until it ends
+            assert [chunk.data async for chunk in made.run(call("b", stuck=False))] == ["fine", None]
+            assert not fate.done()
+            assert [chunk.finish.reason async for chunk in made.run(call("c"))] == ["error"]
+            assert "2 calls did not end when they were told to" in await fate
+            go.set()
+            await ended(made)
+    finally:
+        go.set()
+
+
 class Greeter:
     def __init__(self, weights="none"):
         self.weights = weights
