@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 
 AGAIN_S: Final = 0.2
 TRIES: Final = 25
-"""How often connecting is tried, with `AGAIN_S` between, before what is wanted is got without an owner."""
+"""Lines in a row, with `AGAIN_S` between, that cannot be had or end unanswered before what is wanted is got without an
+owner: it may be what is asked for that brings each of them down."""
 
 
 class Client:
@@ -72,13 +73,12 @@ class Client:
     def _run(self) -> None:
         failures = 0
         while failures < TRIES:
+            failures += 1
             try:
                 self._connect()
-                failures = 0
                 while self._hear():
-                    pass
+                    failures = 0
             except OSError as error:
-                failures += 1
                 log.debug("the memory owner cannot be reached: %s", error)
             self._hang_up()
             threading.Event().wait(AGAIN_S)
