@@ -145,6 +145,32 @@ async def test_who_asks_for_what_is_going_waits_and_gets_it(tmp_path, file, monk
         assert (await client.told()).loads == 2
 
 
+async def test_what_is_loaded_again_comes_from_where_it_is_asked_for_now(tmp_path, file, monkeypatch):
+    """One content has two names; that by which it was loaded first is gone when it is wanted by the other."""
+    from foreserve.runtime import memory_images
+
+    going, free, copy = threading.Event(), memory_images._free, tmp_path / "copy"
+    monkeypatch.setattr(memory_images, "_free", lambda fd: (going.wait(10), free(fd)))
+    copy.write_bytes(image())
+    sha256 = hashlib.sha256(image()).hexdigest()
+    async with serving(tmp_path, idle_s=0.0) as client:
+        for number, path in enumerate((copy, file)):  # both are known to be the same from here on
+            client.acquire(number, path, sha256=sha256)
+            assert isinstance(await client.hear(), Given)
+        client.say(Release(0))
+        client.say(Release(1))
+
+        async def evicting():
+            return [entry.state for entry in (await client.told()).entries] == ["evicting"]
+
+        await until(evicting)
+        copy.unlink()
+        client.acquire(2, file, sha256=sha256)
+        await client.told()
+        going.set()
+        assert isinstance(await client.hear(), Given)
+
+
 def _key(path):
     stat = path.stat()
     return f"file:{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
