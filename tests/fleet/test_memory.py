@@ -6,6 +6,7 @@ import http.server
 import json
 import mmap
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -506,6 +507,19 @@ async def test_weights_by_address_have_to_fit(made, server):
 
 
 # --- the owner's life
+
+
+async def test_where_no_socket_can_be_had_workers_load_by_themselves_and_nothing_is_left(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    memory = made()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        assert [memory.env(), memory.env()] == [{}, {}]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("foreserve-")]
+    assert memory.env()  # the next finds one
 
 
 async def test_there_is_no_owner_before_it_is_wanted(made):

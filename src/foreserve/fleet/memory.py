@@ -170,14 +170,12 @@ class Memory:
         if len(os.fsencode(self._path)) > _MOST_PATH:
             self._folder.rmdir()
             self._folder = Path(tempfile.mkdtemp(prefix="foreserve-", dir="/tmp"))
-        listening = client_socket()
         try:
-            listening.bind(str(self._path))
-            listening.listen(BACKLOG)
+            self._listening = _listening(self._path)
         except OSError:
-            listening.close()
+            self._path.unlink(missing_ok=True)
+            self._folder.rmdir()
             raise
-        self._listening = listening
         self._await_need()
 
     def _await_need(self) -> None:
@@ -236,6 +234,17 @@ class Memory:
 def ready_sources(entries: Sequence[Held]) -> frozenset[tuple[str, str]]:
     """Kind and source of those that can be had at once, for `stages.all_held`."""
     return frozenset((each.kind, each.source) for each in entries if each.state == "ready")
+
+
+def _listening(path: Path) -> socket.socket:
+    made = client_socket()
+    try:
+        made.bind(str(path))
+        made.listen(BACKLOG)
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 class _Until:
