@@ -28,8 +28,7 @@ from foreserve.messages import FromWorker, Ready, StartFailed
 from foreserve.ports import Listener
 from foreserve.runtime import bootstrap
 from foreserve.runtime.footprint import Footprint, footprint
-from foreserve.runtime.leases import MEMORY
-from foreserve.runtime.memory_client import resolved
+from foreserve.runtime.leases import MEMORY, resolved
 from foreserve.runtime.memory_messages import Held, Told, client_socket
 from foreserve.runtime.memory_owner import OwnerSettings
 from foreserve.settings import RuntimeSettings

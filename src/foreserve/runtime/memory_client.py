@@ -21,7 +21,7 @@ import msgspec
 
 from foreserve.core import WeightsRef
 from foreserve.errors import EngineStartError
-from foreserve.runtime.leases import Mapped, Pending
+from foreserve.runtime.leases import Mapped, Pending, resolved
 from foreserve.runtime.memory_messages import (
     Acquire,
     Adopt,
@@ -142,15 +142,3 @@ class Client:
             pending.fail(message.reason)
         elif fd is not None:
             os.close(fd)
-
-
-def resolved(ref: WeightsRef) -> WeightsRef:
-    """The same for a process with another working folder."""
-    path, colon, attribute = ref.source.rpartition(":")
-    if ref.kind == "file":
-        source = os.path.abspath(os.path.expanduser(ref.source))
-    elif ref.kind == "loader" and path.endswith(".py"):
-        source = os.path.abspath(os.path.expanduser(path)) + colon + attribute
-    else:
-        return ref
-    return msgspec.structs.replace(ref, source=source)
