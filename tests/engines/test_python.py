@@ -391,9 +391,9 @@ async def test_targets_are_found_in_files_and_modules(tmp_path):
     assert info.facts["takes"] == ({"name": "n", "takes": "value", "required": True, "words": "int"},)
     for target, words in [
         (f"{tmp_path / 'shop.py'}:prize", "did you mean 'price'"),
-        (f"{tmp_path / 'shop.py'}:LABEL", "cannot be called"),
-        (f"{tmp_path / 'none.py'}:price", "there is no file"),
-        ("no_such_module_here:x", "cannot import"),
+        (f"{tmp_path / 'shop.py'}:LABEL", "is a str, not a class or function"),
+        (f"{tmp_path / 'none.py'}:price", "no such file"),
+        ("no_such_module_here:x", "the package 'no_such_module_here' is not installed"),
         ("nothing", "valid:"),
     ]:
         with pytest.raises(EngineStartError, match=words):

@@ -189,7 +189,7 @@ async def test_a_failure_is_told_to_all_who_wait_and_the_next_request_tries_agai
         ("file:{tmp}", "{tmp} is no file"),
         ("file:{tmp}/text", "{tmp}/text is no safetensors file, or not all of it is there: its header would have"),
         ("file:{tmp}/w#" + "0" * 64, "{tmp}/w has the SHA-256 "),
-        ("loader:{tmp}/l.py:gone", "{tmp}/l.py has no 'gone'; callable there: lists, odd, dies"),
+        ("loader:{tmp}/l.py:gone", "{tmp}/l.py has no 'gone'; valid: lists, odd, dies"),
         ("loader:{tmp}/l.py:lists", "{tmp}/l.py:lists returned list; valid: a mapping from names to arrays"),
         ("loader:{tmp}/l.py:odd", "{tmp}/l.py:odd: 'w' is int; valid: an array of numpy, a tensor of torch"),
         ("loader:{tmp}/l.py:dies", "{tmp}/l.py:dies: its process ended with -9"),

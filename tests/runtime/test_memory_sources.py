@@ -185,7 +185,7 @@ async def test_a_loader_writes_an_image_once_there_is_room(loads):
         ("complex", "'a' has dtype complex128; valid"),
         ("number", "an array called 1; valid: names that are text"),
         ("ends", "SystemExit: 5"),
-        ("absent", "has no 'absent'; callable there: quick, slow"),
+        ("absent", "has no 'absent'; valid: quick, slow"),
     ],
 )
 async def test_what_a_loader_does_wrong_is_told(loads, name, words):
