@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import os
+import resource
+import socket
 import sys
 import threading
 from contextlib import asynccontextmanager
@@ -251,6 +253,34 @@ async def test_a_file_that_has_changed_is_not_taken_over_with_the_digest_that_it
         assert (await client.hear()).reason.startswith(f"{file} has the SHA-256")
         client.acquire(3, file, sha256=hashlib.sha256(image(fill=2)).hexdigest())
         assert isinstance(await client.hear(), Given)
+
+
+async def test_without_descriptors_it_waits_rather_than_tries_without_a_pause(tmp_path, file, monkeypatch):
+    from foreserve.runtime import memory_owner
+
+    monkeypatch.setattr(memory_owner, "AGAIN_S", 0.05)
+    tried, accept = [], socket.socket.accept
+
+    def counted(sock):
+        tried.append(sock)
+        return accept(sock)
+
+    monkeypatch.setattr(socket.socket, "accept", counted)
+    async with serving(tmp_path) as client:
+        assert (await client.told()).entries == ()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        late = Client(tmp_path / "socket")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        tried.clear()
+        try:
+            for _ in range(200):
+                await asyncio.sleep(0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert 1 <= len(tried) < 20  # of 200 turns of the loop
+        late.acquire(1, file)
+        assert isinstance(await late.hear(), Given)
+        late.sock.close()
 
 
 async def test_a_client_asks_for_so_much_and_no_more(tmp_path, file):

@@ -10,7 +10,6 @@ import logging
 import os
 import socket
 from collections.abc import Iterable
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -44,6 +43,9 @@ from foreserve.runtime.safetensors import read
 log = logging.getLogger(__name__)
 
 MOST_LINES: Final = 1024
+
+AGAIN_S: Final = 0.2
+"""After a client could not be taken, for want of descriptors: it stays at the door, and would be tried all the time."""
 
 
 class OwnerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,11 +81,14 @@ class Owner:
         self._loop = asyncio.get_running_loop()
         self._listening = listening
         listening.setblocking(False)
-        self._loop.add_reader(listening.fileno(), self._accept)
+        self._again: asyncio.TimerHandle | None = None
+        self._listen()
 
     def close(self) -> None:
         """Take no more clients, end the lines of those there are and let go of everything."""
         self._loop.remove_reader(self._listening.fileno())
+        if self._again is not None:
+            self._again.cancel()
         for line in list(self._lines):
             line.close()
         for timer in self._timers.values():
@@ -92,14 +97,24 @@ class Owner:
 
     # --- clients
 
+    def _listen(self) -> None:
+        self._loop.add_reader(self._listening.fileno(), self._accept)
+
     def _accept(self) -> None:
-        with suppress(OSError):
+        try:
             sock, _ = self._listening.accept()
-            if len(self._lines) >= MOST_LINES:
-                log.error("more than %d clients: the next is turned away", MOST_LINES)
-                sock.close()
-            else:
-                self._lines.add(Line(sock, self._heard, self._gone))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.error("no client can be taken: %s", error)
+            self._loop.remove_reader(self._listening.fileno())
+            self._again = self._loop.call_later(AGAIN_S, self._listen)
+            return
+        if len(self._lines) >= MOST_LINES:
+            log.error("more than %d clients: the next is turned away", MOST_LINES)
+            sock.close()
+        else:
+            self._lines.add(Line(sock, self._heard, self._gone))
 
     def _gone(self, line: Line) -> None:
         self._lines.discard(line)
