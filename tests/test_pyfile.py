@@ -3,7 +3,6 @@ import sys
 
 import pytest
 
-from foreserve.engines.python_target import load_target
 from foreserve.pyfile import load_file
 from foreserve.runtime.factory import load_factory
 
@@ -34,7 +33,6 @@ def shop(tmp_path):
     "price",
     [
         lambda path: load_file(path).price,
-        lambda path: load_target(f"{path}:price"),
         lambda path: load_factory(f"{path}:price"),
     ],
 )

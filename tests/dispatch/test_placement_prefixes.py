@@ -47,6 +47,13 @@ def test_what_is_computed_beside_blocks_takes_room_too():
     assert known.hits(work("", (3,)).prefix) == {"x": 10}
 
 
+def test_what_adds_nothing_to_a_cache_is_not_remembered():
+    known = Prefixes()
+    for number in range(100):
+        known.sent(work(f"w{number}", (1, 2), prompt=20), "x")
+    assert [*known._caches["x"].parts] == [2, 1]
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(1, 6)), max_size=60))
 def test_it_stays_within_its_bounds_and_never_says_more_than_was_sent(calls: list[tuple[int, int, int]]):
     known = Prefixes(cache_tokens=80, most_blocks=12)

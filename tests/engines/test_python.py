@@ -111,11 +111,22 @@ async def test_an_exception_is_an_error_in_words_and_its_traceback_is_logged(tar
     assert "Traceback" in caplog.text
 
 
+async def yields_and_fails(error):
+    yield 1
+    raise error
+
+
+async def fails_later(error):
+    await asyncio.sleep(0)
+    raise error
+
+
+@pytest.mark.parametrize("how", [fail, fails_later, yields_and_fails])
 @pytest.mark.parametrize("error", [StopIteration(1), KeyboardInterrupt(), SystemExit(3)])
-async def test_exceptions_that_mean_something_to_python_end_only_the_call(error):
-    _, finish = await outcome(lambda: fail(error))
+async def test_exceptions_that_mean_something_to_python_end_only_the_call(how, error):
+    _, finish = await outcome(lambda: how(error))
     assert finish.reason == "error"
-    assert finish.error.startswith(type(error).__name__)
+    assert type(error).__name__ in finish.error  # of a coroutine StopIteration is told as RuntimeError
 
 
 async def test_results_that_cannot_be_sent_are_errors_and_arrays_become_lists():
@@ -380,9 +391,9 @@ async def test_targets_are_found_in_files_and_modules(tmp_path):
     assert info.facts["takes"] == ({"name": "n", "takes": "value", "required": True, "words": "int"},)
     for target, words in [
         (f"{tmp_path / 'shop.py'}:prize", "did you mean 'price'"),
-        (f"{tmp_path / 'shop.py'}:LABEL", "cannot be called"),
-        (f"{tmp_path / 'none.py'}:price", "there is no file"),
-        ("no_such_module_here:x", "cannot import"),
+        (f"{tmp_path / 'shop.py'}:LABEL", "is a str, not a class or function"),
+        (f"{tmp_path / 'none.py'}:price", "no such file"),
+        ("no_such_module_here:x", "the package 'no_such_module_here' is not installed"),
         ("nothing", "valid:"),
     ]:
         with pytest.raises(EngineStartError, match=words):
@@ -446,6 +457,43 @@ async def test_code_that_cannot_be_stopped_costs_its_thread_and_at_last_the_proc
         assert not fate.done()
         assert [chunk.finish.reason async for chunk in made.run(call("c"))] == ["error"]
         assert "2 calls did not end when they were told to" in await asyncio.wait_for(fate, 10)
+    finally:
+        go.set()
+
+
+async def ended(made):
+    while True:
+        if not (await made.load()).running:
+            return
+        await asyncio.sleep(0.01)
+
+
+async def test_async_code_that_does_not_end_when_it_is_told_to_holds_up_nobody(monkeypatch):
+    monkeypatch.setattr("foreserve.engines.python.STOP_S", 0.02)
+    monkeypatch.setattr("foreserve.engines.python_items.STOP_S", 0.02)
+    go = asyncio.Event()
+
+    async def deaf(stuck=True):
+        while stuck and not go.is_set():
+            try:
+                await go.wait()
+            except asyncio.CancelledError:
+                pass
+        yield "fine"
+
+    made = await engine(deaf, max_running=2, timeout_s=0.05)
+    fate = asyncio.create_task(made.failed())
+    try:
+        async with asyncio.timeout(10):
+            chunks = [chunk async for chunk in made.run(call("a"))]
+            assert chunks[-1].finish.error == "the call ran longer than its `timeout_s`, 0.05 s"
+            assert (await made.load()).running == 1  # it takes up its slot until it ends
+            assert [chunk.data async for chunk in made.run(call("b", stuck=False))] == ["fine", None]
+            assert not fate.done()
+            assert [chunk.finish.reason async for chunk in made.run(call("c"))] == ["error"]
+            assert "2 calls did not end when they were told to" in await fate
+            go.set()
+            await ended(made)
     finally:
         go.set()
 

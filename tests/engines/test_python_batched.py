@@ -98,6 +98,15 @@ async def test_what_is_no_list_of_results_fails_all_with_words(target: Any, word
     assert all(words in finish.error for _, finish in found.values())
 
 
+async def exits(n: list[int]) -> None:
+    raise SystemExit(3)
+
+
+async def test_an_exit_ends_its_batch_alone():
+    ended = await answers(exits, works({"n": 1}, {"n": 2}))
+    assert {finish.error for _, finish in ended.values()} == {"SystemExit: 3"}
+
+
 async def test_wrong_arguments_cost_their_own_call_alone_and_other_arguments_run_apart():
     batches: list[tuple[list[str], int]] = []
 

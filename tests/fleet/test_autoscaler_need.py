@@ -12,7 +12,6 @@ from foreserve.fleet.autoscaler_need import (
     consolidated,
     need,
     overloaded,
-    replicas_for,
     share_held,
     to_clear,
     whole,
@@ -26,7 +25,9 @@ def test_vector_2_two_replicas_for_a_window_of_code():
     amounts = {"prompt": 2.0e6, "response": 1.3e5, "total": 2.13e6}
     ratios = {name: amount / (600.0 * capacity.per_s[name]) for name, amount in amounts.items()}
     assert ratios == pytest.approx({"prompt": 0.980, "response": 1.008, "total": 1.014}, abs=5e-4)
-    assert replicas_for(amounts, 600.0, capacity) == 2
+    found = need({name: amount / 600.0 for name, amount in amounts.items()}, capacity)
+    assert found is not None
+    assert (found.measure, whole(found.replicas)) == ("total", 2)
 
 
 def test_vector_3_two_of_four_are_enough():
@@ -66,13 +67,11 @@ def test_sums_of_fractions_ask_for_no_replica_more():
 @given(
     st.dictionaries(st.sampled_from("abc"), st.floats(0, 1e6), min_size=1),
     st.dictionaries(st.sampled_from("abc"), st.floats(0.5, 1e4), min_size=1),
-    st.floats(1, 1e4),
 )
-def test_the_count_is_the_least_that_holds_every_measure(
-    amounts: dict[str, float], each: dict[str, float], window_s: float
-):
-    count = replicas_for(amounts, window_s, Capacity(per_s=each))
-    both = {name: amounts[name] / (each[name] * window_s) for name in amounts if name in each}
+def test_the_count_is_the_least_that_holds_every_measure(per_s: dict[str, float], each: dict[str, float]):
+    found = need(per_s, Capacity(per_s=each))
+    count = 0 if found is None else whole(found.replicas)
+    both = {name: per_s[name] / each[name] for name in per_s if name in each}
     assert all(ratio <= count + 1e-6 for ratio in both.values())
     assert count == 0 or max(both.values()) > count - 1 - 1e-6
 

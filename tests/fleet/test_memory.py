@@ -6,6 +6,7 @@ import http.server
 import json
 import mmap
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -188,7 +189,7 @@ async def test_a_failure_is_told_to_all_who_wait_and_the_next_request_tries_agai
         ("file:{tmp}", "{tmp} is no file"),
         ("file:{tmp}/text", "{tmp}/text is no safetensors file, or not all of it is there: its header would have"),
         ("file:{tmp}/w#" + "0" * 64, "{tmp}/w has the SHA-256 "),
-        ("loader:{tmp}/l.py:gone", "{tmp}/l.py has no 'gone'; callable there: lists, odd, dies"),
+        ("loader:{tmp}/l.py:gone", "{tmp}/l.py has no 'gone'; valid: lists, odd, dies"),
         ("loader:{tmp}/l.py:lists", "{tmp}/l.py:lists returned list; valid: a mapping from names to arrays"),
         ("loader:{tmp}/l.py:odd", "{tmp}/l.py:odd: 'w' is int; valid: an array of numpy, a tensor of torch"),
         ("loader:{tmp}/l.py:dies", "{tmp}/l.py:dies: its process ended with -9"),
@@ -506,6 +507,19 @@ async def test_weights_by_address_have_to_fit(made, server):
 
 
 # --- the owner's life
+
+
+async def test_where_no_socket_can_be_had_workers_load_by_themselves_and_nothing_is_left(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    memory = made()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        assert [memory.env(), memory.env()] == [{}, {}]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("foreserve-")]
+    assert memory.env()  # the next finds one
 
 
 async def test_there_is_no_owner_before_it_is_wanted(made):

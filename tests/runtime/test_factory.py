@@ -18,9 +18,9 @@ def test_a_file_may_import_its_neighbours(tmp_path):
     ("factory", "words"),
     [
         ("nothing", 'valid: "module:attribute" or "file.py:attribute"'),
-        (":x", "names no engine"),
+        (":x", "names no callable"),
         ("not_there_at_all.x:y", "the package 'not_there_at_all' is not installed in"),
-        ("collections:Nothing", "collections has no 'Nothing'; callable there:"),
+        ("collections:Nothing", "collections has no 'Nothing'; valid:"),
         ("string:digits", "is a str, not a class or function"),
     ],
 )

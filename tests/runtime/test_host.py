@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish
-from foreserve.messages import Abort, Chunks, Drain, Drained, Exit, Heartbeat, Ready, Run, Start
+from foreserve.messages import Abort, Chunks, Drain, Drained, Exit, Feed, Heartbeat, Ready, Run, Start
 from foreserve.runtime.host import EngineHost
 from foreserve.runtime.outbox import MessageTooLong
 from tests.fleet.conformance import Ear, work
@@ -206,4 +206,31 @@ async def test_credits_are_refused_by_a_static_engine(ear):
     assert (refused.reason, "credits" in refused.error) == ("rejected", True)
     assert (await ear.finish("b")).reason == "stop"
     assert engine.runs == [["b"]]
+    host.abandon()
+
+
+async def test_an_engine_is_fed_nothing_of_a_request_that_has_ended(ear):
+    """Which has no end of its own for the engine to forget it by."""
+
+    class Fed(Engine):
+        def __init__(self):
+            super().__init__()
+            self.fed, self.reading = [], asyncio.Event()
+
+        async def feed(self, request_id, data, last):
+            self.fed.append(data)
+            await self.reading.wait()
+            raise ValueError("this is no prompt")
+
+    engine = Fed()
+    host = await _host(engine, ear)
+    engine.gate.clear()
+    host.handle(Run((work("a", "one"),)))
+    await asyncio.sleep(0)
+    for data in "xyz":
+        host.handle(Feed("a", data))
+    engine.reading.set()
+    assert "this is no prompt" in (await ear.finish("a")).error
+    await asyncio.sleep(0.02)
+    assert engine.fed == ["x"]
     host.abandon()

@@ -63,8 +63,9 @@ def test_a_name_means_in_each_scope_what_was_begun_there(file, tmp_path):
 def test_a_path_may_be_relative_or_at_home(file, monkeypatch):
     monkeypatch.chdir(file.parent)
     monkeypatch.setenv("HOME", str(file.parent))
-    begin([ref("w", "here"), ref("~/w", "home")])
-    assert get("here").wait(10.0).image == get("home").wait(10.0).image
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    begin([ref("w", "here"), ref("~/w", "home"), ref("~/w", "checked", sha256=sha256)])
+    assert get("here").wait(10.0).image == get("home").wait(10.0).image == get("checked").wait(10.0).image
 
 
 def test_what_begins_again_stays_and_another_meaning_replaces_it(file, tmp_path):

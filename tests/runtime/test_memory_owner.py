@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import os
+import resource
+import socket
 import sys
 import threading
 from contextlib import asynccontextmanager
@@ -145,6 +147,32 @@ async def test_who_asks_for_what_is_going_waits_and_gets_it(tmp_path, file, monk
         assert (await client.told()).loads == 2
 
 
+async def test_what_is_loaded_again_comes_from_where_it_is_asked_for_now(tmp_path, file, monkeypatch):
+    """One content has two names; that by which it was loaded first is gone when it is wanted by the other."""
+    from foreserve.runtime import memory_images
+
+    going, free, copy = threading.Event(), memory_images._free, tmp_path / "copy"
+    monkeypatch.setattr(memory_images, "_free", lambda fd: (going.wait(10), free(fd)))
+    copy.write_bytes(image())
+    sha256 = hashlib.sha256(image()).hexdigest()
+    async with serving(tmp_path, idle_s=0.0) as client:
+        for number, path in enumerate((copy, file)):  # both are known to be the same from here on
+            client.acquire(number, path, sha256=sha256)
+            assert isinstance(await client.hear(), Given)
+        client.say(Release(0))
+        client.say(Release(1))
+
+        async def evicting():
+            return [entry.state for entry in (await client.told()).entries] == ["evicting"]
+
+        await until(evicting)
+        copy.unlink()
+        client.acquire(2, file, sha256=sha256)
+        await client.told()
+        going.set()
+        assert isinstance(await client.hear(), Given)
+
+
 def _key(path):
     stat = path.stat()
     return f"file:{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
@@ -211,6 +239,50 @@ async def test_only_sealed_images_are_taken_over(tmp_path):
         assert told.loads == 0
 
 
+async def test_a_file_that_has_changed_is_not_taken_over_with_the_digest_that_it_had(tmp_path, file):
+    """Two files would else lead to one memory, from then on and over every restart."""
+    was, digests = hashlib.sha256(image()).hexdigest(), tmp_path / "digests.json"
+    async with serving(tmp_path, digests=str(digests)) as client:
+        file.write_bytes(image(fill=2))  # in place, so that what was mapped of it shows that
+        ref = WeightsRef(name="w", source=str(file))
+        with file.open("rb") as held:
+            client.say(Adopt(1, ref, sys.executable, f"sha256:{was}", 2.5, was), held.fileno())
+        assert (await client.hear()).number == 1
+        assert not digests.exists()
+        client.acquire(2, file, sha256=was)
+        assert (await client.hear()).reason.startswith(f"{file} has the SHA-256")
+        client.acquire(3, file, sha256=hashlib.sha256(image(fill=2)).hexdigest())
+        assert isinstance(await client.hear(), Given)
+
+
+async def test_without_descriptors_it_waits_rather_than_tries_without_a_pause(tmp_path, file, monkeypatch):
+    from foreserve.runtime import memory_owner
+
+    monkeypatch.setattr(memory_owner, "AGAIN_S", 0.05)
+    tried, accept = [], socket.socket.accept
+
+    def counted(sock):
+        tried.append(sock)
+        return accept(sock)
+
+    monkeypatch.setattr(socket.socket, "accept", counted)
+    async with serving(tmp_path) as client:
+        assert (await client.told()).entries == ()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        late = Client(tmp_path / "socket")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        tried.clear()
+        try:
+            for _ in range(200):
+                await asyncio.sleep(0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert 1 <= len(tried) < 20  # of 200 turns of the loop
+        late.acquire(1, file)
+        assert isinstance(await late.hear(), Given)
+        late.sock.close()
+
+
 async def test_a_client_asks_for_so_much_and_no_more(tmp_path, file):
     async with serving(tmp_path) as client:
         for number in range(MOST_LEASES):
@@ -218,4 +290,8 @@ async def test_a_client_asks_for_so_much_and_no_more(tmp_path, file):
             assert isinstance(await client.hear(), Given)
         assert (await client.told()).entries[0].references == MOST_LEASES
         client.acquire(MOST_LEASES + 1, file)
-        assert await client.hear() is None  # cut off
+        assert (await client.hear()).reason == f"one process may have {MOST_LEASES} weights, and this one has them"
+        assert (await client.told()).entries[0].references == MOST_LEASES
+        client.say(Release(1))
+        client.acquire(1, file)
+        assert isinstance(await client.hear(), Given)

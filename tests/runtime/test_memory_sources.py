@@ -2,6 +2,7 @@ import asyncio
 import os
 import socket
 import sys
+import threading
 
 import pytest
 
@@ -58,6 +59,69 @@ async def test_a_server_that_is_slow_is_not_waited_for_for_ever(monkeypatch):
         with pytest.raises(EngineStartError, match=r"it took longer than 0\.05 s"):
             await fetch(address, [address], 1, room)
         await asyncio.sleep(0.3)  # the thread that has waited for it ends
+
+
+async def test_a_cancelled_fetch_ends_when_nothing_is_written_any_more(monkeypatch):
+    """Its descriptor is closed next, and its number may be another's at once."""
+    writing, go, written = threading.Event(), threading.Event(), []
+
+    def slowly(fd, data):
+        writing.set()
+        assert go.wait(10)
+        written.append(os.write(fd, data))
+
+    monkeypatch.setattr("foreserve.runtime.memory_sources._write", slowly)
+
+    async def serve(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    address, fd = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", memory()
+    async with server:
+        task = asyncio.create_task(fetch(address, [address], fd, room))
+        await asyncio.to_thread(writing.wait)
+        for _ in range(2):  # its time may be over as well
+            task.cancel()
+            await asyncio.sleep(0.02)
+        assert not task.done()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert written == [5]
+    os.close(fd)
+
+
+async def test_a_server_that_falls_silent_holds_nobody_up_when_it_is_given_up():
+    given_up, heard = threading.Event(), []
+
+    def serve():
+        sock, _ = listening.accept()
+        with sock:
+            sock.recv(4096)
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+            heard.append(given_up.wait(3.0))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address, fd = f"http://127.0.0.1:{listening.getsockname()[1]}/", memory()
+        server = asyncio.create_task(asyncio.to_thread(serve))
+        reading = asyncio.Event()
+
+        async def room(size):
+            reading.set()
+
+        task = asyncio.create_task(fetch(address, [address], fd, room))
+        await reading.wait()
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        given_up.set()
+        await server
+        os.close(fd)
+    assert heard == [True]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="seals are Linux's")
@@ -121,7 +185,7 @@ async def test_a_loader_writes_an_image_once_there_is_room(loads):
         ("complex", "'a' has dtype complex128; valid"),
         ("number", "an array called 1; valid: names that are text"),
         ("ends", "SystemExit: 5"),
-        ("absent", "has no 'absent'; callable there: quick, slow"),
+        ("absent", "has no 'absent'; valid: quick, slow"),
     ],
 )
 async def test_what_a_loader_does_wrong_is_told(loads, name, words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,3 +85,15 @@ def test_what_is_not_known_of_named_code_the_first_worker_tells():
     assert named.takes is not None
     assert named.takes[0].takes == "bytes"
     assert named.model_inputs()[0].datatype == "BYTES"
+
+
+def test_a_named_file_is_read_as_python_reads_it(tmp_path: Path) -> None:
+    file = tmp_path / "code.py"
+    file.write_bytes("# coding: latin-1\ndef grüßen(): ...\n".encode("latin-1"))
+    Function(f"{file}:grüßen").check()
+    file.write_bytes("def grüßen(): ...\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"target: .*code\.py, line 1: "):
+        Function(f"{file}:grüßen").check()
+    file.write_bytes(b"def greet(): ...\n\0")
+    with pytest.raises(ConfigError, match=r"target: .*code\.py.*null bytes"):
+        Function(f"{file}:greet").check()

@@ -79,7 +79,8 @@ class Prefixes:
                 self._where.setdefault(block, {})[replica] = None
         rest = max(0, _size(work) - tokens * len(prefix.blocks))
         cache.tokens += rest - parts.pop(work.id, 0)
-        parts[work.id] = rest
+        if rest:
+            parts[work.id] = rest
         # The last part goes first, as one without those before it is of no use.
         for block in reversed(prefix.blocks):
             parts.move_to_end(block)

@@ -37,8 +37,8 @@ class PythonEngine:
     its code is told to stop. A cancel does not stop code in a thread: its result is dropped and the finish, and with it
     the slot, comes when it ends. A reader that leaves before that (a host does, `runtime.requests.ABORT_LIMIT_S` after
     the cancel) abandons the thread, as does a time-out that its code does not heed: another takes its place, so that
-    nobody waits behind it. Once `max_running` threads are abandoned at the same time, `failed()` returns: only a new
-    process is rid of them, and calls that run are lost.
+    nobody waits behind it. So is async code left behind that does not heed a time-out. Once `max_running` calls are
+    abandoned at the same time, `failed()` returns: only a new process is rid of them, and calls that run are lost.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class PythonEngine:
         found[1].update(self._feeding.begin(work.id, found[0].fed))
         call = self._calls[work.id] = Calling(*found)
         began = clock.precise()
-        items, late = 0, False
+        items = 0
         async with aclosing(items_of(call, self._code, self._in_thread)) as answers:
             try:
-                async for item in self._in_time(answers):
+                async for item in self._in_time(call, answers):
                     if call.cancelled:
                         break
                     if isinstance(item, Raised):
@@ -96,26 +96,27 @@ class PythonEngine:
                 usage = {"items": float(items), "seconds": clock.precise() - began}
                 yield numbered.chunk(finish=Finish(reason="cancelled" if call.cancelled else "stop", usage=usage))
             except TimeoutError:
-                late = True
                 yield numbered.chunk(finish=Finish(reason="error", error=too_late(self._timeout_s)))
             finally:
                 call.left = True
                 call.cancel()
                 self._feeding.end(work.id)
-                if call.in_thread and late:
+                if call.at_work and call.task is not None:
+                    call.task.add_done_callback(lambda _: self._ended(call))
+                if call.at_work and call.late:
                     await self._told_to_stop(call)
-                if call.in_thread:
+                if call.at_work:
                     self._abandon(call, work.id)
                 elif self._calls.get(work.id) is call:
                     del self._calls[work.id]
 
-    async def _in_time(self, answers: AsyncGenerator[Any, None]) -> AsyncIterator[Any]:
+    async def _in_time(self, call: Calling, answers: AsyncGenerator[Any, None]) -> AsyncIterator[Any]:
         """The items, while making them has not taken `timeout_s` together. Raises TimeoutError."""
         left = self._timeout_s
         while True:
             began = clock.precise()
             try:
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(left) as call.limit:
                     item = await anext(answers)
             except StopAsyncIteration:
                 return
@@ -138,13 +139,13 @@ class PythonEngine:
             return await clock.offload(lambda: call.run(fn))
         # The places bound what runs; the pool has a thread for each and one for each that may be abandoned.
         await self._places.acquire()
-        call.in_thread = call.placed = True
+        call.at_work = call.placed = True
         call.free.clear()
-        return await asyncio.wrap_future(self._threads.submit(call.run, fn, lambda: self._left_thread(call)))
+        return await asyncio.wrap_future(self._threads.submit(call.run, fn, lambda: self._ended(call)))
 
-    def _left_thread(self, call: Calling) -> None:
-        """A thread is free again; for a reader that left meanwhile, this is when its slot comes back."""
-        call.in_thread = False
+    def _ended(self, call: Calling) -> None:
+        """It is not at work any more; for a reader that left meanwhile, this is when its slot comes back."""
+        call.at_work = False
         call.free.set()
         self._abandoned.discard(call)
         self._give_place_back(call)

@@ -125,7 +125,7 @@ class BatchedPythonEngine:
         if code.is_async:
             try:
                 return await code.call(**together)
-            except Exception as error:
+            except BaseException as error:  # an exit, too, is the end of this batch alone
                 return Raised(error)
         if getattr(asyncio.get_running_loop(), "virtual", False):
             return await clock.offload(lambda: run(lambda: code.call(**together)))

@@ -14,9 +14,9 @@ from foreserve.arguments import Arguments, is_fed
 from foreserve.calling import Call
 from foreserve.core import Finish
 from foreserve.engines.python_fed import Fed
-from foreserve.engines.python_target import load_target
 from foreserve.engines.python_values import Raised
 from foreserve.errors import BadRequest, EngineStartError
+from foreserve.runtime.factory import load_factory
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,9 @@ async def load_code(
 
     `weights` is the name of the only ones, or a list of names. Raises EngineStartError in words.
     """
-    found = load_target(target) if isinstance(target, str) else target
+    found = load_factory(target) if isinstance(target, str) else target
+    # What `@foreserve.function` made stands for the code it wraps: as itself it looks like a plain callable.
+    found = getattr(found, "served_code", None) or found
     if inspect.isclass(found):
         given = {"weights": _weights(weights)} if weights and "weights" in inspect.signature(found).parameters else {}
         kind: type[Any] = found

@@ -13,7 +13,7 @@ from typing import Any
 
 from foreserve.calling import Call
 from foreserve.engines.python_code import Code
-from foreserve.engines.python_threads import Run
+from foreserve.engines.python_threads import STOP_S, Run
 from foreserve.engines.python_values import Raised, sent
 
 _END = object()
@@ -26,12 +26,18 @@ class Calling:
         self.values = values
         self.as_tensors = call.as_tensors
         self.run = Run()
-        self.free = asyncio.Event()  # no thread runs it
+        self.free = asyncio.Event()  # it is not at work
         self.task: asyncio.Task[None] | None = None  # runs async code
-        self.in_thread = False
+        self.limit: asyncio.Timeout | None = None  # of the item that is being made
+        self.at_work = False  # in a thread, or in a task that did not end when it was told to
         self.placed = False  # counts among those that may be in a thread
         self.cancelled = False
         self.left = False  # the reader is gone
+
+    @property
+    def late(self) -> bool:
+        """Whether its time is over."""
+        return self.limit is not None and self.limit.expired()
 
     def cancel(self) -> None:
         """Nobody waits for it any more: async code is told so, code in a thread runs on."""
@@ -81,7 +87,7 @@ async def _generator_items(
             if isinstance(item, Raised):
                 return
     finally:
-        if not call.in_thread:
+        if not call.at_work:
             await in_thread(call, generator.close)
 
 
@@ -96,15 +102,15 @@ async def _async_items(call: Calling, code: Any) -> AsyncGenerator[Any, None]:
             if inspect.isasyncgen(code):
                 async with aclosing(code):
                     async for item in code:
+                        if call.cancelled:  # and the code did not heed it
+                            return
                         made.put_nowait(call.sent(item))
                         await demand.acquire()
             else:
                 made.put_nowait(call.sent(await code))
-        except asyncio.CancelledError as error:
-            if not call.cancelled:
+        except BaseException as error:  # an exit, too, is the end of this call alone
+            if not (call.cancelled and isinstance(error, asyncio.CancelledError)):
                 made.put_nowait(Raised(error))
-        except Exception as error:
-            made.put_nowait(Raised(error))
 
     call.task = asyncio.get_running_loop().create_task(drive(), context=call.run.context)
     # Not the task's own last act: cancelled before its first step it runs nothing at all.
@@ -120,6 +126,9 @@ async def _async_items(call: Calling, code: Any) -> AsyncGenerator[Any, None]:
                 return
     finally:
         call.task.cancel()
-        await asyncio.gather(call.task, return_exceptions=True)
-        if inspect.iscoroutine(code):
-            code.close()
+        try:
+            await asyncio.wait({call.task}, timeout=STOP_S if call.late else None)
+        finally:
+            call.at_work = not call.task.done()
+            if not call.at_work and inspect.iscoroutine(code):
+                code.close()

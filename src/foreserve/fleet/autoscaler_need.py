@@ -67,12 +67,6 @@ def whole(replicas: float) -> int:
     return max(0, math.ceil(replicas - ROUND))
 
 
-def replicas_for(amounts: Amounts, window_s: float, capacity: Capacity) -> int:
-    """PreServe's Alg. 2: enough of them for the amounts of one window; 0 where nothing is known to compare."""
-    found = need({name: amount / window_s for name, amount in amounts.items()}, capacity)
-    return 0 if found is None else whole(found.replicas)
-
-
 def share_held(replica: ReplicaView, steps: int = LOOK_AHEAD_STEPS) -> float | None:
     """How full it is or is foreseen to be within `steps`, of its fullest resource; `None`: that is not known."""
     if not replica.known:

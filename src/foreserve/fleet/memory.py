@@ -28,8 +28,7 @@ from foreserve.messages import FromWorker, Ready, StartFailed
 from foreserve.ports import Listener
 from foreserve.runtime import bootstrap
 from foreserve.runtime.footprint import Footprint, footprint
-from foreserve.runtime.leases import MEMORY
-from foreserve.runtime.memory_client import resolved
+from foreserve.runtime.leases import MEMORY, resolved
 from foreserve.runtime.memory_messages import Held, Told, client_socket
 from foreserve.runtime.memory_owner import OwnerSettings
 from foreserve.settings import RuntimeSettings
@@ -170,14 +169,12 @@ class Memory:
         if len(os.fsencode(self._path)) > _MOST_PATH:
             self._folder.rmdir()
             self._folder = Path(tempfile.mkdtemp(prefix="foreserve-", dir="/tmp"))
-        listening = client_socket()
         try:
-            listening.bind(str(self._path))
-            listening.listen(BACKLOG)
+            self._listening = _listening(self._path)
         except OSError:
-            listening.close()
+            self._path.unlink(missing_ok=True)
+            self._folder.rmdir()
             raise
-        self._listening = listening
         self._await_need()
 
     def _await_need(self) -> None:
@@ -236,6 +233,17 @@ class Memory:
 def ready_sources(entries: Sequence[Held]) -> frozenset[tuple[str, str]]:
     """Kind and source of those that can be had at once, for `stages.all_held`."""
     return frozenset((each.kind, each.source) for each in entries if each.state == "ready")
+
+
+def _listening(path: Path) -> socket.socket:
+    made = client_socket()
+    try:
+        made.bind(str(path))
+        made.listen(BACKLOG)
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 class _Until:

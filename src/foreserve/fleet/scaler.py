@@ -29,7 +29,6 @@ from foreserve.settings import ScalingSettings
 
 log = logging.getLogger(__name__)
 
-LEAVING: Final = ("isolated", "draining")
 POKED_S: Final = 0.1
 """While a machine has no room every request that comes to none pokes: that is one look in so long, not one for each."""
 

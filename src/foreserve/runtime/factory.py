@@ -1,4 +1,4 @@
-"""From `"module:attribute"` or `"file.py:attribute"` and options to an engine; what is wrong is said in words."""
+"""What `"module:attribute"` or `"file.py:attribute"` names, and an engine of it; what is wrong is said in words."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load_factory(factory: str) -> EngineFactory:
     """The callable that `factory` names. Raises EngineStartError that names what is missing and where."""
     place, colon, attribute = factory.rpartition(":")
     if not (colon and place and attribute):
-        raise EngineStartError(f'{factory!r} names no engine; valid: "module:attribute" or "file.py:attribute"')
+        raise EngineStartError(f'{factory!r} names no callable; valid: "module:attribute" or "file.py:attribute"')
     try:
         module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except ModuleNotFoundError as error:
@@ -33,10 +33,10 @@ def load_factory(factory: str) -> EngineFactory:
     try:
         found = reduce(getattr, attribute.split("."), module)
     except AttributeError:
+        from foreserve.registry import choices  # in an error alone: it takes as long as a worker's other imports
+
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise EngineStartError(
-            f"{factory}: {place} has no {attribute!r}; callable there: {', '.join(names) or 'nothing'}"
-        ) from None
+        raise EngineStartError(f"{factory}: {place} has no {attribute!r}{choices(attribute, names)}") from None
     if not callable(found):
         raise EngineStartError(f"{factory}: {attribute!r} is a {type(found).__name__}, not a class or function")
     return found
@@ -78,6 +78,7 @@ def missing_package(factory: str, error: ModuleNotFoundError) -> str:
 
 
 def _from_file(path: Path) -> ModuleType:
+    path = path.expanduser()
     if not path.is_file():
         raise EngineStartError(f"no such file: {path.absolute()}")
     return load_file(path)

@@ -18,6 +18,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from foreserve.core import WeightsRef
 from foreserve.errors import EngineStartError
 from foreserve.runtime.safetensors import Layout, NotSafetensors, parse
@@ -97,6 +99,18 @@ class Pending:
         """They cannot be had."""
         self._error = reason
         self._known.set()
+
+
+def resolved(ref: WeightsRef) -> WeightsRef:
+    """The same for a process with another working folder."""
+    path, colon, attribute = ref.source.rpartition(":")
+    if ref.kind == "file":
+        source = os.path.abspath(os.path.expanduser(ref.source))
+    elif ref.kind == "loader" and path.endswith(".py"):
+        source = os.path.abspath(os.path.expanduser(path)) + colon + attribute
+    else:
+        return ref
+    return msgspec.structs.replace(ref, source=source)
 
 
 _lock = threading.Lock()
@@ -207,10 +221,11 @@ def _mapped_here(ref: WeightsRef) -> Mapped:
         loader.close()
         return image.fd, image.sha256
 
+    ref = resolved(ref)
     if ref.kind == "uri":
         raise WeightsError(f"weights from {ref.source} are fetched for worker processes alone, by their memory owner")
     if ref.kind == "file" and ref.sha256 is None:
-        fd, sha256 = open_file(os.path.expanduser(ref.source)), None
+        fd, sha256 = open_file(ref.source), None
     else:
         fd, sha256 = asyncio.run(load())
     try:

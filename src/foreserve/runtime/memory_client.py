@@ -21,7 +21,7 @@ import msgspec
 
 from foreserve.core import WeightsRef
 from foreserve.errors import EngineStartError
-from foreserve.runtime.leases import Mapped, Pending
+from foreserve.runtime.leases import Mapped, Pending, resolved
 from foreserve.runtime.memory_messages import (
     Acquire,
     Adopt,
@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 
 AGAIN_S: Final = 0.2
 TRIES: Final = 25
-"""How often connecting is tried, with `AGAIN_S` between, before what is wanted is got without an owner."""
+"""Lines in a row, with `AGAIN_S` between, that cannot be had or end unanswered before what is wanted is got without an
+owner: it may be what is asked for that brings each of them down."""
 
 
 class Client:
@@ -72,13 +73,12 @@ class Client:
     def _run(self) -> None:
         failures = 0
         while failures < TRIES:
+            failures += 1
             try:
                 self._connect()
-                failures = 0
                 while self._hear():
-                    pass
+                    failures = 0
             except OSError as error:
-                failures += 1
                 log.debug("the memory owner cannot be reached: %s", error)
             self._hang_up()
             threading.Event().wait(AGAIN_S)
@@ -142,15 +142,3 @@ class Client:
             pending.fail(message.reason)
         elif fd is not None:
             os.close(fd)
-
-
-def resolved(ref: WeightsRef) -> WeightsRef:
-    """The same for a process with another working folder."""
-    path, colon, attribute = ref.source.rpartition(":")
-    if ref.kind == "file":
-        source = os.path.abspath(os.path.expanduser(ref.source))
-    elif ref.kind == "loader" and path.endswith(".py"):
-        source = os.path.abspath(os.path.expanduser(path)) + colon + attribute
-    else:
-        return ref
-    return msgspec.structs.replace(ref, source=source)

@@ -28,7 +28,7 @@ MOST_NAMES: Final = 4
 
 
 class _Kept:
-    """What is known of an entry: who asked first says where it comes from."""
+    """What is known of an entry: who asked last before it is loaded says where it comes from."""
 
     def __init__(self, ref: WeightsRef, python: str, stat: Stat | None) -> None:
         self.ref = ref
@@ -84,6 +84,8 @@ class Images:
         for number in self._kept.keys() - self._table.entries.keys():
             del self._kept[number]
         kept = self._kept.setdefault(entry.number, _Kept(ref, python, stat))
+        if entry.waits or entry.state is State.EVICTING:  # it is still to be loaded, and may be gone from elsewhere
+            kept.ref, kept.python, kept.stat = ref, python, stat
         if len(kept.names) < MOST_NAMES:
             kept.names[ref.name] = None
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from foreserve.runtime.memory_messages import Acquire, Adopt, ToClient, ToOwner, decode_to_owner, receive, send
+from foreserve.runtime.memory_messages import Acquire, Adopt, Refused, ToClient, ToOwner, decode_to_owner, receive, send
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +25,8 @@ TURN_MESSAGES: Final = 64
 class Line:
     """Reads for `heard(line, message, fd)`, which owns `fd`; `gone(line)` is called once, at the end of the line.
 
-    `leases` are the caller's to keep: by the client's numbers. A client that does not read what it asked for, breaks
-    the protocol or asks for too much is cut off.
+    `leases` are the caller's to keep: by the client's numbers. A client that does not read what it asked for, or breaks
+    the protocol, is cut off; one that asks for too much is refused that.
     """
 
     def __init__(
@@ -81,12 +81,15 @@ class Line:
     def _take(self, data: bytes, fd: int | None) -> None:
         try:
             message = decode_to_owner(data)
-            if len(self.leases) >= MOST_LEASES and isinstance(message, Acquire | Adopt):
-                raise ValueError(f"it has {MOST_LEASES} leases, and that is the most")
-        except (msgspec.DecodeError, ValueError) as error:
+        except msgspec.DecodeError as error:
             log.error("a client is cut off: %s", error)
             if fd is not None:
                 os.close(fd)
             self.close()
             return
-        self._heard(self, message, fd)
+        if len(self.leases) < MOST_LEASES or not isinstance(message, Acquire | Adopt):
+            self._heard(self, message, fd)
+            return
+        if fd is not None:
+            os.close(fd)
+        self.send(Refused(message.number, f"one process may have {MOST_LEASES} weights, and this one has them"))

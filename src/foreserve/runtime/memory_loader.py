@@ -20,7 +20,7 @@ from foreserve import clock
 from foreserve.core import WeightsRef
 from foreserve.errors import EngineStartError
 from foreserve.runtime.memory_digests import Stat
-from foreserve.runtime.memory_sources import Room, fetch, memory, run_loader, seal
+from foreserve.runtime.memory_sources import Room, fetch, memory, run_loader, seal, to_its_end
 from foreserve.runtime.safetensors import read
 
 SLOW_AT_ONCE: Final = 2
@@ -87,7 +87,7 @@ class Loader:
 
     async def _file(self, ref: WeightsRef, known: str | None) -> tuple[int, str | None, int]:
         """A file is shared as it is: reading it puts it into the page cache, which every mapping of it shows."""
-        fd = await self._run(self._pool, lambda: open_file(ref.source))
+        fd = open_file(ref.source)  # not by a thread: when this is cancelled, what that has opened would be lost
         try:
             before = Stat.of(fd)
             await self._run(self._pool, lambda: read(fd, ref.source))
@@ -134,13 +134,7 @@ class Loader:
         return [(begin, min(begin + self._chunk_bytes, size)) for begin in range(0, size, self._chunk_bytes)]
 
     async def _run(self, pool: ThreadPoolExecutor, fn: Callable[[], T]) -> T:
-        """Also when it is cancelled it is done before this ends: the descriptor that it reads is closed next."""
-        future = asyncio.get_running_loop().run_in_executor(pool, fn)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            raise
+        return await to_its_end(asyncio.get_running_loop().run_in_executor(pool, fn))
 
     # --- what is no file
 

@@ -10,7 +10,6 @@ import logging
 import os
 import socket
 from collections.abc import Iterable
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -44,6 +43,9 @@ from foreserve.runtime.safetensors import read
 log = logging.getLogger(__name__)
 
 MOST_LINES: Final = 1024
+
+AGAIN_S: Final = 0.2
+"""After a client could not be taken, for want of descriptors: it stays at the door, and would be tried all the time."""
 
 
 class OwnerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,11 +81,14 @@ class Owner:
         self._loop = asyncio.get_running_loop()
         self._listening = listening
         listening.setblocking(False)
-        self._loop.add_reader(listening.fileno(), self._accept)
+        self._again: asyncio.TimerHandle | None = None
+        self._listen()
 
     def close(self) -> None:
         """Take no more clients, end the lines of those there are and let go of everything."""
         self._loop.remove_reader(self._listening.fileno())
+        if self._again is not None:
+            self._again.cancel()
         for line in list(self._lines):
             line.close()
         for timer in self._timers.values():
@@ -92,14 +97,24 @@ class Owner:
 
     # --- clients
 
+    def _listen(self) -> None:
+        self._loop.add_reader(self._listening.fileno(), self._accept)
+
     def _accept(self) -> None:
-        with suppress(OSError):
+        try:
             sock, _ = self._listening.accept()
-            if len(self._lines) >= MOST_LINES:
-                log.error("more than %d clients: the next is turned away", MOST_LINES)
-                sock.close()
-            else:
-                self._lines.add(Line(sock, self._heard, self._gone))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.error("no client can be taken: %s", error)
+            self._loop.remove_reader(self._listening.fileno())
+            self._again = self._loop.call_later(AGAIN_S, self._listen)
+            return
+        if len(self._lines) >= MOST_LINES:
+            log.error("more than %d clients: the next is turned away", MOST_LINES)
+            sock.close()
+        else:
+            self._lines.add(Line(sock, self._heard, self._gone))
 
     def _gone(self, line: Line) -> None:
         self._lines.discard(line)
@@ -150,8 +165,9 @@ class Owner:
         except (EngineStartError, OSError) as error:
             log.warning("what a client has of %s is not taken over: %s", ref.source, error)
             return
-        stat = Stat.of(fd)
-        key = self._digests.key(stat) if ref.kind == "file" else message.key
+        stat, key, sha256 = Stat.of(fd), message.key, message.sha256
+        if ref.kind == "file":  # unlike sealed memory it may have changed since that was told
+            key, sha256 = self._digests.key(stat), self._digests.find(stat)
         known = self._table.find(key) is not None
         lease = self._lease(line, message.number, True)
         effects = self._table.adopt(lease, key, stat.size, message.restore_s, clock.now())
@@ -160,7 +176,7 @@ class Owner:
         if known or entry is None:
             os.close(image)
         else:
-            self._images.adopt(entry, Image(image, stat.size, message.sha256, 0, message.restore_s))
+            self._images.adopt(entry, Image(image, stat.size, sha256, 0, message.restore_s))
         self._do(effects)
 
     def _current(self, key: str) -> bool:

@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -74,9 +75,10 @@ async def _fetch(address: str, sources: Sequence[str], fd: int, room: Room) -> s
                 kept = max(size, 2 * kept)
                 await _keep(address, kept, room)
             sha.update(block)
-            await clock.offload(lambda block=block: _write(fd, block))  # type: ignore[misc]
+            await to_its_end(clock.offload(lambda block=block: _write(fd, block)))  # type: ignore[misc]
     finally:
-        response.close()
+        # In a thread, not waited for: one that still reads has to have heard, or missed, what it waits for.
+        asyncio.get_running_loop().run_in_executor(None, response.close)
     if length is not None and str(size) != length:
         raise EngineStartError(f"{address}: the server ended after {size} of {length} bytes")
     return sha.hexdigest()
@@ -187,6 +189,19 @@ def is_sealed(fd: int) -> bool:
         return sys.platform == "linux" and fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS == SEALS
     except OSError:
         return False
+
+
+async def to_its_end(work: Awaitable[T]) -> T:
+    """What `work`, done by a thread, returns. Cancelled or not, this ends after it: no thread can be stopped, and the
+    descriptor that it uses is closed next."""
+    doing = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        while not doing.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({doing})
+        raise
 
 
 def _write(fd: int, data: bytes) -> None:

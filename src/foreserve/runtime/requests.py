@@ -243,6 +243,8 @@ class Requests:
     async def _feeding(self, running: Running, feed: Any, message: Feed, before: asyncio.Task[None] | None) -> None:
         if before is not None:
             await asyncio.wait({before})
+        if self._running.get(message.id) is not running:
+            return  # it has ended meanwhile
         try:
             result = feed(message.id, message.data, message.last)
             if inspect.isawaitable(result):

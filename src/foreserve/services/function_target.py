@@ -74,9 +74,11 @@ def check_target(target: str, where: str) -> None:
     if not file.is_file():
         raise ConfigError(f"{where}: target: there is no file {file}")
     try:
-        names = set(_bound(ast.parse(file.read_text())))
+        names = set(_bound(ast.parse(file.read_bytes())))
     except SyntaxError as error:
-        raise ConfigError(f"{where}: target: {file}, line {error.lineno}: {error.msg}") from None
+        raise ConfigError(f"{where}: target: {file}, line {error.lineno or 1}: {error.msg}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: target: {file} cannot be read: {error}") from None
     if name.partition(".")[0] not in names and "*" not in names:
         raise ConfigError(f"{where}: target: {file} has no {name!r}{choices(name, sorted(names))}")
 

@@ -14,7 +14,7 @@ from foreserve.fleet.memory import Memory, MemoryStats, ready_sources
 from foreserve.fleet.replica import State
 from foreserve.fleet.stages import Present, all_held, pays, stage
 from foreserve.runtime.footprint import Footprint, footprint
-from foreserve.runtime.memory_client import resolved
+from foreserve.runtime.leases import resolved
 from foreserve.runtime.memory_messages import Held
 from foreserve.services.base import Service
 
