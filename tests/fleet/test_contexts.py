@@ -180,6 +180,30 @@ async def test_what_cannot_be_forked_is_started_as_a_new_interpreter(
     await until(lambda: not contexts.all)
 
 
+async def test_a_worker_of_which_nobody_was_told_is_given_up_and_not_begun_twice(launcher, spec, tmp_path):
+    module(
+        tmp_path,
+        "tells_nobody",
+        """
+        import os, time
+
+        opened = os.pidfd_open
+
+        def ends(pid):
+            if pid == os.getpid():
+                return opened(pid)
+            time.sleep(0.5)  # the copy reads what the gateway has sent
+            os._exit(9)
+
+        os.pidfd_open = ends
+        """,
+    )
+    ear = Ear()
+    connection = await launcher.launch("one", with_(spec, imports=("tells_nobody",)), ear)
+    assert await ear.gone() == "the process that was to fork it is gone: it has ended: exit code 9"
+    assert connection.pid is None
+
+
 async def test_it_is_let_go_after_its_last_worker(spec):
     contexts = Contexts(keep_s=0.05)
     launcher = LocalLauncher(contexts=contexts)

@@ -18,6 +18,7 @@ from foreserve.runtime.forking import (
     Import,
     Imported,
     Importing,
+    NotForked,
     from_forker,
     receive,
     send,
@@ -53,6 +54,12 @@ class Gateway:
 
     def fork(self, heir: bool = False, **env: str) -> tuple[Forked, socket.socket, int]:
         """The answer, the worker's wire, and its output."""
+        answer, ours, output = self.asks(heir, **env)
+        assert isinstance(answer, Forked)
+        return answer, ours, output
+
+    def asks(self, heir: bool = False, **env: str):
+        """The same, whatever the answer is."""
         ours, theirs = forking.pair() if heir else socket.socketpair()
         output, its_output = os.pipe()
         stdin, self.stdin = os.pipe()
@@ -61,9 +68,7 @@ class Gateway:
         os.close(its_output)
         os.close(stdin)
         self.fds += [output, self.stdin]
-        forked = self.hears()
-        assert isinstance(forked, Forked)
-        return forked, ours, output
+        return self.hears(), ours, output
 
     def inherit(self) -> Gateway:
         """The same of an heir of this one."""
@@ -109,6 +114,27 @@ def test_a_worker_has_a_descriptor_of_its_own_life(zygote):
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     assert zygote.hears() == Ended(forked.pid, -signal.SIGKILL)
     wire.close()
+
+
+def test_a_worker_that_cannot_be_watched_is_none(tmp_path):
+    (tmp_path / "short_of_descriptors.py").write_text(
+        "import os\nopened, refused = os.pidfd_open, []\n"
+        "def refuses(pid):\n"
+        "    if pid == os.getpid() or refused:\n"
+        "        return opened(pid)\n"
+        "    refused.append(pid)\n"
+        "    raise OSError(24, 'Too many open files')\n"
+        "os.pidfd_open = refuses\n"
+    )
+    zygote = Gateway("short_of_descriptors", PYTHONPATH=str(tmp_path))
+    assert zygote.hears().skipped == {}
+    answer, wire, _ = zygote.asks()
+    wire.close()
+    assert answer == NotForked(7, "what was forked cannot be watched: Too many open files")
+    forked, wire, _ = zygote.fork()  # and it goes on
+    wire.close()
+    assert zygote.hears() == Ended(forked.pid, 0)
+    zygote.close()
 
 
 def test_it_ends_with_its_gateway_and_so_do_its_workers(zygote):

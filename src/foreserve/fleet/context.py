@@ -110,7 +110,7 @@ class Context:
         *,
         heir: bool = False,
     ) -> ForkedProcess:
-        """A worker at the other end of `wire`; `ended` as `WorkerProcess` has it. Raises CannotFork, OSError.
+        """A worker at the other end of `wire`; `ended` as `WorkerProcess` has it. Raises CannotFork, ForkLost, OSError.
 
         An `heir` is a process that forks itself. Where this is cancelled, one that comes nevertheless is killed.
         """

@@ -97,7 +97,8 @@ class Contexts:
     ) -> ForkedProcess | None:
         """A worker of `spec` at the other end of `wire`, or `None` where it has to be a new interpreter.
 
-        Waits while its context imports, which takes as long as a new interpreter would. Safe to cancel.
+        Waits while its context imports, which takes as long as a new interpreter would. Safe to cancel. Raises
+        ForkLost.
         """
         key, own = _key(spec)
         lineage = self._lineage(key)

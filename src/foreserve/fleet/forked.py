@@ -24,6 +24,10 @@ class CannotFork(Exception):
         self.lasting = lasting
 
 
+class ForkLost(Exception):
+    """Who was to fork a worker has ended, and may have forked it: nobody else may have what was meant for that one."""
+
+
 class ForkedProcess(WorkerProcess):
     """Owns `pidfd`, by which it is signalled and its end is seen even when its parent is gone.
 
@@ -81,7 +85,10 @@ class ForkedProcess(WorkerProcess):
 
 
 class Awaited:
-    """One that has been asked for: `process` has it once it is there, or raises CannotFork. An `heir` is no worker."""
+    """One that has been asked for: `process` has it once it is there, or raises CannotFork or ForkLost.
+
+    An `heir` is no worker.
+    """
 
     def __init__(
         self, name: str, stdin: IO[bytes], output: IO[bytes], ended: Callable[[int | None], None], heir: bool
@@ -109,9 +116,9 @@ class Awaited:
         process.kill()
         process.close()
 
-    def fail(self, reason: str) -> None:
+    def fail(self, why: Exception) -> None:
         """It will not come."""
         self.stdin.close()
         self.output.close()
         if not self.process.done():
-            self.process.set_exception(CannotFork(reason))
+            self.process.set_exception(why)

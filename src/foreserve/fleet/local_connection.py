@@ -12,6 +12,7 @@ import msgspec
 from foreserve.core import Chunk, EngineSpec, Finish
 from foreserve.errors import TooLarge
 from foreserve.fleet.contexts import Contexts
+from foreserve.fleet.forked import ForkLost
 from foreserve.fleet.process import SpawnedProcess, WorkerProcess, how_it_ended, log_level, surroundings
 from foreserve.fleet.stages import Present
 from foreserve.fleet.watch import Watch, heartbeat_s
@@ -89,7 +90,12 @@ class LocalConnection:
             self._starting.add_done_callback(lambda _: theirs.close())
 
     async def _fork(self, spec: EngineSpec, theirs: socket.socket, contexts: Contexts) -> None:
-        process = await contexts.fork(self._name, spec, theirs, (str(self._limit), log_level()), self._ended)
+        try:
+            process = await contexts.fork(self._name, spec, theirs, (str(self._limit), log_level()), self._ended)
+        except ForkLost as lost:
+            self._starting = None
+            self._end(f"the process that was to fork it is gone: {lost}")
+            return
         if process is None:
             await self._spawn(spec, theirs)
         else:

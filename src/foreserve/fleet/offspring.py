@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 from foreserve import clock
-from foreserve.fleet.forked import Awaited, ForkedProcess
+from foreserve.fleet.forked import Awaited, CannotFork, ForkedProcess, ForkLost
 from foreserve.runtime import forking
 from foreserve.runtime.forking import Ended, Fork, Forked, NotForked
 
@@ -56,7 +56,7 @@ class Offspring:
             try:
                 forking.send(control, Fork(number, env, tuple(arguments), heir), fds)
             except OSError as error:
-                asked.fail(f"it cannot be asked: {error}")
+                asked.fail(CannotFork(f"it cannot be asked: {error}"))
             else:
                 self._asked[number] = asked
         return asked
@@ -67,15 +67,15 @@ class Offspring:
             case Forked():
                 self._came(self._asked.pop(message.id), message.pid, fds[0])
             case NotForked():
-                self._asked.pop(message.id).fail(message.reason)
+                self._asked.pop(message.id).fail(CannotFork(message.reason))
             case Ended():
                 self._heirs.discard(message.pid)
                 self._running.pop(message.pid).told(message.returncode)
 
     def orphan(self, reason: str) -> None:
-        """The context is gone: what it has not forked will not come, and what runs ends untold."""
+        """The context is gone: what it has not told of will not come, and what runs ends untold."""
         for asked in self._asked.values():
-            asked.fail(reason)
+            asked.fail(ForkLost(reason))
         for process in self._running.values():
             process.orphaned()
         for each in (self._asked, self._running, self._heirs):

@@ -114,7 +114,13 @@ class Zygote:
         if pid == 0:
             return self._become(message, fds)
         _close(fds)
-        pidfd = os.pidfd_open(pid)  # it is ours to reap, so its number is still its own
+        try:
+            pidfd = os.pidfd_open(pid)  # it is ours to reap, so its number is still its own
+        except OSError as error:
+            _sweep(pid)
+            os.waitpid(pid, 0)
+            send(self._control, NotForked(message.id, f"what was forked cannot be watched: {error.strerror}"))
+            return None
         self._children[pidfd] = pid
         if message.heir:
             self._heirs.add(pid)
