@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from foreserve.cli.ending import EXIT_FAILED, wrong
+from foreserve.network import fault
 
 T = TypeVar("T")
 
@@ -170,7 +171,7 @@ def ask_gateway(gateway: str, api_key: str | None, work: Callable[[Ask], Awaitab
     except Refused as error:
         wrong(str(error))
     except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
-        wrong(f"{root} cannot be asked: {error or type(error).__name__}")
+        wrong(f"{root} cannot be asked: {fault(error)}")
 
 
 def _words(said: bytes) -> str:
