@@ -11,7 +11,7 @@ import aiohttp
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from foreserve.cli.ending import EXIT_FAILED, wrong
 from foreserve.network import fault
@@ -49,7 +49,7 @@ def list_(gateway: Gateway = HERE, api_key: Key = None) -> None:
     Example: `foreserve servers list`.
     """
     services = ask_gateway(gateway, api_key, _services)
-    table = Table("service", "server", "state", "running", "of others", "KV", "reason")
+    table = Table("service", Column("server", no_wrap=True), "state", "running", "of others", "KV", "reason")
     for name, servers in services.items():
         for one in servers:
             others, kv = one["others"], one["kv_fraction"]
