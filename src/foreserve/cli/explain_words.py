@@ -106,9 +106,12 @@ def _waited(past: Past) -> list[str]:
     if not past.ahead and not past.before:
         if past.wait_s < AT_ONCE_S:
             return ["Nothing waited when it came, and it was started at once."]
-        # From its arrival: the time in which its prompt was read, tokenised and priced is in it.
-        delay = "there was no room for it until" if past.running else "its prompt had to be prepared, and it started"
-        return [f"Nothing waited when it came, but {delay} {seconds(past.wait_s)} later."]
+        if past.running:
+            return [f"Nothing waited when it came, but there was no room for it until {seconds(past.wait_s)} later."]
+        # From its arrival: the time in which its prompt was read, tokenised and priced is in it. Which it was that it
+        # waited for is not kept.
+        own = "its prompt to be prepared" if "prompt_tokens" in past.usage else "its batch to be closed"
+        return [f"Nothing waited when it came; it waited {seconds(past.wait_s)} for {own}, or for a replica to start."]
     was = "was" if past.before == 1 else "were"
     others = f"{past.ahead or 'none'} waited when it came, {past.before or 'none'} {was} started before it"
     if past.before > past.ahead:
