@@ -100,6 +100,12 @@ def test_a_call_has_no_prompt_to_wait_for(history: History) -> None:
     assert "prompt" not in told.partition("It ran")[0]
 
 
+def test_a_few_milliseconds_more_are_no_surprise(history: History) -> None:
+    forecast = msgspec.structs.replace(FORECAST, input_tokens=0, most_tokens=0, seconds=0.002)
+    keep(history, started=10.001, first=10.028, ended=10.028, usage={"items": 1.0}, forecast=forecast)
+    assert "as long as expected" not in words(history, "r1")
+
+
 def test_one_that_found_room_waited_for_nothing(history: History) -> None:
     keep(history, started=10.001, first=10.2, ended=11.0)
     assert "Nothing waited when it came, and it was started at once." in words(history, "r1")
