@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import msgspec
 import numpy as np
@@ -66,15 +66,26 @@ def test_values_are_made_by_annotation():
     ("args", "param", "words"),
     [
         ({"a": "x", "c": []}, "a", "`a`: expected int, got str"),
-        ({"a": 1, "c": [{"name": 1}]}, "c[0].name", "`c[0].name`: expected str, got int; `c` takes list["),
+        ({"a": 1, "c": [{"name": 1}]}, "c[0].name", "`c[0].name`: expected str, got int; `c` takes list[Item]"),
+        ({"a": 1, "c": [], "u": "gbp"}, "u", "`u`: invalid enum value 'gbp'; `u` takes Literal['eur', 'usd']"),
         ({"a": 1, "c": [], "f": {"size": "many"}}, "f", "`f`: size: Input should be a valid integer"),
         ({"a": 0, "c": []}, "a", "`a`: expected int >= 1"),
-        ({"a": 1}, None, "missing a required argument: 'c'; the function takes (a"),
+        (
+            {"a": 1},
+            None,
+            "missing a required argument: 'c'; the function takes "
+            "(a: Annotated[int, Meta(ge=1)], c: list[Item], f: Model | None = …, u: Literal['eur', 'usd'] = …)",
+        ),
         ({"a": 1, "c": [], "z": 1}, None, "unexpected keyword argument 'z'"),
     ],
 )
 def test_what_does_not_fit_is_told_with_its_place_and_what_it_takes(args: Any, param: str | None, words: str):
-    def code(a: Annotated[int, msgspec.Meta(ge=1)], c: list[Item], f: Model | None = None): ...
+    def code(
+        a: Annotated[int, msgspec.Meta(ge=1)],
+        c: list[Item],
+        f: Model | None = None,
+        u: Literal["eur", "usd"] = "eur",
+    ): ...
 
     with pytest.raises(BadRequest) as error:
         values(code, args=args)
@@ -104,6 +115,22 @@ def test_in_a_batch_a_call_brings_one_element():
     assert values(code, batched=True, args={"a": 1, "b": [2], "c": 3}) == {"a": 1, "b": [2], "c": 3}
     with pytest.raises(BadRequest, match="`a`: expected int, got array"):
         values(code, batched=True, args={"a": [1], "b": 1, "c": 1})
+
+
+def test_what_is_missing_from_a_call_of_a_batch_is_told_as_one_element():
+    def code(query: list[list[float]], other=None): ...
+
+    with pytest.raises(BadRequest) as error:
+        values(code, batched=True, args={})
+    assert error.value.message.endswith("the function takes (query: list[float], other: any value = …)")
+
+
+def test_hints_are_told_without_their_modules():
+    def code(a: dict[str, list[Item]], b: tuple[int, ...], c: NDArray[np.float32], d: list[Any], e: None): ...
+
+    assert [parameter.words for parameter in Arguments(code).parameters] == [
+        "dict[str, list[Item]]", "tuple[int, ...]", "ndarray[tuple[Any, ...], dtype[float32]]", "list[Any]", "None",
+    ]  # fmt: skip
 
 
 def test_files():

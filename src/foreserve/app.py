@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from foreserve import registry
 from foreserve.errors import ConfigError
 from foreserve.parsing import parse
 from foreserve.ports import Launcher
-from foreserve.running import Running
-from foreserve.services.pipeline import ServablePipeline
 from foreserve.services.served import Served
 from foreserve.services.together import agree
 from foreserve.settings import (
@@ -22,6 +20,12 @@ from foreserve.settings import (
     Settings,
     StateSettings,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+    from foreserve.running import Running
+    from foreserve.services.pipeline import ServablePipeline
 
 S = TypeVar("S", bound=Settings)
 
@@ -57,7 +61,7 @@ class App:
         for name, kind in services.items():
             if not NAME.fullmatch(name):
                 raise ConfigError(f"App(): {name!r} cannot name a service; valid: letters, digits and . _ / -")
-            if isinstance(kind, ServablePipeline):
+            if _is_pipeline(kind):
                 pipelines[name] = kind
                 continue
             if not hasattr(kind, "settings") or not hasattr(kind, "engines"):
@@ -78,7 +82,15 @@ class App:
 
         `launcher` starts all replicas in place of those that the settings name, as the simulator's does.
         """
+        # A function's worker imports the app file too, and shall not load the gateway's parts, nor need their packages.
+        from foreserve.running import Running
+
         return Running(self.settings, self.services, launcher, self.pipelines)
+
+
+def _is_pipeline(kind: Served | ServablePipeline) -> TypeIs[ServablePipeline]:
+    """By what it has, since its module needs what runs an app."""
+    return hasattr(kind, "plan") and hasattr(kind, "check")
 
 
 def _settings(given: Mapping[str, Any] | S | None, into: type[S], where: str) -> S:

@@ -9,8 +9,8 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -74,10 +74,14 @@ class Arguments:
             try:
                 self.signature.bind(**dict.fromkeys(call.names))
             except TypeError as error:
-                raise BadRequest(f"wrong arguments: {error}; the function takes {self.signature}") from None
+                raise BadRequest(f"wrong arguments: {error}; the function takes ({self._taken()})") from None
         made = {name: self._plain(name, value, call.lax) for name, value in call.args.items()}
         made |= {name: self._files(name, files) for name, files in call.files.items()}
         return made | {name: self._tensor(name, tensor) for name, tensor in call.tensors.items()}
+
+    def _taken(self) -> str:
+        """What a call brings, in words: of a batch one element of each."""
+        return ", ".join(f"{one.name}: {one.words}{'' if one.required else ' = …'}" for one in self.parameters)
 
     def _plain(self, name: str, value: Any, lax: bool) -> Any:
         hint = self.hints.get(name, Any)
@@ -127,7 +131,8 @@ class Arguments:
             place, message = match["place"], message[: match.start()]
         words = message[:1].lower() + message[1:].replace("`", "")
         takes = _words(self.hints.get(name, Any))
-        rest = f"; `{name}` takes {takes}" if place else ""
+        # Where the value itself is of the wrong type the message says what it takes; not so of one that is not listed.
+        rest = f"; `{name}` takes {takes}" if place or words.startswith("invalid enum value") else ""
         return BadRequest(f"`{name}{place}`: {words}{rest}", param=f"{name}{place}")
 
 
@@ -155,11 +160,25 @@ def _element(hint: Any) -> Any:
 
 
 def _words(hint: Any) -> str:
-    if hint is Any:
-        return "any value"
-    if isinstance(hint, type) and not get_args(hint):
-        return hint.__name__
-    return str(hint).replace("typing.", "")
+    """As its author wrote it, without the modules that names come from."""
+    return "any value" if hint is Any else _named(hint)
+
+
+def _named(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, inner))}]"
+    if origin in (Union, UnionType):
+        return " | ".join(map(_named, inner))
+    if origin is Annotated:
+        notes = [repr(note).removeprefix("msgspec.") for note in inner[1:]]
+        return f"Annotated[{', '.join([_named(inner[0]), *notes])}]"
+    if hint is Ellipsis or hint is None or hint is NoneType:
+        return "..." if hint is Ellipsis else "None"
+    name = getattr(origin or hint, "__name__", None)
+    if name is None or isinstance(hint, str | list):
+        return str(hint).replace("typing.", "")
+    return f"{name}[{', '.join(map(_named, inner))}]" if inner else str(name)
 
 
 def _converted(value: Any, hint: Any, lax: bool) -> Any:

@@ -89,8 +89,21 @@ def test_one_request_in_words_and_figures(history: History) -> None:
 def test_what_went_as_foreseen_is_no_surprise(history: History) -> None:
     keep(history, started=10.1, first=10.2, ended=11.2, usage={"prompt_tokens": 40.0, "output_tokens": 12.0})
     told = words(history, "r1")
-    assert "Nothing waited when it came, but its prompt had to be prepared, and it started 100 ms later." in told
+    assert "Nothing waited when it came; it waited 100 ms for its prompt to be prepared, or for a replica to" in told
     assert "times" not in told
+
+
+def test_a_call_has_no_prompt_to_wait_for(history: History) -> None:
+    keep(history, started=11.2, first=11.3, ended=11.3, usage={"items": 1.0})
+    told = words(history, "r1")
+    assert "it waited 1.20 s for its batch to be closed, or for a replica to start." in told
+    assert "prompt" not in told.partition("It ran")[0]
+
+
+def test_a_few_milliseconds_more_are_no_surprise(history: History) -> None:
+    forecast = msgspec.structs.replace(FORECAST, input_tokens=0, most_tokens=0, seconds=0.002)
+    keep(history, started=10.001, first=10.028, ended=10.028, usage={"items": 1.0}, forecast=forecast)
+    assert "as long as expected" not in words(history, "r1")
 
 
 def test_one_that_found_room_waited_for_nothing(history: History) -> None:

@@ -27,7 +27,7 @@ def slow(seconds: float) -> str:
     time.sleep(seconds)
     return "rested"
 
-@fs.function
+@fs.function(route="/counted")
 def count(n: int):
     yield from range(n)
 
@@ -64,6 +64,12 @@ def test_it_greets_with_a_curl_line_that_works(live: Live):
     line = next(line for line in live.output().splitlines() if line.strip().startswith("curl"))
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30, check=True)
     assert '"object":"chat.completion"' in done.stdout
+    assert "Functions: POST /v1/functions/slow, /counted" in live.output()
+
+
+def test_it_says_at_once_where_it_listens(live: Live):
+    listens, ready = (live.output().index(words) for words in ("listening on 127.0.0.1 port", "is ready after"))
+    assert listens < ready
 
 
 def test_both_kinds_are_served_by_worker_processes(live: Live):

@@ -53,6 +53,7 @@ def test_list_add_and_remove(fleet: Fleet) -> None:
     assert listed.exit_code == 0
     assert "reason" in listed.output
     assert listed.output.count(fleet.two) == listed.output.count(fleet.one) == 2
+    assert run(app, ["servers", "list", *at], env={"COLUMNS": "60"}).output.count(fleet.two) == 2  # never cut
     removed = run(app, ["servers", "remove", fleet.two, "--service", "n", *at])
     assert (removed.exit_code, removed.output) == (0, f"n: {fleet.two} has left\n")
     again = run(app, ["servers", "remove", fleet.two, "--service", "n", *at])

@@ -50,6 +50,12 @@ async def test_the_last_words_of_a_crash_are_where_it_happened(caplog):
     assert len(words) == 4
 
 
+async def test_ordinary_lines_of_its_log_are_no_last_words(caplog):
+    caplog.set_level(logging.CRITICAL)
+    process, _ = await _run("print('ERROR a: no room'); print('INFO b: loaded'); print('DEBUG c: x'); print('ends')")
+    assert process.last_words() == "ERROR a: no room | ends"
+
+
 async def test_signals_after_the_end_do_nothing():
     process, returncode = await _run("import os; os.kill(os.getpid(), 11)")
     assert how_it_ended(returncode) == "killed by SIGSEGV"

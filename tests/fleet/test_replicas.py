@@ -15,7 +15,7 @@ from foreserve.dispatch.stream import Stream
 from foreserve.errors import EngineStartError
 from foreserve.fleet.replica import State
 from foreserve.fleet.replicas import SOON_S, Replicas
-from foreserve.fleet.seats import MOST_BACKOFF_S, PROVEN_S, backoff
+from foreserve.fleet.seats import MOST_BACKOFF_S, PROVEN_S, SAY_AGAIN_S, backoff
 from foreserve.messages import Abort, Chunks, Drain, Drained, Ready, Run, StartFailed, ToWorker
 from foreserve.ports import Listener
 from foreserve.simulation.clock import run
@@ -193,6 +193,21 @@ def test_losses_in_a_row_back_off_and_refuse_meanwhile_until_one_has_proven_itse
         await house.replicas.stop(0)
 
     run(main())
+
+
+def test_a_place_that_cannot_be_filled_is_told_once_a_minute_and_a_new_reason_at_once(caplog):
+    async def main() -> None:
+        launcher = FakeLauncher(start_s=0.5, fails=[None, *["it is down"] * 60, *["it has no such model"] * 3])
+        house = House(launcher, most_backoff_s=SOON_S)
+        await house.replicas.start()
+        launcher.connections[-1].kill("it is down")
+        await asyncio.sleep(3 * SAY_AGAIN_S)
+        await house.replicas.stop(0)
+
+    run(main())
+    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    reasons = [message.partition("(")[2].partition(")")[0] for message in told]
+    assert reasons == ["it is down", "it is down", "it has no such model"]  # of 64 losses in 93 s
 
 
 def test_who_waits_for_one_that_was_up_and_is_cheap_to_start_is_served():

@@ -155,6 +155,12 @@ def test_a_generator_streams_unless_the_client_asks_otherwise(client: httpx.Clie
         ("/total", {"json": {"items": [], "tax": "much"}}, "tax", "`tax`: expected float, got str"),
         ("/total", {"json": {}}, None, "missing a required argument: 'items'"),
         ("/total", {"json": [1]}, None, "expected object"),
+        (
+            "/total",
+            {"content": b' {"items": []}', "headers": {"content-type": "application/x-www-form-urlencoded"}},
+            None,
+            "send content-type: application/json",
+        ),
         ("/total", {"content": b"{"}, None, "not valid JSON"),
         ("/size", {"json": {"order": {}}}, "order", "size: Field required"),
         ("/batched", {"json": {"word": ["a"]}}, "word", "`word`: expected str, got array"),

@@ -55,6 +55,11 @@ def test_results(client: httpx.Client):
     assert call(client, "count", {"to": 0}).json() == {"result": []}
 
 
+def test_no_body_brings_no_arguments(client: httpx.Client):
+    assert client.post("/v1/functions/nothing").json() == {"result": None}
+    assert "missing a required argument: 'a'" in client.post("/v1/functions/add").json()["error"]["message"]
+
+
 @pytest.mark.parametrize("words", [{"headers": {"accept": "text/event-stream"}}, {"params": {"stream": "true"}}])
 def test_items_as_events(client: httpx.Client, words: dict[str, Any]):
     parts = call(client, "count", {"to": 3}, **words).text.split("\n\n")

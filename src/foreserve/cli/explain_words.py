@@ -14,6 +14,9 @@ from foreserve.state import Past
 SURPRISING = 1.5
 """From this many times what was foreseen on, a difference is put in words."""
 
+WORTH_A_WORD_S = 0.1
+"""Less surprises nobody, however many times as long it was."""
+
 AT_ONCE_S = 0.01
 
 _PREDICTORS = {"histogram": "from the lengths of others like it"}
@@ -106,9 +109,12 @@ def _waited(past: Past) -> list[str]:
     if not past.ahead and not past.before:
         if past.wait_s < AT_ONCE_S:
             return ["Nothing waited when it came, and it was started at once."]
-        # From its arrival: the time in which its prompt was read, tokenised and priced is in it.
-        delay = "there was no room for it until" if past.running else "its prompt had to be prepared, and it started"
-        return [f"Nothing waited when it came, but {delay} {seconds(past.wait_s)} later."]
+        if past.running:
+            return [f"Nothing waited when it came, but there was no room for it until {seconds(past.wait_s)} later."]
+        # From its arrival: the time in which its prompt was read, tokenised and priced is in it. Which it was that it
+        # waited for is not kept.
+        own = "its prompt to be prepared" if "prompt_tokens" in past.usage else "its batch to be closed"
+        return [f"Nothing waited when it came; it waited {seconds(past.wait_s)} for {own}, or for a replica to start."]
     was = "was" if past.before == 1 else "were"
     others = f"{past.ahead or 'none'} waited when it came, {past.before or 'none'} {was} started before it"
     if past.before > past.ahead:
@@ -168,9 +174,11 @@ def surprises(past: Past) -> list[str]:
             said.append(f"The answer was {least}{tokens / output.p80:.1f} times its p80.")
         elif past.finish != "length" and output.p50 > SURPRISING * tokens:
             said.append(f"The answer was {output.p50 / tokens:.1f} times shorter than its p50.")
-    if forecast is not None and ran and whole and forecast.seconds > 0 and ran > SURPRISING * forecast.seconds:
-        said.append(f"It ran {ran / forecast.seconds:.1f} times as long as expected.")
-    if past.wait_s is not None and ran and past.wait_s > SURPRISING * ran and past.wait_s >= 0.1:
+    if forecast is not None and ran and whole and forecast.seconds > 0:
+        more = ran - forecast.seconds
+        if ran > SURPRISING * forecast.seconds and more >= WORTH_A_WORD_S:
+            said.append(f"It ran {ran / forecast.seconds:.1f} times as long as expected.")
+    if past.wait_s is not None and ran and past.wait_s > SURPRISING * ran and past.wait_s >= WORTH_A_WORD_S:
         said.append(f"It waited {past.wait_s / ran:.1f} times as long as it ran.")
     return said
 

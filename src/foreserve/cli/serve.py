@@ -31,7 +31,7 @@ from foreserve.preflight import check
 from foreserve.preflight import port as port_free
 from foreserve.running import Running
 from foreserve.services.discovery import Discovery
-from foreserve.settings import ApiKey, Environment, ServerSettings
+from foreserve.settings import ApiKey, Environment, FunctionSettings, ServerSettings
 
 console = Console(stderr=True)
 log = logging.getLogger("foreserve")
@@ -186,6 +186,8 @@ class _Server(uvicorn.Server):
         """As uvicorn's, and tells when it listens."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        if not self.should_exit:
+            log.info("listening on %s port %d; the services start", self.config.host, self.port())
         self.listens.set()
 
     def port(self) -> int:
@@ -282,14 +284,23 @@ async def _find_more(running: Running, found: Discovery) -> None:
 
 def _greet(running: Running, url: str) -> None:
     key = " -H 'authorization: Bearer YOUR_KEY'" if running.settings.server.api_keys else ""
-    console.print(f"[bold]Foreserve {__version__}[/] serves {', '.join(running.services)} at [bold]{url}[/]")
+    serves = f"[bold]Foreserve {__version__}[/] serves {', '.join(running.services)} at [bold]{url}[/]"
+    console.print(serves, soft_wrap=True)
     chat = next((name for name, s in running.services.items() if s.kind.name in ("llm", "upstream")), None)
     if chat is not None:
         body = f'{{"model": "{chat}", "messages": [{{"role": "user", "content": "Say hello."}}], "temperature": 0}}'
         line = f"curl {url}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'"
         console.print("Try it:")
         console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
+    if paths := _paths(running):
+        console.print(f"Functions: POST {', '.join(paths)}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"Status {url}/ · OpenAPI {url}/docs · metrics {url}/metrics", highlight=False, soft_wrap=True)
+
+
+def _paths(running: Running) -> list[str]:
+    """Of each function, its own path where it has one."""
+    functions = [(n, s.settings) for n, s in running.services.items() if isinstance(s.settings, FunctionSettings)]
+    return [settings.route or f"/v1/functions/{name}" for name, settings in functions]
 
 
 def _log_to_console(level: str) -> None:

@@ -11,9 +11,10 @@ import aiohttp
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from foreserve.cli.ending import EXIT_FAILED, wrong
+from foreserve.network import fault
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ def list_(gateway: Gateway = HERE, api_key: Key = None) -> None:
     Example: `foreserve servers list`.
     """
     services = ask_gateway(gateway, api_key, _services)
-    table = Table("service", "server", "state", "running", "of others", "KV", "reason")
+    table = Table("service", Column("server", no_wrap=True), "state", "running", "of others", "KV", "reason")
     for name, servers in services.items():
         for one in servers:
             others, kv = one["others"], one["kv_fraction"]
@@ -170,7 +171,7 @@ def ask_gateway(gateway: str, api_key: str | None, work: Callable[[Ask], Awaitab
     except Refused as error:
         wrong(str(error))
     except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
-        wrong(f"{root} cannot be asked: {error or type(error).__name__}")
+        wrong(f"{root} cannot be asked: {fault(error)}")
 
 
 def _words(said: bytes) -> str:

@@ -9,7 +9,7 @@ import msgspec
 import typer
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from foreserve.cli.servers import HERE, Ask, Gateway, ask_gateway
@@ -59,14 +59,15 @@ def screen(told: dict[str, Any]) -> Group:
         f"memory (Pss): {_size(totals['all_bytes'])} = workers {_size(totals['workers_bytes'])} + contexts "
         f"{_size(totals['contexts_bytes'])} + owner of weights {_size(totals['owner_bytes'])}"
     )
-    return Group(_services(told), _workers(told), _weights(told), _contexts(told), Text(line))
+    tables = (_services(told), _workers(told), _weights(told), _contexts(told))
+    return Group(*(table for table in tables if table.row_count), Text(line))
 
 
 def _services(told: dict[str, Any]) -> Table:
     table = Table("service", "kind", "stage", "ready", "references", "next request pays", "returns took (median)")
     for one in told["services"]:
         took = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in one["return_s"].items())
-        pays = " beside ".join(one["pays"]) or "nothing"
+        pays = " beside ".join(one["pays"]) or ("nothing" if one["ready"] else "a start")
         table.add_row(
             one["name"], one["kind"], one["stage"], str(one["ready"]), str(one["references"]), pays, took
         )  # fmt: skip
@@ -84,9 +85,10 @@ def _workers(told: dict[str, Any]) -> Table:
 
 def _weights(told: dict[str, Any]) -> Table:
     held, rate = told["weights"], told["hit_rate"]
-    words = "no owner runs" if held is None else f"loads {held['loads']}, hits {held['hits']}"
-    table = Table("weights", "state", "size", "references", "hits", "restore")
-    table.caption = words + (f", hit rate {rate:.0%}" if rate is not None else "")
+    table = Table(_long("weights"), "state", "size", "references", "hits", "restore")
+    if held is not None:
+        share = f", hit rate {rate:.0%}" if rate is not None else ""
+        table.caption = f"owner {held['pid']}: loads {held['loads']}, hits {held['hits']}{share}"
     for one in held["entries"] if held else ():
         table.add_row(
             _end(one["source"]), one["state"], _size(one["bytes"]), str(one["references"]), str(one["hits"]),
@@ -96,13 +98,18 @@ def _weights(told: dict[str, Any]) -> Table:
 
 
 def _contexts(told: dict[str, Any]) -> Table:
-    table = Table("context", "pid", "workers", "forks", "imports took", "last fork", "idle", "Pss")
+    table = Table(_long("context"), "pid", "workers", "forks", "imports took", "last fork", "idle", "Pss")
     for one in told["contexts"]:
         table.add_row(
             ", ".join(one["imports"]) or "nothing but ours", str(one["pid"]), str(one["workers"]), str(one["forks"]),
             _seconds(one["import_s"]), _seconds(one["last_fork_s"]), _seconds(one["idle_s"]), _size(one["pss_bytes"]),
         )  # fmt: skip
     return table
+
+
+def _long(head: str) -> Column:
+    """Of values that are told in full on several lines rather than cut."""
+    return Column(head, overflow="fold")
 
 
 def _end(source: str, most: int = 48) -> str:

@@ -19,6 +19,7 @@ from foreserve.cli.bench_options import check_writable
 from foreserve.cli.ending import wrong
 from foreserve.cli.trace_words import console
 from foreserve.errors import ConfigError, ForeserveError
+from foreserve.network import fault
 from foreserve.plural import counted
 from foreserve.traces.files import MAX_LINE_BYTES
 from foreserve.traces.own import open_own, write_rows
@@ -134,7 +135,7 @@ async def _record(url: str, asked: dict[str, str], headers: dict[str, str], part
                 with contextlib.suppress(asyncio.CancelledError):
                     await reading
     except aiohttp.ClientError as error:
-        raise ConfigError(f"{url}: cannot be reached: {error}") from None
+        raise ConfigError(f"{url}: cannot be reached: {fault(error)}") from None
     except OSError as error:
         kept = f"; what came before is in it: {_rescue(part, out)}" if written.rows else ""
         raise ConfigError(f"{part}: cannot be written: {error.strerror or error}{kept}") from None
@@ -151,7 +152,7 @@ async def _write(answer: aiohttp.ClientResponse, file: IO[bytes], written: Writt
             file.write(line + b"\n")
             show()
     except (aiohttp.ClientError, TimeoutError) as error:
-        written.broken = str(error) or type(error).__name__
+        written.broken = fault(error)
     except msgspec.MsgspecError as error:
         written.broken = f"what came is no recording: {error}"
 

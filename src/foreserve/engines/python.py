@@ -162,7 +162,7 @@ class PythonEngine:
         """Its reader is gone and its thread is not: let another run in its place, while threads are left."""
         self._abandoned.add(call)
         stuck = len(self._abandoned)
-        log.warning("request %s: its reader is gone and its code runs on, as %d now do", request_id, stuck)
+        log.warning("request %s has ended and its code cannot be stopped: threads left behind: %d", request_id, stuck)
         if stuck <= self._max_running:
             self._give_place_back(call)
         if stuck >= self._max_running:

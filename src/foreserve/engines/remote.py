@@ -33,6 +33,7 @@ from foreserve.engines.remote_pulse import Pulse
 from foreserve.engines.remote_server import Loading, Locked, RemoteServer, Served, Unreachable, read_bounded
 from foreserve.engines.remote_watch import Watch
 from foreserve.errors import EngineStartError
+from foreserve.network import fault
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +200,7 @@ class RemoteEngine:
         except EventTooLong as error:
             finish = self._error(f"sent {error}", usage)
         except (aiohttp.ClientError, OSError) as error:
-            finish = self._error(f"broke off its answer: {error or type(error).__name__}", usage)
+            finish = self._error(f"broke off its answer: {fault(error)}", usage)
             if not chunks.any:
                 finish = await self._lost(finish)
         except Lost as lost:

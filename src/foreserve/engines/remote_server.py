@@ -9,6 +9,7 @@ import msgspec
 
 from foreserve.engines.remote_metrics import Page, read
 from foreserve.errors import ForeserveError
+from foreserve.network import fault
 
 _MOST_BYTES = 4 * 2**20
 
@@ -122,7 +123,7 @@ class RemoteServer:
         except TimeoutError:
             raise Unreachable(f"{self.url} takes no connection within {self._limit_s:g} s", gone=False) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise Unreachable(f"{self.url} cannot be reached: {error}", gone=True) from None
+            raise Unreachable(f"{self.url} cannot be reached: {fault(error)}", gone=True) from None
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         timeout = aiohttp.ClientTimeout(total=self._limit_s)
@@ -134,7 +135,7 @@ class RemoteServer:
         except TimeoutError:
             raise Unreachable(f"{self.url}{path} gives no answer within {self._limit_s:g} s", gone=False) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise Unreachable(f"{self.url} cannot be reached: {error}", gone=True) from None
+            raise Unreachable(f"{self.url} cannot be reached: {fault(error)}", gone=True) from None
 
 
 async def read_bounded(content: aiohttp.StreamReader, bound: int) -> bytes:

@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 
 from foreserve.errors import ForeserveError
+from foreserve.network import fault
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ class Webhook:
                         if reply.status < 500 and reply.status not in (408, 429):
                             raise Untold(reason)
                 except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                    reason = f"the webhook cannot be reached: {error or type(error).__name__}"
+                    reason = f"the webhook cannot be reached: {fault(error)}"
                 if tried < TRIES:
                     await asyncio.sleep(PAUSE_S * 2.0 ** (tried - 1))
         raise Untold(reason)

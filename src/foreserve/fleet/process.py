@@ -58,8 +58,11 @@ class WorkerProcess(ABC):
         self._output, _ = await self._loop.connect_read_pipe(lambda: _Lines(self._line, self._read_all), self._out)
 
     def last_words(self, lines: int = 3) -> str:
-        """The last `lines` non-empty lines it has printed, joined by ` | `; of a crash, the first that tell of it."""
-        said = [line for line in self._lines if line.strip()]
+        """The last `lines` non-empty lines it has printed, joined by ` | `; of a crash, the first that tell of it.
+
+        What it logged of its ordinary work explains no end.
+        """
+        said = [line for line in self._lines if line.strip() and not line.startswith(("DEBUG ", "INFO "))]
         crash = next((at for at, line in enumerate(said) if line.startswith("Fatal Python error")), None)
         return " | ".join(said[-lines:] if crash is None else said[crash : crash + 1 + lines])
 

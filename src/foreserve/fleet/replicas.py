@@ -369,8 +369,10 @@ class Replicas:
             self._replace(seat, replica)
 
     def _replace(self, seat: Seat, lost: Replica) -> None:
-        wait = seat.lost(lost, asyncio.get_running_loop().time())
-        log.warning("replica %s is gone (%s); restart in %g s", lost.name, lost.reason, wait)
+        now = asyncio.get_running_loop().time()
+        level = logging.WARNING if seat.worth_saying(lost, now) else logging.DEBUG
+        wait = seat.lost(lost, now)
+        log.log(level, "replica %s is gone (%s); restart in %g s", lost.name, lost.reason, wait)
         # One that was up and is cheap to start is soon up again. One that does not even start may never be.
         most_s = seat.spec.most_backoff_s
         soon = lost.ever_ready and most_s is not None and most_s <= SOON_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 
 from foreserve.core import EngineSpec
@@ -12,6 +13,9 @@ FIRST_BACKOFF_S = 0.5
 MOST_BACKOFF_S = 30.0
 PROVEN_S = 60.0
 """A replica that was ready this long has proven itself: its next loss counts as the first again."""
+
+SAY_AGAIN_S = 60.0
+"""How often the log says that a place still cannot be filled, where the reason is the same as before."""
 
 
 def backoff(losses: int, most_s: float | None = None) -> float:
@@ -44,6 +48,7 @@ class Seat:
         self.last_loss = ""
         """Why the last one was lost, in words; empty since another was ready."""
         self._losses = 0
+        self._said_at = -math.inf
         self._not_before = 0.0
         self.timer: asyncio.TimerHandle | None = None
         """Of the next start."""
@@ -59,6 +64,16 @@ class Seat:
     def ready(self) -> bool:
         """Whether its replica takes work."""
         return self.replica is not None and self.replica.state is State.READY
+
+    def worth_saying(self, replica: Replica, now: float) -> bool:
+        """Whether the log shall tell of this loss, which `lost` has not heard of yet.
+
+        A server that is down for a night is tried every few seconds; nobody wants to read of each time.
+        """
+        if replica.reason == self.last_loss and now - self._said_at < SAY_AGAIN_S:
+            return False
+        self._said_at = now
+        return True
 
     def lost(self, replica: Replica, now: float) -> float:
         """Its replica is gone and was not told to. Returns how long a successor has to wait, in seconds."""

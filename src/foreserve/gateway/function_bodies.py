@@ -22,7 +22,8 @@ MOST_FIELDS = 256
 MOST_FIELD_BYTES = 2**20
 """Of a form. All of it is bounded as any body is, by `server.max_body_bytes`."""
 
-FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+URLENCODED = "application/x-www-form-urlencoded"
+FORMS = ("multipart/form-data", URLENCODED)
 
 _arguments: Decoder[dict[str, Any]] = Decoder(dict[str, Any])
 
@@ -36,16 +37,21 @@ async def call_of(http: HttpRequest, raw: bytes, kind: Function) -> FunctionCall
     """The call that a body of any kind asks for. Raises BadRequest."""
     media_type = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type in FORMS:
+        if media_type == URLENCODED and raw.lstrip().startswith(b"{"):
+            raise BadRequest(
+                f"the body looks like JSON and its content-type is {URLENCODED}, as `curl -d` sends it; "
+                "send content-type: application/json"
+            )
         return await _form(http, kind)
     whole = raw_parameter(kind.takes or ())
     if whole is not None:
         return FunctionCall(args={whole: raw})
-    return FunctionCall(args=arguments(raw) if raw else {})
+    return FunctionCall(args=arguments(raw))
 
 
 def arguments(raw: bytes) -> dict[str, Any]:
-    """The keyword arguments of a JSON object. Raises BadRequest."""
-    args = _arguments.decode(raw)
+    """The keyword arguments of a JSON object; no body has none. Raises BadRequest."""
+    args = _arguments.decode(raw or b"{}")
     try:
         # Arguments travel to a worker as msgpack, which has no integers beyond 64 bits.
         msgspec.msgpack.encode(args)

@@ -16,6 +16,7 @@ from foreserve.errors import NotFound, RequestError, Unavailable
 from foreserve.fleet.replica import State
 from foreserve.gateway.calls import ID
 from foreserve.gateway.passing import back, onward
+from foreserve.network import fault
 from foreserve.running import Running
 from foreserve.services.base import Service
 from foreserve.services.upstream import Upstream
@@ -55,7 +56,7 @@ class Relay:
         except (aiohttp.ClientError, TimeoutError) as error:
             if upload is not None and upload.failed is not None:
                 raise upload.failed from None
-            raise Unavailable(f"the server {url} does not answer: {error or type(error).__name__}") from None
+            raise Unavailable(f"the server {url} does not answer: {fault(error)}") from None
         return StreamingResponse(_parts(answer), answer.status, back(answer.headers.items()))
 
     async def close(self) -> None:

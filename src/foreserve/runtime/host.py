@@ -133,7 +133,9 @@ class EngineHost:
                 self._outbox.tell(self._later.told())
         except (Exception, SystemExit) as error:
             expected = isinstance(error, EngineStartError)
-            log.warning("the engine %s did not start: %s", message.factory, error, exc_info=not expected)
+            # One that could not do its work tells why by its `StartFailed`; a defect has to be found by its traceback.
+            level = logging.DEBUG if expected else logging.WARNING
+            log.log(level, "the engine %s did not start: %s", message.factory, error, exc_info=not expected)
             self.start_failed = in_words(message.factory, error)
             self._outbox.tell(StartFailed(self.start_failed))
             self._exiting = True

@@ -15,6 +15,7 @@ import msgspec
 from foreserve.clock import offload, precise, wall
 from foreserve.foresight.length_history import History
 from foreserve.foresight.length_model import Model
+from foreserve.plural import counted
 from foreserve.samples import Samples, Trained
 from foreserve.services.training import Job, Result, Tier, history_of, known, load, model_path, run
 from foreserve.services.training_process import train_apart
@@ -106,7 +107,8 @@ class Learner:
         self._wanted = _wanted(rows) if learned.models else FIRST
         self._put(learned)
         if learned.models or rows:
-            log.info("%s: %d answers remembered, models: %s", self.service, rows, ", ".join(learned.models) or "none")
+            models = ", ".join(learned.models) or "none"
+            log.info("%s: %s remembered, models: %s", self.service, counted(rows, "answer"), models)
         self._first = not learned.models or (self._trained is not None and self._trained.stale)
         self.ended(0)
 
