@@ -9,7 +9,8 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -63,28 +64,45 @@ def make(side: str, session: aiohttp.ClientSession, url: str) -> Side:
     return Served(session, url, side)
 
 
-async def drive(side: str, url: str, rate: float, count: int, seed: int) -> dict[str, Any]:
-    """`count` questions that come by chance, `rate` in a second; with rate 0 one after the other."""
+@asynccontextmanager
+async def _session() -> AsyncIterator[aiohttp.ClientSession]:
     timeout = aiohttp.ClientTimeout(total=3600)
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield session
+
+
+async def _timed(ask: Side, number: int) -> tuple[float, Any]:
+    began = time.perf_counter()
+    result = await ask(question(number))
+    return time.perf_counter() - began, result
+
+
+async def drive(side: str, url: str, rate: float, count: int, seed: int) -> dict[str, Any]:
+    """`count` questions that come by chance, `rate` in a second."""
+    async with _session() as session:
         ask = make(side, session, url)
-        latencies, results = [0.0] * count, [None] * count
-
-        async def one(number: int) -> None:
-            began = time.perf_counter()
-            results[number] = await ask(question(number))
-            latencies[number] = time.perf_counter() - began
-
         tasks = []
-        for number, gap in enumerate(np.random.default_rng(seed).exponential(1.0, count)):
-            if rate:
-                await asyncio.sleep(gap / rate)
-                tasks.append(asyncio.create_task(one(number)))
-            else:
-                await one(number)
-        await asyncio.gather(*tasks)
-        return {"latencies": latencies, "results": results}
+        for number, gap in enumerate(np.random.default_rng(seed).exponential(1 / rate, count)):
+            await asyncio.sleep(gap)
+            tasks.append(asyncio.create_task(_timed(ask, number)))
+        found = await asyncio.gather(*tasks)
+    return {"latencies": [seconds for seconds, _ in found], "results": [result for _, result in found]}
+
+
+async def drive_in_turn(sides: Sequence[str], url: str, count: int) -> dict[str, dict[str, Any]]:
+    """`count` questions, one after the other, each by all sides in an order that goes round; the first one warms up."""
+    async with _session() as session:
+        asks = {side: make(side, session, url) for side in sides}
+        found: dict[str, dict[str, Any]] = {side: {"latencies": [], "results": []} for side in sides}
+        for side in sides:
+            await asks[side](question(1000))
+        for number in range(count):
+            turn = number % len(sides)
+            for side in (*sides[turn:], *sides[:turn]):
+                seconds, result = await _timed(asks[side], number)
+                found[side]["latencies"].append(seconds)
+                found[side]["results"].append(result)
+    return found
 
 
 if __name__ == "__main__":
