@@ -108,31 +108,42 @@ def play(one: fs.App, rate: float, count: int, seed: int = 0) -> Point:
     return clock.run(main())
 
 
-def highest_rate(words: dict[str, Any], target_s: float, count: int, low: float, steps: int = 6) -> tuple[float, Point]:
-    """The highest rate whose mean latency is within the target, by halving the interval above `low`, and its point."""
-    high, found = low, play(app(**words), low, count)
-    while (point := play(app(**words), high * 2, count)).mean <= target_s:
-        high, found = high * 2, point
-    low, high = high, high * 2
+LEAST = 40
+"""Requests of a load, however low its rate."""
+
+
+def highest_rate(words: dict[str, Any], target_s: float, seconds: float, steps: int) -> tuple[float, Point]:
+    """The highest rate whose mean latency over `seconds` of arrivals is within the target, and what was seen there.
+
+    Doubled until it is not, then found by halving the interval so often.
+    """
+
+    def at(rate: float) -> Point:
+        return play(app(**words), rate, max(LEAST, int(rate * seconds)))
+
+    low, found = 0.5, at(0.5)
+    high = 2 * low
+    while (point := at(high)).mean <= target_s:
+        low, high, found = high, 2 * high, point
     for _ in range(steps):
         middle = (low + high) / 2
-        if (point := play(app(**words), middle, count)).mean <= target_s:
+        if (point := at(middle)).mean <= target_s:
             low, found = middle, point
         else:
             high = middle
     return low, found
 
 
-def compare(count: int, shared: bool, replicas: int = 1, steps: int = 6) -> dict[str, float]:
-    """Streaming against not, at a target of twice the unloaded latency of the latter."""
+def compare(seconds: float, shared: bool, replicas: int = 1, steps: int = 4) -> dict[str, float]:
+    """Streaming against not, at a target of twice the unloaded latency of the latter, over so many seconds of load."""
     on: dict[str, Any] = {"shared": shared, "replicas": replicas, "streaming": True}
     off: dict[str, Any] = {**on, "streaming": False}
-    slow = play(app(**off), 0.01, 40)
-    quick = play(app(**on), 0.01, 40)
+    slow = play(app(**off), 0.01, LEAST)
+    quick = play(app(**on), 0.01, LEAST)
     target = 2 * slow.mean
-    rate_on, _ = highest_rate(on, target, count, 0.05, steps)
-    rate_off, at_off = highest_rate(off, target, count, 0.05, steps)
-    loaded = play(app(**on), rate_off, count)
+    rate_on, _ = highest_rate(on, target, seconds, steps)
+    rate_off, at_off = highest_rate(off, target, seconds, steps)
+    loaded = play(app(**on), rate_off, max(LEAST, int(rate_off * seconds)))
     return {
         "unloaded_on_s": quick.mean,
         "unloaded_off_s": slow.mean,

@@ -80,9 +80,9 @@ def _middle(values: Sequence[float]) -> list[float]:
 
 def simulated(report: Report, quick: bool) -> None:
     """An engine for each stage, and one for all."""
-    count, steps = (16, 1) if quick else (120, 4)
+    seconds, steps = (4.0, 0) if quick else (60.0, 4)
     for shared in (False, True):
-        found = pipeline_simulated.compare(count, shared, steps=steps)
+        found = pipeline_simulated.compare(seconds, shared, steps=steps)
         prefix = "shared_engine_" if shared else ""
         goal = "" if shared else "3 in the paper"
         report.add(
