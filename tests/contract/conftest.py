@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from foreserve import App, function
+from foreserve import App, function, pipeline, stage
 from tests.gateway.house import House, serving
 from tests.gateway.scripted import ScriptedLLM
 
@@ -26,6 +27,16 @@ def typed(number: int, names: list[str], exact: bool = False) -> dict[str, objec
     return {"number": number % 7, "names": names, "exact": exact}
 
 
+@stage
+async def listed(text: str) -> list[str]:
+    return text.split()
+
+
+@pipeline
+def echoed(number: int, text: str) -> Any:
+    return typed(number, listed(text)), text
+
+
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
     """A scripted model that can be made to do everything, another with one slot and a queue of one, and functions."""
@@ -36,6 +47,7 @@ def house() -> Iterator[House]:
         echo=echo,
         items=items,
         typed=typed,
+        echoed=echoed,
         server={"api_keys": [{"key": KEY}]},
         state={"history": False},
     )

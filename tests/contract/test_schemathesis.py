@@ -34,6 +34,10 @@ OPERATIONS = [
     "GET /v1/models",
     "GET /v1/models/{model}",
     "POST /v1/functions/{name}",
+    "GET /v1/pipelines",
+    "GET /v1/pipelines/{name}",
+    "POST /v1/pipelines/{name}",
+    "GET /v1/pipelines/{name}/requests/{request_id}/timeline",
     "POST /typed",
     "GET /v2",
     "GET /v2/health/live",
@@ -59,6 +63,7 @@ def with_names_there_are(page: dict[str, Any]) -> dict[str, Any]:
     for body in ("ChatBody", "CompletionBody"):
         page["components"]["schemas"][body]["properties"]["model"] = {"enum": ["chat"]}
     page["paths"]["/v1/functions/{name}"]["post"]["parameters"][-1]["schema"] = {"enum": ["echo", "items"]}
+    page["paths"]["/v1/pipelines/{name}"]["post"]["parameters"][-1]["schema"] = {"enum": ["echoed"]}
     page["paths"]["/v2/models/{name}/infer"]["post"]["parameters"][-1]["schema"] = {"enum": ["echo", "typed"]}
     return page
 

@@ -18,7 +18,7 @@ from foreserve.pipelines.stage import stage
 from foreserve.pipelines.stream import Stream
 from foreserve.pipelines.text import Text
 from foreserve.simulation import clock
-from tests.pipelines.stages import count, double, odd_fails, plus, slowly
+from tests.pipelines.stages import count, double, odd_fails, plus, slowly, write
 
 
 @stage
@@ -197,3 +197,24 @@ async def test_a_body_may_give_what_it_was_given(where: str):
         return count(n).map(lambda x: x if where == "element" else late)
 
     assert await p(2, 9) == ([0, 1] if where == "element" else [9, 9])
+
+
+async def test_a_child_that_is_handed_on_as_it_came_is_dropped_for_its_map_alone():
+    @stage
+    async def only_a(text: str) -> str:
+        await asyncio.sleep(0)
+        if text != "a":
+            raise ValueError(text)
+        return text
+
+    @pipeline
+    def p(text: str) -> Any:
+        pieces = write(text).split(words)
+
+        def body(piece: Any) -> Any:
+            only_a(piece)
+            return piece
+
+        return {"kept": pieces.map(body, failed="drop"), "all": pieces}
+
+    assert await p("a b") == {"kept": ["a"], "all": ["a", "b"]}

@@ -133,7 +133,8 @@ def _ran(past: Past) -> list[str]:
         mates = f", started together with {shown}"
     company = f", beside {past.running} that ran there already" if past.running else ""
     why = f" The policy's reason: {past.why}." if past.why else ""
-    said = [f"It ran {seconds(ran_s(past))} on {past.replica}{mates}{company}.{why}"]
+    where = "in the server's own process" if past.replica is None else f"on {past.replica}"
+    said = [f"It ran {seconds(ran_s(past))} {where}{mates}{company}.{why}"]
     if past.attempt:
         said.append(f"This was attempt {past.attempt + 1}: {_again(past)}.")
     return said

@@ -284,8 +284,8 @@ async def _find_more(running: Running, found: Discovery) -> None:
 
 def _greet(running: Running, url: str) -> None:
     key = " -H 'authorization: Bearer YOUR_KEY'" if running.settings.server.api_keys else ""
-    serves = f"[bold]Foreserve {__version__}[/] serves {', '.join(running.services)} at [bold]{url}[/]"
-    console.print(serves, soft_wrap=True)
+    names = ", ".join((*running.services, *running.pipelines))
+    console.print(f"[bold]Foreserve {__version__}[/] serves {names} at [bold]{url}[/]", soft_wrap=True)
     chat = next((name for name, s in running.services.items() if s.kind.name in ("llm", "upstream")), None)
     if chat is not None:
         body = f'{{"model": "{chat}", "messages": [{{"role": "user", "content": "Say hello."}}], "temperature": 0}}'

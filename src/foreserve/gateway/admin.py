@@ -67,6 +67,7 @@ def snapshot(running: Running) -> dict[str, Any]:
     return {
         "version": __version__,
         "services": [service.status() for service in running.services.values()],
+        "pipelines": [pipeline.status() for pipeline in running.pipelines.values()],
         "outcomes": outcomes,
         "open": len(running.ledger.open),
     }

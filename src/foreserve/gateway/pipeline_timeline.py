@@ -6,17 +6,16 @@ from typing import Any
 
 from foreserve.page import Chart, Page, text
 from foreserve.pipelines.events import path_of
-from foreserve.pipelines.run import Run
 from foreserve.pipelines.timeline import Span, Timeline
 
 
-def as_trace(run: Run, timeline: Timeline) -> dict[str, Any]:
+def as_trace(timeline: Timeline) -> dict[str, Any]:
     """For https://ui.perfetto.dev: a row for each stage and place in its stream; times in microseconds of arrival."""
     events: list[dict[str, Any]] = []
     rows: dict[tuple[str, str], int] = {}
     for span in timeline.spans:
         row = rows.setdefault((span.name, _place(span)), len(rows) + 1)
-        began = span.began - run.arrival
+        began = span.began - timeline.arrival
         events.append(
             {
                 "ph": "X",
@@ -33,23 +32,23 @@ def as_trace(run: Run, timeline: Timeline) -> dict[str, Any]:
         {"ph": "M", "name": "thread_name", "pid": 1, "tid": row, "args": {"name": f"{name} {place}".strip()}}
         for (name, place), row in rows.items()
     ]
-    process = {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": f"{run.plan.name} {run.id}"}}
+    process = {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": f"{timeline.pipeline} {timeline.request}"}}
     return {"displayTimeUnit": "ms", "traceEvents": [process, *named, *events]}
 
 
-def as_page(run: Run, timeline: Timeline) -> str:
+def as_page(timeline: Timeline) -> str:
     """A page that needs no network: a bar for each call of a stage, deeper ones further down, and a table."""
-    page = Page(f"{run.plan.name}: request {run.id}")
+    page = Page(f"{timeline.pipeline}: request {timeline.request}")
     left_out = f" {timeline.left_out} more are left out." if timeline.left_out else ""
     page.body.append(
         f"<p>{len(timeline.spans)} calls of stages.{left_out} Times are seconds since the request came.</p>"
     )
-    page.grid([_chart(run, timeline)], "seconds since arrival")
-    page.body.append(_table(run, timeline))
+    page.grid([_chart(timeline)], "seconds since arrival")
+    page.body.append(_table(timeline))
     return page.html()
 
 
-def _chart(run: Run, timeline: Timeline) -> Chart:
+def _chart(timeline: Timeline) -> Chart:
     stages = list(dict.fromkeys(span.name for span in timeline.spans))
     traces = []
     for stage in stages:
@@ -60,7 +59,7 @@ def _chart(run: Run, timeline: Timeline) -> Chart:
                 "orientation": "h",
                 "name": stage,
                 "y": [_label(span) for span in spans],
-                "base": [span.began - run.arrival for span in spans],
+                "base": [span.began - timeline.arrival for span in spans],
                 "x": [span.seconds for span in spans],
             }
         )
@@ -74,11 +73,18 @@ def _chart(run: Run, timeline: Timeline) -> Chart:
     )
 
 
-def _table(run: Run, timeline: Timeline) -> str:
+def _table(timeline: Timeline) -> str:
     rows = []
     for span in timeline.spans:
         facts = ", ".join(f"{name} {_short(fact)}" for name, fact in span.facts.items())
-        cells = (span.name, _place(span), f"{span.began - run.arrival:.3f}", f"{span.seconds:.3f}", span.how, facts)
+        cells = (
+            span.name,
+            _place(span),
+            f"{span.began - timeline.arrival:.3f}",
+            f"{span.seconds:.3f}",
+            span.how,
+            facts,
+        )
         rows.append("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th>{name}</th>" for name in ("stage", "place", "began (s)", "took (s)", "ended", "served by"))
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>"

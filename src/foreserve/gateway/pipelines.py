@@ -80,10 +80,10 @@ async def timeline(http: HttpRequest, name: str, request_id: str, form: str = "p
         raise NotFound(f"no timeline of {request_id[:200]!r} is kept; those of the latest requests are")
     if form not in ("page", "trace"):
         raise BadRequest(f"`form` is {form[:64]!r}; valid: page, trace", param="form")
-    run, kept = served.timelines[request_id]
+    kept = served.timelines[request_id]
     if form == "trace":
-        return Response(msgspec.json.encode(as_trace(run, kept)), media_type="application/json")
-    return HTMLResponse(as_page(run, kept))
+        return Response(msgspec.json.encode(as_trace(kept)), media_type="application/json")
+    return HTMLResponse(as_page(kept))
 
 
 def checked_inputs(served: ServedPipeline, given: dict[str, Any]) -> dict[str, Any]:

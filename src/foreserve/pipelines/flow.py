@@ -67,7 +67,8 @@ class Flow(Edge, Generic[T]):
         try:
             result = result_of(_called(body, element), where)
             plan.seen(result, where)
-            if result.scope is not scope:  # what a frame gives is made in it, or it would be over before that is there
+            # What a frame gives is made in it: it ends with the frame, and taking it back concerns nobody else.
+            if result.scope is not scope or (result is element and is_log(element.kind)):
                 result = result.gather()
         finally:
             plan.stack.pop()

@@ -14,7 +14,7 @@ from foreserve.pipelines.channel import Channel
 from foreserve.pipelines.failing import Default, Dropped, Failed
 from foreserve.pipelines.frame import Frame
 from foreserve.pipelines.log import Log, Reader, unhandled
-from foreserve.pipelines.plan import Edge, Scope, is_log
+from foreserve.pipelines.plan import Edge, Scope, is_log, sources_of
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ class MapStep:
         self.failed = failed
         self.inline: Callable[[Any], Any] | None = None
         """The whole body, where it is one inline call."""
+        self.at_end = not is_log(result.kind) and beside(body, result)
+        """Whether a child's result waits for the end of its frame: something else of it may fail, and drop it."""
 
     def open(self, frame: Frame) -> None:
         """See `Step`."""
@@ -43,6 +45,17 @@ class MapStep:
         for index in source.gaps:
             reader.dropped(index)
         reader.news()
+
+
+def beside(body: Scope, result: Edge) -> bool:
+    """Whether a body has steps that its result does not come of."""
+    needed, left = {result}, [step for step in body.steps if step.out is not None]
+    for step in reversed(left):
+        if step.out in needed:
+            needed.update(sources_of(step))
+            if (inner := getattr(step, "body", None)) is not None:
+                needed.update(edge for each in inner.steps for edge in sources_of(each))
+    return any(step.out not in needed for step in left)
 
 
 class _Map(Reader):
@@ -184,7 +197,7 @@ class FrameMap(_Map):
         inner.cells[step.element.index] = value
         if is_log(step.result.kind):
             self.out.put(index, inner.value(step.result))
-        else:
+        elif not step.at_end:
             inner.when(step.result, functools.partial(self._came, inner, index))
         inner.start()
 
@@ -194,6 +207,8 @@ class FrameMap(_Map):
 
     def frame_done(self, frame: Frame) -> None:
         """See `Owner`."""
+        if self.step.at_end and frame in self._frames:
+            self.out.put(frame.index, frame.value(self.step.result))
         self._frames.pop(frame, None)
         self.news()
 

@@ -168,6 +168,10 @@ class Run:
         values = {name: whole(self._root.cells[edge.index]) for name, edge in self.plan.outputs.items()}
         return values[ONLY] if set(values) == {ONLY} else values
 
+    def streams(self) -> list[Channel]:
+        """The streams of its outermost level, in the order in which they were written."""
+        return [cell for cell in self._root.cells if isinstance(cell, Channel)]
+
     # --- what its parts ask
 
     def share(self) -> int:

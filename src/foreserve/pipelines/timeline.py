@@ -33,9 +33,12 @@ class Span:
 
 
 class Timeline:
-    """The spans of one request, in the order in which they began."""
+    """The spans of one request, in the order in which they began. It arrived at `arrival`, in loop seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, pipeline: str = "", request: str = "", arrival: float = 0.0) -> None:
+        self.pipeline = pipeline
+        self.request = request
+        self.arrival = arrival
         self.spans: list[Span] = []
         self.left_out = 0
 

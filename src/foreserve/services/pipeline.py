@@ -114,7 +114,7 @@ class ServedPipeline:
         self.pipeline = pipeline
         self.settings = pipeline.settings
         self.learned = Learned()
-        self.timelines: OrderedDict[str, tuple[Run, Timeline]] = OrderedDict()
+        self.timelines: OrderedDict[str, Timeline] = OrderedDict()
         """Of the latest requests, by id."""
         self._services = services
         self._ledger = ledger
@@ -143,7 +143,7 @@ class ServedPipeline:
             self._end(request, None, shed, {})
             raise shed
         calls = Calls(self._services, request)
-        timeline = Timeline()
+        timeline = Timeline(self.name, request.id, request.arrival)
         run = Run(
             self.pipeline.plan,
             inputs,
@@ -158,7 +158,7 @@ class ServedPipeline:
             streaming=self.settings.streaming,
         )
         self._open[request.id] = run
-        self.timelines[request.id] = (run, timeline)
+        self.timelines[request.id] = timeline
         while len(self.timelines) > KEPT:
             self.timelines.popitem(last=False)
         run.when_ended(lambda run: self._over(request, run, calls))
