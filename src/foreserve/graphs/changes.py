@@ -130,7 +130,7 @@ class _Packed(msgspec.Struct, frozen=True, array_like=True):
 
 
 def _ints(values: ArrayLike) -> NDArray[np.int64]:
-    made = np.array(values)
+    made = np.array(np.asarray(values))
     if made.size == 0:
         made = made.astype(np.int64)
     if made.ndim != 1 or made.dtype.kind not in "iu":
@@ -140,7 +140,7 @@ def _ints(values: ArrayLike) -> NDArray[np.int64]:
 
 def _floats(values: ArrayLike) -> NDArray[np.float64] | NDArray[np.float32]:
     try:
-        made = np.array(values)
+        made = np.array(np.asarray(values))
     except ValueError:
         raise BadRequest("rows of features must all have the same width") from None
     if made.dtype.kind not in "fiub":

@@ -44,7 +44,7 @@ def apart(layer: MessagePassing, name: str) -> Apart:
     if found is None:
         valid = ", ".join(sorted(each.__name__ for each in _APART))
         raise CannotTakeApart(f"layer {name!r} ({kind.__name__}) cannot be taken apart; these can: {valid}")
-    for method in ("forward", "propagate", "message", "aggregate", "update", "edge_update", "message_and_aggregate"):
+    for method in ("forward", "message", "aggregate", "update", "edge_update", "message_and_aggregate"):
         if getattr(kind, method) is not getattr(found, method):
             raise CannotTakeApart(f"layer {name!r} ({kind.__name__}) changes `{method}` of {found.__name__}")
     if layer.flow != "source_to_target":

@@ -85,6 +85,7 @@ class EdgeToken(Tensor):
 
 _METADATA = {"size", "dim", "numel", "stride", "__len__", "__repr__", "__format__", "__hash__"}
 _METADATA |= {"is_floating_point", "is_complex", "ndimension", "element_size", "get_device"}
+_METADATA |= {"new_ones", "new_zeros", "new_full", "new_tensor", "new_empty"}  # constants, whatever they are asked of
 _ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_sparse", "is_leaf"}
 _ATTRIBUTES |= {"is_quantized", "is_mps", "is_meta", "is_nested", "grad_fn", "grad", "itemsize", "nbytes"}
 
@@ -192,7 +193,8 @@ class Recorder:
         if (wrong := fault(name, args, kwargs, made, recorded, stacked)) is not None:
             raise CannotTakeApart(f"{_line()}: `{name}` {wrong}")
         if isinstance(made, (tuple, list)):
-            return tuple(self._record(func, args, kwargs, part, pick=n) for n, part in enumerate(made))
+            parts = tuple(self._record(func, args, kwargs, part, pick=n) for n, part in enumerate(made))
+            return type(made)(parts) if hasattr(made, "n_fields") else parts  # `max` names its two results
         if name in ("view", "reshape", "expand"):
             # Whatever number of rows the model asks for here, elsewhere there are others.
             args, kwargs = (args[0], (-1, *made.shape[1:])), {}

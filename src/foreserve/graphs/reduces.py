@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -15,7 +16,7 @@ from foreserve.graphs.program import Gathered
 
 def summed(rows: Tensor, index: Tensor, offsets: Tensor, weight: Tensor | None) -> Tensor:
     """Sums of `rows[index]`, times `weight`: one for each range of the index that begins at an offset."""
-    flat = rows.reshape(len(rows), -1)
+    flat = rows.reshape(len(rows), math.prod(rows.shape[1:]))
     if not len(index) or not len(flat):
         return rows.new_zeros((len(offsets), *rows.shape[1:]))
     made = embedding_bag(index, flat, offsets, mode="sum", per_sample_weights=weight)

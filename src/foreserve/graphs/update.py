@@ -21,6 +21,9 @@ from foreserve.graphs.store import Prepared
 from foreserve.graphs.tables import Dirty, Rows, Tables, topology_rows
 from foreserve.graphs.whole import aggregated
 
+LEAST_DENSE = 1024
+"""Differences that are pushed in any case."""
+
 DENSE_SHARE = 0.25
 """Of a layer's edges: where more of them would carry a difference the layer is computed in full."""
 
@@ -89,7 +92,7 @@ def _aggregate(tables: Tables, value: Value, prepared: Prepared, update: Update,
     pushes = int(edges.out.degree(senders).sum())
     if not pushes and edit is None and not any(each in update.dirty for each in op.targets):
         return
-    if pushes > max(1024, dense_share * len(edges)):
+    if pushes > max(LEAST_DENSE, dense_share * len(edges)):
         update.effort.dense += 1
         update.effort.rows += tables.store.nodes[value.type].count
         rows = aggregated(tables, value, update.dirty, edit)
