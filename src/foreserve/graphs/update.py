@@ -74,6 +74,8 @@ def _features(tables: Tables, value: Value, prepared: Prepared) -> Rows | None:
 
 def _changed(ids: Ints, old: Tensor, new: Tensor) -> Rows | None:
     """Only what differs; exactly, so that nothing is lost and a ReLU's zeros stop a wave."""
+    if not len(ids):
+        return None
     differs = np.flatnonzero((old != new).reshape(len(ids), -1).any(dim=1).cpu().numpy())
     if not len(differs):
         return None
