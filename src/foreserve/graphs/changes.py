@@ -86,6 +86,18 @@ class Changes:
         """All edges whose time is at most `until`. Such a batch holds nothing else."""
         return self._add("expire_edges", written(type_), {"until": np.array([until], np.float64)})
 
+    @classmethod
+    def joined(cls, batches: Sequence[Changes]) -> Changes:
+        """One after the other as one batch, with what is alike in few groups."""
+        alike: dict[Any, list[tuple[int, Group]]] = {}
+        at = 0
+        for batch in batches:
+            for group in batch.groups:
+                form = tuple(sorted((name, values.shape[1:]) for name, values in group.columns.items()))
+                alike.setdefault((group.kind, group.type, form), []).append((at, group))
+            at += len(batch)
+        return cls([_merged(parts) for parts in alike.values()])
+
     def _add(self, kind: Kind, type_: str, columns: dict[str, NDArray[Any]]) -> Changes:
         count = len(next(iter(columns.values())))
         for name, values in columns.items():
@@ -121,6 +133,16 @@ class Changes:
         except (msgspec.MsgspecError, ValueError, KeyError) as error:
             raise BadRequest(f"these bytes are no changes of a graph: {error}") from None
         return cls(groups)
+
+
+def _merged(parts: list[tuple[int, Group]]) -> Group:
+    first = parts[0][1]
+    return Group(
+        kind=first.kind,
+        type=first.type,
+        order=np.concatenate([group.order + at for at, group in parts]),
+        columns={name: np.concatenate([group.columns[name] for _, group in parts]) for name in first.columns},
+    )
 
 
 class _Packed(msgspec.Struct, frozen=True, array_like=True):

@@ -60,9 +60,13 @@ class LiveGraph:
     def prepare(self, changes: Changes, at: float = 0.0) -> tuple[Prepared, Update]:
         """All that `changes` do, computed beside the version that is read. Raises BadRequest where they do not fit."""
         prepared = self.store.prepare(changes, at)
+        return prepared, self.propagate(prepared)
+
+    def propagate(self, prepared: Prepared) -> Update:
+        """What a prepared batch does to the tables."""
         self.tables.grow()
         with torch.no_grad():
-            return prepared, propagate(self.tables, prepared, self._dense_share)
+            return propagate(self.tables, prepared, self._dense_share)
 
     def commit(self, prepared: Prepared, update: Update) -> Applied:
         """Make it the next version."""
