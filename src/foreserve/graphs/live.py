@@ -57,6 +57,11 @@ class LiveGraph:
         self.tables = Tables(split(program, self.level), store)
         self.refresh()
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The node types that the model returns something for."""
+        return tuple(self.program.outputs)
+
     def prepare(self, changes: Changes, at: float = 0.0) -> tuple[Prepared, Update]:
         """All that `changes` do, computed beside the version that is read. Raises BadRequest where they do not fit."""
         prepared = self.store.prepare(changes, at)

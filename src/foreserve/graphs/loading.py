@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from foreserve.errors import ConfigError
 from foreserve.graphs.adjacency import Columns
+from foreserve.graphs.arrow import arrow_column
 from foreserve.graphs.schema import EDGE, NODE, EdgeKey, EdgeType, NodeType, Schema, written
 from foreserve.graphs.store import GraphStore
 
@@ -183,28 +184,6 @@ def _parquet(file: Path) -> Columns:
     except (OSError, pyarrow.ArrowException) as error:
         raise ConfigError(f"{file} cannot be read as Parquet: {error}") from None
     return {name: arrow_column(table.column(name).combine_chunks(), f"{file}: {name}") for name in table.column_names}
-
-
-def arrow_column(column: Any, where: str) -> NDArray[Any]:
-    """An Arrow array as rows of numbers: lists, all of one length, become columns. Raises ConfigError."""
-    import pyarrow
-    import pyarrow.compute
-
-    if column.null_count:
-        raise ConfigError(f"{where}: a value is missing")
-    kind = column.type
-    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) or pyarrow.types.is_fixed_size_list(kind):
-        flat = column.flatten().to_numpy(zero_copy_only=False)
-        width = len(flat) // len(column) if len(column) else 0
-        lengths = pyarrow.compute.list_value_length(column).unique()
-        if len(lengths) > 1 or flat.dtype.kind not in "fiu":
-            raise ConfigError(f"{where}: rows must be lists of numbers of one length")
-        rows: NDArray[Any] = flat.reshape(len(column), width)
-        return rows
-    values: NDArray[Any] = column.to_numpy(zero_copy_only=False)
-    if values.dtype.kind not in "fiu":
-        raise ConfigError(f"{where}: it holds {kind}; valid: numbers")
-    return values
 
 
 def _columns(arrays: dict[str, NDArray[Any]], where: str) -> Columns:

@@ -21,6 +21,7 @@ from foreserve.graphs import snapshot as snapshot_
 from foreserve.graphs.changes import Changes
 from foreserve.graphs.live import LiveGraph
 from foreserve.graphs.log import Entry, Log, LogBroken
+from foreserve.graphs.recomputed import RecomputedGraph
 from foreserve.graphs.schema import EdgeKey
 from foreserve.graphs.store import GraphStore
 from foreserve.graphs.update import Effort
@@ -62,7 +63,9 @@ class GraphWriter:
     `keys` are the idempotency keys that are known. Not for several threads at once.
     """
 
-    def __init__(self, graph: LiveGraph, folder: Path | None, keys: dict[str, int], *, durable: bool = True) -> None:
+    def __init__(
+        self, graph: LiveGraph | RecomputedGraph, folder: Path | None, keys: dict[str, int], *, durable: bool = True
+    ) -> None:
         self.graph = graph
         self.totals = Totals()
         self._keys: OrderedDict[str, int] = OrderedDict(keys)
