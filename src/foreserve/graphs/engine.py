@@ -92,7 +92,8 @@ class GraphEngine:
                     await asyncio.sleep(FOLLOW_S)
             elif folder is not None:
                 self._held = lock(folder)
-            self._opened = await self._on(self._writing, lambda: opened(self._options))
+            wall = clock.wall()
+            self._opened = await self._on(self._writing, lambda: opened(self._options, wall))
             graph = self._opened.graph
             if self._follow:
                 assert folder is not None

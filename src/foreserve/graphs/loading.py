@@ -45,8 +45,11 @@ class GraphData(NamedTuple):
         return Schema(nodes, edges)
 
 
-def load(store: GraphStore, data: GraphData, where: str = "the graph") -> None:
-    """Put a whole graph into a store, in place of what is there. Raises ConfigError where it does not fit."""
+def load(store: GraphStore, data: GraphData, where: str = "the graph", at: float = 0.0) -> None:
+    """Put a whole graph into a store, in place of what is there; edges without a time have `at`.
+
+    Raises ConfigError where it does not fit.
+    """
     edges: dict[EdgeKey, Columns] = {}
     for name, node in store.schema.nodes.items():
         rows = data.features.get(name)
@@ -60,12 +63,12 @@ def load(store: GraphStore, data: GraphData, where: str = "the graph") -> None:
             raise ConfigError(f"{where}: features of node {row} of type {name!r} are not finite")
     for key, edge in store.schema.edges.items():
         columns = data.edges.get(key, {"source": np.empty(0, np.int64), "target": np.empty(0, np.int64)})
-        edges[key] = _fitting(key, edge, columns, data, where)
+        edges[key] = _fitting(key, edge, columns, data, where, at)
     store.load(data.features, edges, data.alive)
 
 
-def _fitting(key: EdgeKey, edge: EdgeType, columns: Columns, data: GraphData, where: str) -> Columns:
-    """The columns that the type has, where they are right; a weight that is missing is 1, a time 0."""
+def _fitting(key: EdgeKey, edge: EdgeType, columns: Columns, data: GraphData, where: str, at: float) -> Columns:
+    """The columns that the type has, where they are right; a weight that is missing is 1, a time `at`."""
     of = f"{where}: edges {written(key)!r}"
     count = len(columns["source"])
     made: Columns = {}
@@ -84,7 +87,7 @@ def _fitting(key: EdgeKey, edge: EdgeType, columns: Columns, data: GraphData, wh
             raise ConfigError(f"{of} must have {edge.attributes} attributes each")
         made["attributes"] = columns["attributes"]
     if edge.expire_s is not None:
-        made["time"] = columns.get("time", np.zeros(count))
+        made["time"] = columns.get("time", np.full(count, at))
     for name, values in made.items():
         if len(values) != count or not np.isfinite(values).all():
             raise ConfigError(f"{of}: `{name}` must be {count} finite numbers")

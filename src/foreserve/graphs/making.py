@@ -115,8 +115,11 @@ def schema_of(options: GraphOptions, data: GraphData | None) -> Schema:
     return Schema(nodes, edges)
 
 
-def opened(options: GraphOptions) -> Opened:
-    """Go on from the log where there is one; else begin with the data, and a log. Raises ConfigError."""
+def opened(options: GraphOptions, at: float) -> Opened:
+    """Go on from the log where there is one; else begin with the data, and a log. Raises ConfigError.
+
+    `at` is the wall time of edges of the data that bring none.
+    """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     folder = None if options.log is None else Path(options.log)
@@ -136,7 +139,7 @@ def opened(options: GraphOptions) -> Opened:
     keys = recover(store, folder) if folder is not None else None
     if keys is None:
         if data is not None:
-            load(store, data, str(options.graph))
+            load(store, data, str(options.graph), at)
         else:
             _empty(store)
         if folder is not None:
