@@ -199,6 +199,7 @@ class GraphEngine:
         if not self._updates:
             self._news.clear()
         batch, wall = list(self._applying), clock.wall()
+        made: list[Receipt | ForeserveError] = [LogBroken("the service is stopping")] * len(batch)
         try:
             made = await self._on(self._writing, lambda: writer.write([each.submitted for each in batch], wall))
         except Exception as error:
