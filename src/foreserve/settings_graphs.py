@@ -45,10 +45,11 @@ class GraphSettings(ServiceSettings, frozen=True, kw_only=True):
     `nodes` and `edges` say what it is made of where no data tells. `log` is the folder that keeps every update and
     where a restart goes on; with `durability: async` an update is acknowledged before the disk has it.
 
-    `mode: incremental` keeps the first `level` layers up to date (`None`: all but the last) and computes the others for
-    the nodes of a query; `recompute` runs the model's own forward over all nodes once a version. A batch of updates is
-    closed at `batch_changes`, or when its oldest has waited `batch_wait_s`. The first of `replicas` writes, the others
-    read its log. `device` and `threads` are torch's.
+    `mode: incremental` keeps the first `level` layers up to date (`None`: all but the last, or as few as let 99 of 100
+    queries of a node read at most `query_edges` edges) and computes the others for the nodes of a query; `recompute`
+    runs the model's own forward over all nodes once a version. A batch of updates is closed at `batch_changes`, or when
+    its oldest has waited `batch_wait_s`. The first of `replicas` writes, the others read its log. `device` and
+    `threads` are torch's.
     """
 
     target: str
@@ -61,6 +62,7 @@ class GraphSettings(ServiceSettings, frozen=True, kw_only=True):
     durability: Literal["durable", "async"] = "durable"
     mode: Literal["incremental", "recompute"] = "incremental"
     level: int | None = None
+    query_edges: int | None = None
     batch_changes: int = 16_384
     batch_wait_s: float = 0.0
     device: str = "cpu"
@@ -83,6 +85,8 @@ class GraphSettings(ServiceSettings, frozen=True, kw_only=True):
             raise ValueError("`graph` names no data; set it, or `nodes` and `edges` to begin with nothing")
         if self.level is not None:
             at_least("level", self.level, 0)
+            if self.query_edges is not None:
+                raise ValueError("`level` is set, so `query_edges` would choose nothing; set one of them")
         if self.threads is not None:
             at_least("threads", self.threads, 1)
         at_least("batch_changes", self.batch_changes, 1)

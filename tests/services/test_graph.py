@@ -42,6 +42,7 @@ def test_updates_go_to_the_one_that_writes_and_are_never_run_again() -> None:
         ({"graph": None}, "`graph` names no data"),
         ({"edges": {"buys": {}}}, "'buys' is no edge type; valid: source:relation:target"),
         ({"mode": "quick"}, "mode"),
+        ({"level": 1, "query_edges": 10}, "set one of them"),
         ({"batch_changes": 0}, "`batch_changes`"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 
 from foreserve.errors import ConfigError
 from foreserve.graphs import snapshot
+from foreserve.graphs.choosing import choose_level
 from foreserve.graphs.live import LiveGraph
 from foreserve.graphs.loading import GraphData, data_of, load, read_npz, read_parquet
 from foreserve.graphs.program import Program
@@ -37,6 +38,7 @@ class GraphOptions(msgspec.Struct, frozen=True, kw_only=True):
     durable: bool = True
     mode: str = "incremental"
     level: int | None = None
+    query_edges: int | None = None
     device: str = "cpu"
     threads: int | None = None
 
@@ -146,7 +148,10 @@ def opened(options: GraphOptions, at: float) -> Opened:
             begin(store, folder)
     if program is None:
         return Opened(RecomputedGraph(model, store), keys or {})
-    return Opened(LiveGraph(program, store, options.level), keys or {})
+    level = options.level
+    if level is None and options.query_edges is not None:
+        level = choose_level(program, store, options.query_edges)
+    return Opened(LiveGraph(program, store, level), keys or {})
 
 
 def _expiring(key: EdgeKey, edge: EdgeType, options: GraphOptions) -> EdgeType:

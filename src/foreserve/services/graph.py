@@ -77,6 +77,7 @@ class Graph:
             "durable": settings.durability == "durable",
             "mode": settings.mode,
             "level": settings.level,
+            "query_edges": settings.query_edges,
             "device": settings.device,
             "threads": settings.threads,
         }
