@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 
@@ -66,3 +67,35 @@ def test_pipelines_on_real_models(file: str, name: str, output: str):
         chat = {"model": name, "messages": [{"role": "user", "content": asked["question"]}]}
         said = client.post("/v1/chat/completions", json=chat).json()
         assert said["choices"][0]["message"]["content"] == result["answer"]
+
+
+def test_a_graph_of_typed_and_timed_payments(tmp_path: Path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch_geometric")
+    from safetensors.torch import load_file
+
+    file = tmp_path / "fraud.py"
+    file.write_text((EXAMPLES / "graphs" / "fraud.py").read_text())
+    app = load_app_file(str(file))
+    module = _module_of(file)
+    assert module.train(epochs=3) < 2.0
+    app = load_app_file(str(file))
+    kind = app.services["fraud"]
+    kind.settings = msgspec.structs.replace(kind.settings, launcher="inline")
+    data, model = module.history(), module.Fraud()
+    model.load_state_dict(load_file(tmp_path / "fraud.safetensors"))
+    payment = {"source": 3, "target": 5, "attributes": [0.2, 1.0], "type": "card:pays:merchant", "op": "insert_edge"}
+    back = {**payment, "source": 5, "target": 3, "type": "merchant:paid_by:card"}
+    with serving(app) as house, httpx.Client(base_url=house.url, timeout=60) as client:
+        assert client.post("/v1/graphs/fraud/updates", json={"changes": [payment, back]}).status_code == 200
+        served = client.post("/v1/graphs/fraud/query", json={"nodes": [*range(400)], "max_staleness_ms": 500}).json()
+    for key, ends in ((module.PAYS, (3, 5)), (module.PAID_BY, (5, 3))):
+        data[key].edge_index = torch.cat((data[key].edge_index, torch.tensor([ends]).T), dim=1)
+        data[key].edge_attr = torch.cat((data[key].edge_attr, torch.tensor([[0.2, 1.0]])))
+    with torch.no_grad():
+        nightly = model.eval()(data.x_dict, data.edge_index_dict, data.edge_attr_dict)["card"]
+    assert torch.allclose(torch.tensor(served["outputs"]), nightly, atol=1e-4)
+
+
+def _module_of(file: Path):
+    return next(each for each in sys.modules.values() if getattr(each, "__file__", None) == str(file))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from foreserve.pipelines.stream import Stream as Stream
     from foreserve.pipelines.text import Text as Text
     from foreserve.services.function import function as function
+    from foreserve.services.graph import Graph as Graph
     from foreserve.services.llm import LLM as LLM
     from foreserve.services.pipeline import pipeline as pipeline
     from foreserve.services.pipeline_stages import ask as ask
@@ -39,6 +40,7 @@ _HOME = {
     "App": "foreserve.app",
     "File": "foreserve.calling",
     "Flow": "foreserve.pipelines.flow",
+    "Graph": "foreserve.services.graph",
     "LLM": "foreserve.services.llm",
     "Splitter": "foreserve.pipelines.splitting",
     "Stream": "foreserve.pipelines.stream",
@@ -65,6 +67,7 @@ __all__ = [
     "App",
     "File",
     "Flow",
+    "Graph",
     "Splitter",
     "Stream",
     "Text",

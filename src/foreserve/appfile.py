@@ -23,7 +23,7 @@ from foreserve.pyfile import load_file
 from foreserve.settings import AppSettings, MachineSettings, RuntimeSettings, ServerSettings, StateSettings
 from foreserve.yamlfile import Document
 
-_PATHS = ("model", "target", "python", "folder")
+_PATHS = ("model", "target", "python", "folder", "graph", "log")
 """Keys whose values may be paths."""
 
 _SHOW = 8

@@ -234,9 +234,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request asks of a replica and, where something is foreseen, how that comes about."""
+    """What a request asks of a replica and, where something is foreseen, how that comes about.
+
+    `idempotent` is said of this request alone; `None`: as of all of its kind.
+    """
 
     cost: dict[str, float]
+    idempotent: bool | None = None
     forecast: Forecast | None = None
     ramp: Ramp | None = None
     prefix: Prefix | None = None

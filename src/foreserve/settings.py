@@ -17,6 +17,9 @@ import msgspec
 
 from foreserve.settings_base import Settings as Settings
 from foreserve.settings_base import above, at_least
+from foreserve.settings_graphs import GraphEdgeSettings as GraphEdgeSettings
+from foreserve.settings_graphs import GraphNodeSettings as GraphNodeSettings
+from foreserve.settings_graphs import GraphSettings as GraphSettings
 from foreserve.settings_pipelines import PipelineSettings as PipelineSettings
 from foreserve.settings_services import ForesightSettings as ForesightSettings
 from foreserve.settings_services import FunctionSettings as FunctionSettings

@@ -8,6 +8,7 @@ from foreserve import __version__
 from foreserve.cli.bench import bench
 from foreserve.cli.calibrate import calibrate
 from foreserve.cli.explain import explain
+from foreserve.cli.graph import app as graph
 from foreserve.cli.learn import forget_, learn
 from foreserve.cli.replay import replay_
 from foreserve.cli.serve import serve
@@ -32,6 +33,7 @@ app.command()(learn)
 app.command()(simulate)
 app.command("replay")(replay_)
 app.command("forget")(forget_)
+app.add_typer(graph, name="graph")
 app.add_typer(servers, name="servers")
 app.add_typer(trace, name="trace")
 

@@ -13,6 +13,7 @@ from foreserve.gateway import (
     admin,
     errors,
     functions,
+    graphs,
     inference,
     metrics,
     openai,
@@ -49,7 +50,7 @@ def create_app(running: Running, lifespan: Lifespan | None = None) -> FastAPI:
     app.state.metrics = metrics.Metrics(running)
     app.state.recordings = Recordings(running)
     app.state.components = {}
-    for part in (openai, pipelines, functions, inference, metrics, admin, runtime, servers, trace):
+    for part in (openai, pipelines, functions, graphs, inference, metrics, admin, runtime, servers, trace):
         app.include_router(part.router)
     functions.install(app)
     upstream.install(app)

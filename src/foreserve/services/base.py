@@ -167,7 +167,7 @@ class Service:
             root_arrival=request.root_arrival,
             affinity=request.affinity,
             depth=request.depth,
-            idempotent=self.kind.idempotent,
+            idempotent=self.kind.idempotent if price.idempotent is None else price.idempotent,
         )
 
     def submit_group(self, request: Request, payloads: Sequence[object], abouts: Sequence[object]) -> Group:
