@@ -18,6 +18,7 @@ import msgspec
 from foreserve.settings_base import Settings as Settings
 from foreserve.settings_base import above, at_least
 from foreserve.settings_pipelines import PipelineSettings as PipelineSettings
+from foreserve.settings_services import EncoderSettings as EncoderSettings
 from foreserve.settings_services import ForesightSettings as ForesightSettings
 from foreserve.settings_services import FunctionSettings as FunctionSettings
 from foreserve.settings_services import LLMSettings as LLMSettings

@@ -11,12 +11,14 @@ from foreserve import __version__
 from foreserve.clock import wall
 from foreserve.gateway import (
     admin,
+    embeddings,
     errors,
     functions,
     inference,
     metrics,
     openai,
     pipelines,
+    rerank,
     runtime,
     schemas,
     servers,
@@ -49,7 +51,7 @@ def create_app(running: Running, lifespan: Lifespan | None = None) -> FastAPI:
     app.state.metrics = metrics.Metrics(running)
     app.state.recordings = Recordings(running)
     app.state.components = {}
-    for part in (openai, pipelines, functions, inference, metrics, admin, runtime, servers, trace):
+    for part in (openai, embeddings, rerank, pipelines, functions, inference, metrics, admin, runtime, servers, trace):
         app.include_router(part.router)
     functions.install(app)
     upstream.install(app)

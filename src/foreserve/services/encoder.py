@@ -1,0 +1,396 @@
+"""The encoder kind: texts or images become vectors, scores or the answers of tasks, at the tokens that time allows.
+
+The gateway makes a payload by `texts`, `pairs`, `token_ids` or `infer`, asks `about` for what may serve it, submits
+both, and reads one `Encoding`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from foreserve.calling import Output
+from foreserve.core import Chunk, EngineInfo, EngineSpec, Forecast, Length, Outcome, Price, Request, Work
+from foreserve.elastic.folder import EncoderFacts, read_folder, read_tasks
+from foreserve.elastic.payload import Encode, Encoding, TaskFacts, Vector
+from foreserve.elastic.profile import UNKNOWN, Profile, Timing
+from foreserve.elastic.setting import by_tokens, parse_setting
+from foreserve.elastic.shared import shared_files
+from foreserve.elastic.words import Words
+from foreserve.errors import BadRequest, ConfigError, Unavailable
+from foreserve.models.catalog import locate
+from foreserve.parsing import parse
+from foreserve.ports import Decoded
+from foreserve.registry import choices, entry
+from foreserve.services.inference import ModelTensor
+from foreserve.services.served import Progress
+from foreserve.settings import EncoderSettings
+from foreserve.tensors import Tensor, elements_of, packed
+
+POLICY = "elastic"
+"""The batch policy that knows token settings."""
+
+_NO_TOKENS = Length(mean=1.0, p50=1.0, p80=1.0, p95=1.0, source="batches")
+
+SAMPLES = (
+    "What is the capital of France?",
+    "The quick brown fox jumps over the lazy dog near the bank of the river.",
+    "A method is described for measuring the noise figure of microwave receivers and compared with theory.",
+    "Shares fell on Monday after the company said that profits would be lower than expected this quarter, as costs of "
+    "raw materials rose and demand from abroad weakened; analysts had hoped for a modest gain.",
+    "I waited forty minutes for a cold meal and nobody apologised. The dessert was lovely, though, and my daughter "
+    "liked the music. Would I come again? Perhaps for coffee, on a quieter day, if they have found more staff by then.",
+    "To reset the device, hold the button for ten seconds until the light turns blue, then release it and wait.",
+)
+"""Texts of which a service tells how near their elastic embeddings are to plain ones."""
+
+
+class Allowed(msgspec.Struct, frozen=True, kw_only=True):
+    """What may serve a request, for `Request.about`: settings with their expected accuracy."""
+
+    plans: dict[str, float]
+
+
+class Encoder:
+    """An encoder on this machine: `Encoder("minilm")`, `Encoder("vit-folder", tasks="tasks/")`.
+
+    `model` is a packaged model's name or a folder. The other words are those of `EncoderSettings`.
+    """
+
+    name = "encoder"
+    platform = "foreserve_encoder"
+    idempotent = True
+    streams = False
+
+    def __init__(self, model: str | None = None, /, **words: Any) -> None:
+        if model is not None:
+            if "model" in words:
+                raise ConfigError("Encoder(...): the model is named twice, first without and then with `model=`")
+            words["model"] = model
+        where = f"Encoder({model!r})" if model else "Encoder(...)"
+        self._setup(parse(words, EncoderSettings, where), where)
+
+    @classmethod
+    def from_settings(cls, settings: EncoderSettings, where: str) -> Encoder:
+        """As an app file in YAML makes it; `where` is named in errors."""
+        made = cls.__new__(cls)
+        made._setup(settings, where)
+        return made
+
+    def _setup(self, settings: EncoderSettings, where: str) -> None:
+        self.settings = settings
+        self.where = where
+        self._given_options = settings.policy_options
+        self._folder: Path | None = None
+        self._facts: EncoderFacts | None = None
+        self._words: Words | None = None
+        self.tasks: dict[str, TaskFacts] = {}
+        self._timing = Timing(UNKNOWN)
+        self._fidelity: dict[str, float] = {"plain": 1.0}
+        self._factory = entry("engine", "elastic", f"{where}: engine").value
+
+    # --- before it starts
+
+    @property
+    def policy(self) -> str:
+        return POLICY
+
+    def check(self) -> None:
+        """Whether the model and its tasks are there and can be served. Reads no weights. Raises ConfigError."""
+        self.prepare()
+
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Read what the folders say, and the tokenizer. Raises ConfigError."""
+        if self._facts is not None:
+            return
+        source = locate(self.settings.model, self.where)
+        if source.form != "huggingface":
+            raise ConfigError(f"{self.where}: an encoder is served from a Hugging Face folder; {source.path} is none")
+        facts = read_folder(source.path)
+        if self.settings.elastic and (facts.images or facts.cross):
+            raise ConfigError(f"{self.where}: `elastic` is for embeddings of texts; a task brings its own settings")
+        if self.settings.tasks is not None:
+            self.tasks = read_tasks(Path(self.settings.tasks).expanduser(), facts)
+        self._words = None if facts.images else Words(source.path, facts)
+        self._folder, self._facts = source.path, facts
+
+    @property
+    def facts(self) -> EncoderFacts:
+        """What the model's folder says."""
+        self.prepare()
+        assert self._facts is not None
+        return self._facts
+
+    # --- the kind
+
+    def engines(self) -> list[EngineSpec]:
+        """How the workers make their engines, all alike. What the first has measured is told to the later ones."""
+        settings, facts = self.settings, self.facts
+        assert self._folder is not None
+        options: dict[str, Any] = {
+            "folder": str(self._folder),
+            "facts": msgspec.to_builtins(facts),
+            "settings": self._measured(),
+            "size": settings.max_running,
+            "threads": settings.threads,
+            "weights": settings.weights,
+            "measure_s": settings.measure_s,
+        }
+        if self.tasks:
+            base = Path(settings.tasks or "").expanduser().absolute()
+            told = {name: (str(base / name), msgspec.to_builtins(task)) for name, task in self.tasks.items()}
+            options["tasks"] = told
+        if self._words is not None and settings.elastic:
+            options["samples"] = [self._words.of_text(text, "samples") for text in SAMPLES]
+        if self._timing.profile is not UNKNOWN:
+            options["profile"] = msgspec.to_builtins(self._timing.profile)
+        weights = shared_files(self._folder, settings.weights)
+        options["shared_weights"] = [ref.name for ref in weights]
+        spec = EngineSpec(
+            factory=self._factory,
+            options=options,
+            weights=weights,
+            python=settings.python,
+            env=settings.env,
+            start_limit_s=settings.start_limit_s,
+            liveness_s=settings.liveness_s,
+            imports=(self._factory.partition(":")[0],),
+        )
+        return [spec] * settings.bounds[1]
+
+    def _measured(self) -> list[str]:
+        """Every setting that something may be served with, from few tokens to many."""
+        wanted = {"plain", *self.settings.elastic, *(each for task in self.tasks.values() for each in task.kept)}
+        return sorted(wanted, key=lambda each: by_tokens(parse_setting(each)))
+
+    def ready(self, info: EngineInfo) -> None:
+        """Take over what its engine has measured."""
+        self._fidelity = info.facts.get("fidelity", {"plain": 1.0})
+        if "profile" in info.facts:
+            profile = msgspec.convert(info.facts["profile"], Profile)
+            self._timing = Timing(profile)
+            if self.settings.policy in ("auto", POLICY):
+                size = self.settings.max_running
+                options = {"size": size, **self._given_options, "profile": info.facts["profile"]}
+                self.settings = msgspec.structs.replace(self.settings, policy_options=options)
+
+    def price(self, request: Request) -> Price:
+        payload: Encode = request.payload
+        tokens = max(1, len(payload.ids))
+        plans = self._fallback(payload) if request.about is None else request.about.plans
+        known = {each: worth for each, worth in plans.items() if each in self._timing.profile.seconds}
+        length = self._timing.bucket(tokens)
+        seconds = [self._timing.seconds(each, 1, length) for each in known] or [0.0]
+        forecast = Forecast(
+            input_tokens=len(payload.ids),
+            output=_NO_TOKENS,
+            most_tokens=0,
+            seconds=max(seconds),
+            least_seconds=min(seconds),
+        )
+        return Price(cost={"slots": 1.0, "tokens": float(tokens)}, forecast=forecast, plans=dict(plans))
+
+    def settled(self, outcome: Outcome) -> None:
+        """The policy learns by itself."""
+
+    def decoder(self, work: Work) -> Reading:
+        return Reading(work)
+
+    def events_bound(self, payload: Encode) -> int:
+        return 2
+
+    # --- what the gateway asks
+
+    def texts(self, texts: Sequence[str], param: str) -> list[Encode]:
+        """One payload for each text. Raises BadRequest."""
+        words = self._text_words(param)
+        return [Encode(ids=words.of_text(text, f"{param}.{at}")) for at, text in enumerate(texts)]
+
+    def token_ids(self, every: Sequence[list[int]], param: str) -> list[Encode]:
+        """One payload for each list of token ids. Raises BadRequest."""
+        words = self._text_words(param)
+        return [Encode(ids=words.of_ids(ids, f"{param}.{at}")) for at, ids in enumerate(every)]
+
+    def pairs(self, one: str, others: Sequence[str], param: str) -> list[Encode]:
+        """One payload for each of `others`, read together with `one`. Raises BadRequest."""
+        words = self._text_words(param)
+        found = [words.of_pair(one, other, f"{param}.{at}") for at, other in enumerate(others)]
+        return [Encode(ids=ids, types=types) for ids, types in found]
+
+    def _text_words(self, param: str) -> Words:
+        if self._words is None:
+            raise BadRequest(f"{self.facts.name} reads images, no texts", param=param)
+        return self._words
+
+    def about(
+        self, payload: Encode, *, elastic: bool = False, setting: str | None = None, min_accuracy: float = 0.0
+    ) -> Allowed:
+        """What may serve this payload: the settings of its task, or, where asked for, those of embeddings.
+
+        Raises BadRequest for a setting that it cannot be served with, or an accuracy that none reaches.
+        """
+        if payload.task:
+            task = self.tasks[payload.task]
+            plans = {each: task.accuracy[each] for each in task.kept}
+            if setting is not None and setting in task.accuracy and setting in self._timing.profile.seconds:
+                plans[setting] = task.accuracy[setting]
+        elif elastic or setting is not None or self.settings.elastic_always:
+            plans = {each: self._fidelity.get(each, 0.0) for each in ("plain", *self.settings.elastic)}
+        else:
+            plans = {"plain": 1.0}
+        if setting is not None:
+            if setting not in plans:
+                raise BadRequest(
+                    f"`setting` {setting[:64]!r} does not serve this{choices(setting, list(plans))}",
+                    param="foreserve.setting",
+                )
+            return Allowed(plans={setting: plans[setting]})
+        enough = {each: worth for each, worth in plans.items() if worth >= min_accuracy}
+        if not enough:
+            best = max(plans, key=lambda each: plans[each])
+            raise BadRequest(
+                f"`min_accuracy` is {min_accuracy:g}; the best setting, {best}, is expected to reach {plans[best]:.3f}",
+                param="foreserve.min_accuracy",
+            )
+        return Allowed(plans=enough)
+
+    def _fallback(self, payload: Encode) -> dict[str, float]:
+        return self.about(payload).plans
+
+    # --- as a model of the Open Inference Protocol
+
+    def model_inputs(self) -> list[ModelTensor]:
+        """A text or an image, and which task is meant where there are several."""
+        if self.facts.images:
+            return [
+                ModelTensor(name="image", datatype="BYTES", shape=(1,)),
+                ModelTensor(name="pixels", datatype="UINT8", shape=(-1, -1, 3)),
+                ModelTensor(name="task", datatype="BYTES", shape=(1,)),
+            ]
+        return [
+            ModelTensor(name="text", datatype="BYTES", shape=(1,)),
+            ModelTensor(name="task", datatype="BYTES", shape=(1,)),
+        ]
+
+    def model_outputs(self) -> list[ModelTensor]:
+        """Probabilities and the likeliest label of a task; the embedding without one."""
+        return [
+            ModelTensor(name="probabilities", datatype="FP32", shape=(-1,)),
+            ModelTensor(name="label", datatype="BYTES", shape=(1,)),
+            ModelTensor(name="embedding", datatype="FP32", shape=(self.facts.width,)),
+        ]
+
+    def infer(self, tensors: Mapping[str, Tensor]) -> Encode:
+        """A payload of these. Raises BadRequest naming the one that does not fit."""
+        known = [each.name for each in self.model_inputs()]
+        for name in tensors:
+            if name not in known:
+                raise BadRequest(f"no input is called {name[:64]!r}; valid: {', '.join(known)}", param=f"inputs.{name}")
+        task = self._task(tensors.get("task"))
+        if not self.facts.images:
+            text = _one(tensors, "text")
+            return msgspec.structs.replace(self.texts([text.decode("utf-8", "replace")], "inputs.text")[0], task=task)
+        if ("image" in tensors) == ("pixels" in tensors):
+            raise BadRequest("one of the inputs `image` and `pixels` is wanted", param="inputs")
+        if "image" in tensors:
+            return Encode(image=_one(tensors, "image"), task=task)
+        pixels = tensors["pixels"]
+        if pixels.datatype != "UINT8" or len(pixels.shape) != 3 or pixels.shape[2] != 3 or not pixels.elements:
+            shape = f"{pixels.datatype} {list(pixels.shape)}"
+            raise BadRequest(f"`pixels` is {shape}; valid: UINT8 [height, width, 3]", param="inputs.pixels")
+        return Encode(pixels=pixels, task=task)
+
+    def _task(self, given: Tensor | None) -> str:
+        if given is None:
+            return next(iter(self.tasks)) if len(self.tasks) == 1 else ""
+        found = _one({"task": given}, "task").decode("utf-8", "replace")
+        if found and found not in self.tasks:
+            raise BadRequest(f"no task {found[:64]!r}{choices(found, list(self.tasks))}", param="inputs.task")
+        return found
+
+    def inferred(self, events: Sequence[Any]) -> list[Output]:
+        """The outputs of an `Encoding`; which task it was is told by how many numbers there are."""
+        if not events:
+            raise Unavailable("the answer has no content")
+        found: Answered = events[0]
+        count = len(found.encoding.data) // 4
+        numbers = Tensor("FP32", (count,), found.encoding.data)
+        if not found.task:
+            return [Output(name="embedding", tensor=numbers)]
+        labels = self.tasks[found.task].labels
+        values = memoryview(found.encoding.data).cast("f").tolist()
+        label = labels[max(range(count), key=values.__getitem__)]
+        return [
+            Output(name="probabilities", tensor=numbers),
+            Output(name="label", tensor=Tensor("BYTES", (1,), packed([label.encode()]))),
+        ]
+
+    def on_terms(self, payload: Encode, parameters: Mapping[str, Any]) -> Allowed:
+        """What may serve it, by the parameters `elastic`, `setting` and `min_accuracy`."""
+        try:
+            terms = msgspec.convert({name: parameters[name] for name in _TERMS if name in parameters}, _Terms)
+        except msgspec.ValidationError as error:
+            raise BadRequest(f"`parameters`: {error}", param="parameters") from None
+        return self.about(payload, elastic=terms.elastic, setting=terms.setting, min_accuracy=terms.min_accuracy)
+
+    def told(self, events: Sequence[Any]) -> dict[str, Any]:
+        """Under which setting it was made and how accurate that is expected to be."""
+        found: list[Answered] = [*events]
+        if not found:
+            return {}
+        return {"setting": found[0].encoding.setting, "expected_accuracy": round(found[0].encoding.expected, 4)}
+
+
+class _Terms(msgspec.Struct, frozen=True):
+    elastic: bool = False
+    setting: str | None = None
+    min_accuracy: float = 0.0
+
+
+_TERMS = _Terms.__struct_fields__
+
+
+class Answered(msgspec.Struct, frozen=True, kw_only=True):
+    """The event of a request: its encoding, and the task that it is of."""
+
+    encoding: Encoding
+    task: str
+
+
+def _one(tensors: Mapping[str, Tensor], name: str) -> bytes:
+    """The only element of an input of bytes. Raises BadRequest."""
+    tensor = tensors.get(name)
+    if tensor is None:
+        raise BadRequest(f"the input `{name}` is missing", param=f"inputs.{name}")
+    found = [*elements_of(tensor.data)] if tensor.datatype == "BYTES" else []
+    if len(found) != 1:
+        raise BadRequest(
+            f"`{name}` is {tensor.datatype} {list(tensor.shape)}; valid: BYTES [1]", param=f"inputs.{name}"
+        )
+    return found[0]
+
+
+class Reading:
+    """One chunk is all of the answer."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def feed(self, chunk: Chunk) -> Decoded:
+        if chunk.data is None:
+            return Decoded()
+        vector = chunk.data if isinstance(chunk.data, Vector) else msgspec.convert(chunk.data, Vector)
+        payload: Encode = self._work.payload
+        encoding = Encoding(
+            data=vector.data,
+            setting=vector.setting,
+            expected=(self._work.plans or {}).get(vector.setting, 0.0),
+            tokens=len(payload.ids),
+        )
+        return Decoded(events=(Answered(encoding=encoding, task=payload.task),))
+
+    def usage(self) -> dict[str, float]:
+        return {"prompt_tokens": float(len(self._work.payload.ids))}
