@@ -25,7 +25,7 @@ def _sst2(base: Path) -> tuple[Rows, Rows]:
     names = ("negative", "positive")
 
     def part(name: str) -> Rows:
-        lines = lzma.open(base / f"sst2/{name}.tsv.xz", "rt").read().splitlines()
+        lines = lzma.decompress((base / f"sst2/{name}.tsv.xz").read_bytes()).decode().splitlines()
         return [(text, names[int(label)]) for text, _, label in (line.rpartition("\t") for line in lines)]
 
     return part("train"), part("test")
@@ -44,7 +44,7 @@ def _emotion(base: Path) -> tuple[Rows, Rows]:
 
 
 def _ag_news(base: Path) -> tuple[Rows, Rows]:
-    text = lzma.open(base / "ag_news/test.csv.xz", "rt").read()
+    text = lzma.decompress((base / "ag_news/test.csv.xz").read_bytes()).decode()
     rows = [(f"{title}. {body}", AG_NEWS[int(label) - 1]) for label, title, body in csv.reader(io.StringIO(text))]
     order = np.random.default_rng(0).permutation(len(rows))
     return [rows[at] for at in order[:AG_NEWS_TRAINS]], [rows[at] for at in order[AG_NEWS_TRAINS:]]

@@ -66,3 +66,11 @@ def test_pipelines_on_real_models(file: str, name: str, output: str):
         chat = {"model": name, "messages": [{"role": "user", "content": asked["question"]}]}
         said = client.post("/v1/chat/completions", json=chat).json()
         assert said["choices"][0]["message"]["content"] == result["answer"]
+@pytest.mark.slow
+@pytest.mark.model
+def test_an_encoder():
+    pytest.importorskip("torch")
+    app = load_app_file(str(EXAMPLES / "encoder.py"))
+    with serving(app) as house, httpx.Client(base_url=house.url, timeout=60) as client:
+        asked = {"model": "mini", "query": "what barks?", "documents": ["a cat", "a dog barks", "the sky"]}
+        assert client.post("/v1/rerank", json=asked).json()["results"][0]["index"] == 1

@@ -15,7 +15,7 @@ def worth_of(batches: list[Batch], chosen: tuple[int | None, ...], start: float)
     now, total = start, 0.0
     for batch, setting in zip(batches, chosen, strict=True):
         if setting is not None:
-            now += float(batch.seconds[setting])
+            now = max(now, batch.earliest) + float(batch.seconds[setting])
             total += float(batch.gain(np.full(len(batch.seconds), now))[setting])
     return total
 
@@ -35,7 +35,8 @@ def drawn(draw: np.random.Generator, count: int, requests: int = 3) -> list[Batc
         accuracy = draw.uniform(0.3, 1, settings)
         worth = accuracy[:, None] * draw.integers(1, 4, n)
         late = draw.choice([0.0, 0.1], n)
-        made.append(Batch(deadline + draw.uniform(0, 3, n), [*seconds], worth, [*late]))
+        earliest = float(draw.choice([-np.inf, deadline - 6]))
+        made.append(Batch(deadline + draw.uniform(0, 3, n), [*seconds], worth, [*late], earliest))
     return made
 
 

@@ -35,6 +35,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
+@pytest.fixture(autouse=True)
+def budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no loop here to ask for the time."""
+    monkeypatch.setattr("foreserve.services.encoder.calibrated", lambda clock: 700)
+
+
 def ready(base: Path, name: str = "words", **words: Any) -> Encoder:
     kind = Encoder(str(base / name), **words)
     kind.prepare()
@@ -62,6 +68,7 @@ def test_its_engine_gets_what_the_folder_says_and_maps_the_weights(base: Path) -
 def test_what_the_first_worker_measured_reaches_the_policy_and_the_others(base: Path) -> None:
     kind = ready(base, elastic=["merge:2"], policy_options={"wait_s": 0.5})
     assert kind.settings.policy_options["wait_s"] == 0.5
+    assert kind.settings.policy_options["budget"] == 700
     profile = msgspec.convert(kind.settings.policy_options["profile"], Profile)
     assert profile == PROFILE
     Elastic(**{**kind.settings.policy_options, "profile": profile})

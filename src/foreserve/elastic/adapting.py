@@ -323,6 +323,6 @@ def _fitted(features: Tensor, truth: Tensor, classes: int, decay: float) -> tupl
         torch.autograd.backward(found)
         return found
 
-    optimizer.step(loss)
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     own = weight.detach() / spread
     return own, bias.detach() - own @ middle

@@ -10,7 +10,7 @@ import msgspec
 from foreserve.core import Outcome, OutcomeKind, Work
 from foreserve.dispatch.arrivals import Arrivals
 from foreserve.elastic.forming import PLANS, Forming, Likeness, Open
-from foreserve.elastic.planner import plan
+from foreserve.elastic.planner import Batch, plan
 from foreserve.elastic.profile import UNKNOWN, Profile, Timing
 from foreserve.errors import ConfigError
 from foreserve.ports import Pick, Room, Wait
@@ -128,9 +128,8 @@ class Elastic:
             return None if late is None else self._alone(late, "since nothing else waits: it is late", now)
         room = max(rooms, key=lambda each: each.free.get("slots", 1.0))
         batches = sorted(ready, key=self._due) + sorted(growing, key=self._due)
-        found = plan(
-            [batch.planned(self.timing, self._forming.due, self._memory) for batch in batches], now, self._budget
-        )
+        planned = [batch.planned(self.timing, self._forming.due, self._memory) for batch in batches]
+        found = plan([*planned, *self._to_come(now)], now, self._budget)
         first = next((at for at, chosen in enumerate(found.settings[: len(ready)]) if chosen is not None), 0)
         batch, chosen = batches[first], found.settings[first]
         setting = self._fastest(batch) if chosen is None else batch.plans[chosen]
@@ -140,6 +139,10 @@ class Elastic:
         if found.exact < len(batches):
             why += f", {found.exact} of them exactly"
         return self._start(works, setting, batch.length, why, now)
+
+    def _to_come(self, now: float) -> Sequence[Batch]:
+        """Batches that are not here yet and are planned for: none, since nobody knows them."""
+        return ()
 
     def _waiting(self, now: float) -> tuple[list[Open], list[Open], float | None]:
         """Batches that are ready, those that may grow, and when the first of these will be ready. Without late ones."""

@@ -8,6 +8,7 @@ setting that is worth more now can cost a later batch its deadline.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,11 +28,16 @@ class Batch:
     """One batch, as the planner sees it: by when each of its requests should be done, and what settings bring.
 
     `seconds` has one time for each setting. `worth` `[settings, requests]` is what each request is worth under it by
-    its deadline, and `late` `[requests]` which part of that is left after it.
+    its deadline, and `late` `[requests]` which part of that is left after it. It begins no sooner than `earliest`.
     """
 
     def __init__(
-        self, deadlines: Sequence[float], seconds: Sequence[float], worth: Floats, late: Sequence[float]
+        self,
+        deadlines: Sequence[float],
+        seconds: Sequence[float],
+        worth: Floats,
+        late: Sequence[float],
+        earliest: float = -math.inf,
     ) -> None:
         order = np.argsort(deadlines, kind="stable")
         self.deadlines: Floats = np.asarray(deadlines, float)[order]
@@ -42,6 +48,7 @@ class Batch:
         # Done after the deadlines of the first n: those n are late, the others are not.
         on_time = np.concatenate([np.cumsum(ordered[:, ::-1], axis=1)[:, ::-1], zero], axis=1)
         self.gains: Floats = on_time + np.concatenate([zero, np.cumsum(left, axis=1)], axis=1)
+        self.earliest = earliest
         self._rows = np.arange(len(self.seconds))
 
     def gain(self, done: Floats) -> Floats:
@@ -77,7 +84,7 @@ def plan(batches: Sequence[Batch], start: float, budget: int | None = None) -> P
         if budget is not None and labels + len(times) * (count + 1) > budget and at:
             break
         labels += len(times) * (count + 1)
-        done = times[:, None] + batch.seconds
+        done = np.maximum(times, batch.earliest)[:, None] + batch.seconds
         every = np.concatenate([times, done.ravel()])
         value = np.concatenate([worth, (worth[:, None] + batch.gain(done)).ravel()])
         order = np.lexsort((-value, every))
@@ -124,7 +131,7 @@ def _greedy(batches: Sequence[Batch], starts: Floats) -> tuple[Floats, NDArray[n
     settings = np.full((len(starts), len(batches)), -1)
     rows = np.arange(len(starts))
     for at, (batch, most) in enumerate(zip(batches, reversed(leaves), strict=True)):
-        done = now[:, None] + batch.seconds
+        done = np.maximum(now, batch.earliest)[:, None] + batch.seconds
         gains = batch.gain(done)
         fastest = batch.seconds == batch.seconds.min()
         fits = (done <= most) | fastest

@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 
 from foreserve.calling import Output
+from foreserve.clock import precise
 from foreserve.core import Chunk, EngineInfo, EngineSpec, Forecast, Length, Outcome, Price, Request, Work
+from foreserve.elastic.calibrating import calibrated
 from foreserve.elastic.folder import EncoderFacts, read_folder, read_tasks
 from foreserve.elastic.payload import Encode, Encoding, TaskFacts, Vector
 from foreserve.elastic.profile import UNKNOWN, Profile, Timing
@@ -90,6 +92,7 @@ class Encoder:
         self.tasks: dict[str, TaskFacts] = {}
         self._timing = Timing(UNKNOWN)
         self._fidelity: dict[str, float] = {"plain": 1.0}
+        self._planning: int | None = None
         self._factory = entry("engine", "elastic", f"{where}: engine").value
 
     # --- before it starts
@@ -173,9 +176,15 @@ class Encoder:
             profile = msgspec.convert(info.facts["profile"], Profile)
             self._timing = Timing(profile)
             if self.settings.policy in ("auto", POLICY):
-                size = self.settings.max_running
-                options = {"size": size, **self._given_options, "profile": info.facts["profile"]}
+                size, budget = self.settings.max_running, self._budget()
+                options = {"size": size, "budget": budget, **self._given_options, "profile": info.facts["profile"]}
                 self.settings = msgspec.structs.replace(self.settings, policy_options=options)
+
+    def _budget(self) -> int:
+        """Of the planner: found once, with the loop's own clock."""
+        if self._planning is None:
+            self._planning = calibrated(precise)
+        return self._planning
 
     def price(self, request: Request) -> Price:
         payload: Encode = request.payload
