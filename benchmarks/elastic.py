@@ -168,7 +168,7 @@ def utilities(report: Report, profile: Profile, accuracy: dict[str, float], quic
             line[side.name] = tally
         told = ", ".join(f"{name} {part:.2f}" for name, part in line["ours"].shares().items())
         report.note(
-            f"{kind} at {load:g}: ours {line['ours'].utility:.0f} ({told}); plain {line[plain.name].utility:.0f}"
+            f"{kind} at {share:g}: ours {line['ours'].utility:.0f} ({told}); plain {line[plain.name].utility:.0f}"
         )
     mine = totals["ours"]
     best = max(fixed, key=lambda side: totals[side.name])

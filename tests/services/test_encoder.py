@@ -9,7 +9,8 @@ from foreserve.elastic.batching import Elastic
 from foreserve.elastic.payload import Encode, Vector
 from foreserve.elastic.profile import Profile
 from foreserve.errors import BadRequest, ConfigError
-from foreserve.services.encoder import Allowed, Encoder
+from foreserve.services.encoder import Encoder
+from foreserve.services.encoder_plans import Allowed, Terms
 from tests.elastic import folders
 
 PROFILE = Profile(
@@ -83,7 +84,7 @@ def test_another_policy_keeps_its_options(base: Path) -> None:
 def test_a_price_is_in_tokens_and_foresees_the_seconds_of_what_may_serve(base: Path) -> None:
     kind = ready(base, elastic=["merge:2"])
     payload = kind.texts(["a b c"], "input")[0]
-    price = kind.price(request(payload, kind.about(payload, elastic=True)))
+    price = kind.price(request(payload, kind.about(payload, Terms(elastic=True))))
     assert price.cost == {"slots": 1.0, "tokens": 5.0}
     assert price.plans == {"plain": 1.0, "merge:2": 0.95}
     assert price.forecast is not None
@@ -94,8 +95,8 @@ def test_embeddings_are_plain_unless_asked_for_or_always_elastic(base: Path) -> 
     kind = ready(base, elastic=["merge:2"])
     payload = kind.texts(["a"], "input")[0]
     assert kind.about(payload).plans == {"plain": 1.0}
-    assert kind.about(payload, setting="merge:2").plans == {"merge:2": 0.95}
-    assert kind.about(payload, elastic=True, min_accuracy=0.96).plans == {"plain": 1.0}
+    assert kind.about(payload, Terms(setting="merge:2")).plans == {"merge:2": 0.95}
+    assert kind.about(payload, Terms(elastic=True, min_accuracy=0.96)).plans == {"plain": 1.0}
     always = ready(base, elastic=["merge:2"], elastic_always=True)
     assert always.about(payload).plans == {"plain": 1.0, "merge:2": 0.95}
 
@@ -104,11 +105,11 @@ def test_a_task_is_served_by_its_own_settings(base: Path) -> None:
     kind = ready(base, tasks=str(base / "tasks"))
     payload = Encode(ids=[2, 4, 3], task="mood")
     assert kind.about(payload).plans == {"merge:2": 0.7, "plain": 0.8, "prompts:2": 0.9}
-    assert kind.about(payload, min_accuracy=0.75).plans == {"plain": 0.8, "prompts:2": 0.9}
+    assert kind.about(payload, Terms(min_accuracy=0.75)).plans == {"plain": 0.8, "prompts:2": 0.9}
     with pytest.raises(BadRequest, match=r"prompts:2, is expected to reach 0\.900"):
-        kind.about(payload, min_accuracy=0.91)
+        kind.about(payload, Terms(min_accuracy=0.91))
     with pytest.raises(BadRequest, match="merge:3"):
-        kind.about(payload, setting="merge:3")
+        kind.about(payload, Terms(setting="merge:3"))
 
 
 def test_its_decoder_tells_the_setting_and_the_accuracy(base: Path) -> None:

@@ -20,23 +20,18 @@ from foreserve.gateway.encoder_bodies import ElasticTerms
 from foreserve.gateway.sse import raise_error
 from foreserve.registry import choices
 from foreserve.services.base import Service
-from foreserve.services.encoder import Answered, Encoder
+from foreserve.services.encoder import Encoder
+from foreserve.services.encoder_plans import Terms
+from foreserve.services.encoder_reading import Answered
 
 
 async def encoded(
     call: Call, service: Service, request: Request, payloads: Sequence[Encode], terms: ElasticTerms | None
 ) -> list[Encoding]:
     """One encoding for each payload, in order. Raises what the first that failed ended with, and BadRequest."""
-    kind, terms = cast(Encoder, service.kind), terms or ElasticTerms()
-    abouts = [
-        kind.about(
-            payload,
-            elastic=bool(terms.elastic),
-            setting=terms.setting,
-            min_accuracy=terms.min_accuracy or 0.0,
-        )
-        for payload in payloads
-    ]
+    kind, asked = cast(Encoder, service.kind), terms or ElasticTerms()
+    own = Terms(elastic=bool(asked.elastic), setting=asked.setting, min_accuracy=asked.min_accuracy or 0.0)
+    abouts = [kind.about(payload, own) for payload in payloads]
     if len(payloads) == 1:
         streams: Sequence[Stream] = [
             service.submit(msgspec.structs.replace(request, payload=payloads[0], about=abouts[0]))

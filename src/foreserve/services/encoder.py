@@ -14,10 +14,10 @@ import msgspec
 
 from foreserve.calling import Output
 from foreserve.clock import precise
-from foreserve.core import Chunk, EngineInfo, EngineSpec, Forecast, Length, Outcome, Price, Request, Work
+from foreserve.core import EngineInfo, EngineSpec, Forecast, Length, Outcome, Price, Request, Work
 from foreserve.elastic.calibrating import calibrated
 from foreserve.elastic.folder import EncoderFacts, read_folder, read_tasks
-from foreserve.elastic.payload import Encode, Encoding, TaskFacts, Vector
+from foreserve.elastic.payload import Encode, TaskFacts
 from foreserve.elastic.profile import UNKNOWN, Profile, Timing
 from foreserve.elastic.setting import by_tokens, parse_setting
 from foreserve.elastic.shared import shared_files
@@ -25,12 +25,23 @@ from foreserve.elastic.words import Words
 from foreserve.errors import BadRequest, ConfigError, Unavailable
 from foreserve.models.catalog import locate
 from foreserve.parsing import parse
-from foreserve.ports import Decoded
-from foreserve.registry import choices, entry
+from foreserve.registry import entry
+from foreserve.services.encoder_plans import PLAINLY, Allowed, Terms, allowed, terms_of
+from foreserve.services.encoder_reading import Answered, Reading
+from foreserve.services.encoder_tensors import (
+    IMAGE_INPUTS,
+    TEXT_INPUTS,
+    answer,
+    check_names,
+    image,
+    outputs,
+    task_named,
+    text,
+)
 from foreserve.services.inference import ModelTensor
 from foreserve.services.served import Progress
 from foreserve.settings import EncoderSettings
-from foreserve.tensors import Tensor, elements_of, packed
+from foreserve.tensors import Tensor
 
 POLICY = "elastic"
 """The batch policy that knows token settings."""
@@ -48,12 +59,6 @@ SAMPLES = (
     "To reset the device, hold the button for ten seconds until the light turns blue, then release it and wait.",
 )
 """Texts of which a service tells how near their elastic embeddings are to plain ones."""
-
-
-class Allowed(msgspec.Struct, frozen=True, kw_only=True):
-    """What may serve a request, for `Request.about`: settings with their expected accuracy."""
-
-    plans: dict[str, float]
 
 
 class Encoder:
@@ -189,7 +194,7 @@ class Encoder:
     def price(self, request: Request) -> Price:
         payload: Encode = request.payload
         tokens = max(1, len(payload.ids))
-        plans = self._fallback(payload) if request.about is None else request.about.plans
+        plans = (request.about or self.about(payload)).plans
         known = {each: worth for each, worth in plans.items() if each in self._timing.profile.seconds}
         length = self._timing.bucket(tokens)
         seconds = [self._timing.seconds(each, 1, length) for each in known] or [0.0]
@@ -234,116 +239,52 @@ class Encoder:
             raise BadRequest(f"{self.facts.name} reads images, no texts", param=param)
         return self._words
 
-    def about(
-        self, payload: Encode, *, elastic: bool = False, setting: str | None = None, min_accuracy: float = 0.0
-    ) -> Allowed:
+    def about(self, payload: Encode, terms: Terms = PLAINLY) -> Allowed:
         """What may serve this payload: the settings of its task, or, where asked for, those of embeddings.
 
         Raises BadRequest for a setting that it cannot be served with, or an accuracy that none reaches.
         """
+        measured = self._timing.profile.seconds
         if payload.task:
             task = self.tasks[payload.task]
             plans = {each: task.accuracy[each] for each in task.kept}
-            if setting is not None and setting in task.accuracy and setting in self._timing.profile.seconds:
-                plans[setting] = task.accuracy[setting]
-        elif elastic or setting is not None or self.settings.elastic_always:
+            if terms.setting in task.accuracy and terms.setting in measured:
+                plans[terms.setting] = task.accuracy[terms.setting]
+        elif terms.elastic or terms.setting is not None or self.settings.elastic_always:
             plans = {each: self._fidelity.get(each, 0.0) for each in ("plain", *self.settings.elastic)}
         else:
             plans = {"plain": 1.0}
-        if setting is not None:
-            if setting not in plans:
-                raise BadRequest(
-                    f"`setting` {setting[:64]!r} does not serve this{choices(setting, list(plans))}",
-                    param="foreserve.setting",
-                )
-            return Allowed(plans={setting: plans[setting]})
-        enough = {each: worth for each, worth in plans.items() if worth >= min_accuracy}
-        if not enough:
-            best = max(plans, key=lambda each: plans[each])
-            raise BadRequest(
-                f"`min_accuracy` is {min_accuracy:g}; the best setting, {best}, is expected to reach {plans[best]:.3f}",
-                param="foreserve.min_accuracy",
-            )
-        return Allowed(plans=enough)
-
-    def _fallback(self, payload: Encode) -> dict[str, float]:
-        return self.about(payload).plans
+        return allowed(plans, terms)
 
     # --- as a model of the Open Inference Protocol
 
     def model_inputs(self) -> list[ModelTensor]:
         """A text or an image, and which task is meant where there are several."""
-        if self.facts.images:
-            return [
-                ModelTensor(name="image", datatype="BYTES", shape=(1,)),
-                ModelTensor(name="pixels", datatype="UINT8", shape=(-1, -1, 3)),
-                ModelTensor(name="task", datatype="BYTES", shape=(1,)),
-            ]
-        return [
-            ModelTensor(name="text", datatype="BYTES", shape=(1,)),
-            ModelTensor(name="task", datatype="BYTES", shape=(1,)),
-        ]
+        return IMAGE_INPUTS if self.facts.images else TEXT_INPUTS
 
     def model_outputs(self) -> list[ModelTensor]:
         """Probabilities and the likeliest label of a task; the embedding without one."""
-        return [
-            ModelTensor(name="probabilities", datatype="FP32", shape=(-1,)),
-            ModelTensor(name="label", datatype="BYTES", shape=(1,)),
-            ModelTensor(name="embedding", datatype="FP32", shape=(self.facts.width,)),
-        ]
+        return outputs(self.facts.width)
 
     def infer(self, tensors: Mapping[str, Tensor]) -> Encode:
         """A payload of these. Raises BadRequest naming the one that does not fit."""
-        known = [each.name for each in self.model_inputs()]
-        for name in tensors:
-            if name not in known:
-                raise BadRequest(f"no input is called {name[:64]!r}; valid: {', '.join(known)}", param=f"inputs.{name}")
-        task = self._task(tensors.get("task"))
-        if not self.facts.images:
-            text = _one(tensors, "text")
-            return msgspec.structs.replace(self.texts([text.decode("utf-8", "replace")], "inputs.text")[0], task=task)
-        if ("image" in tensors) == ("pixels" in tensors):
-            raise BadRequest("one of the inputs `image` and `pixels` is wanted", param="inputs")
-        if "image" in tensors:
-            return Encode(image=_one(tensors, "image"), task=task)
-        pixels = tensors["pixels"]
-        if pixels.datatype != "UINT8" or len(pixels.shape) != 3 or pixels.shape[2] != 3 or not pixels.elements:
-            shape = f"{pixels.datatype} {list(pixels.shape)}"
-            raise BadRequest(f"`pixels` is {shape}; valid: UINT8 [height, width, 3]", param="inputs.pixels")
-        return Encode(pixels=pixels, task=task)
-
-    def _task(self, given: Tensor | None) -> str:
-        if given is None:
-            return next(iter(self.tasks)) if len(self.tasks) == 1 else ""
-        found = _one({"task": given}, "task").decode("utf-8", "replace")
-        if found and found not in self.tasks:
-            raise BadRequest(f"no task {found[:64]!r}{choices(found, list(self.tasks))}", param="inputs.task")
-        return found
+        if self.facts.cross:
+            raise BadRequest(f"{self.facts.name} is a cross-encoder: it scores pairs, see /v1/rerank")
+        check_names(tensors, self.model_inputs())
+        task = task_named(tensors, [*self.tasks])
+        payload = image(tensors) if self.facts.images else self.texts([text(tensors)], "inputs.text")[0]
+        return msgspec.structs.replace(payload, task=task)
 
     def inferred(self, events: Sequence[Any]) -> list[Output]:
-        """The outputs of an `Encoding`; which task it was is told by how many numbers there are."""
+        """The outputs of what was `Answered`."""
         if not events:
             raise Unavailable("the answer has no content")
         found: Answered = events[0]
-        count = len(found.encoding.data) // 4
-        numbers = Tensor("FP32", (count,), found.encoding.data)
-        if not found.task:
-            return [Output(name="embedding", tensor=numbers)]
-        labels = self.tasks[found.task].labels
-        values = memoryview(found.encoding.data).cast("f").tolist()
-        label = labels[max(range(count), key=values.__getitem__)]
-        return [
-            Output(name="probabilities", tensor=numbers),
-            Output(name="label", tensor=Tensor("BYTES", (1,), packed([label.encode()]))),
-        ]
+        return answer(found.encoding.data, self.tasks[found.task].labels if found.task else None)
 
     def on_terms(self, payload: Encode, parameters: Mapping[str, Any]) -> Allowed:
-        """What may serve it, by the parameters `elastic`, `setting` and `min_accuracy`."""
-        try:
-            terms = msgspec.convert({name: parameters[name] for name in _TERMS if name in parameters}, _Terms)
-        except msgspec.ValidationError as error:
-            raise BadRequest(f"`parameters`: {error}", param="parameters") from None
-        return self.about(payload, elastic=terms.elastic, setting=terms.setting, min_accuracy=terms.min_accuracy)
+        """What may serve it, by the parameters that are those of `Terms`."""
+        return self.about(payload, terms_of(parameters))
 
     def told(self, events: Sequence[Any]) -> dict[str, Any]:
         """Under which setting it was made and how accurate that is expected to be."""
@@ -351,55 +292,3 @@ class Encoder:
         if not found:
             return {}
         return {"setting": found[0].encoding.setting, "expected_accuracy": round(found[0].encoding.expected, 4)}
-
-
-class _Terms(msgspec.Struct, frozen=True):
-    elastic: bool = False
-    setting: str | None = None
-    min_accuracy: float = 0.0
-
-
-_TERMS = _Terms.__struct_fields__
-
-
-class Answered(msgspec.Struct, frozen=True, kw_only=True):
-    """The event of a request: its encoding, and the task that it is of."""
-
-    encoding: Encoding
-    task: str
-
-
-def _one(tensors: Mapping[str, Tensor], name: str) -> bytes:
-    """The only element of an input of bytes. Raises BadRequest."""
-    tensor = tensors.get(name)
-    if tensor is None:
-        raise BadRequest(f"the input `{name}` is missing", param=f"inputs.{name}")
-    found = [*elements_of(tensor.data)] if tensor.datatype == "BYTES" else []
-    if len(found) != 1:
-        raise BadRequest(
-            f"`{name}` is {tensor.datatype} {list(tensor.shape)}; valid: BYTES [1]", param=f"inputs.{name}"
-        )
-    return found[0]
-
-
-class Reading:
-    """One chunk is all of the answer."""
-
-    def __init__(self, work: Work) -> None:
-        self._work = work
-
-    def feed(self, chunk: Chunk) -> Decoded:
-        if chunk.data is None:
-            return Decoded()
-        vector = chunk.data if isinstance(chunk.data, Vector) else msgspec.convert(chunk.data, Vector)
-        payload: Encode = self._work.payload
-        encoding = Encoding(
-            data=vector.data,
-            setting=vector.setting,
-            expected=(self._work.plans or {}).get(vector.setting, 0.0),
-            tokens=len(payload.ids),
-        )
-        return Decoded(events=(Answered(encoding=encoding, task=payload.task),))
-
-    def usage(self) -> dict[str, float]:
-        return {"prompt_tokens": float(len(self._work.payload.ids))}
