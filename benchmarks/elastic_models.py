@@ -16,9 +16,9 @@ from benchmarks.cifar import cifar
 from benchmarks.common import median
 from benchmarks.data import folder as data_folder
 from foreserve.clock import precise
-from foreserve.elastic.adapting import batches
 from foreserve.elastic.cost import Shape, macs
 from foreserve.elastic.encoder import ElasticEncoder
+from foreserve.elastic.fitting import batches
 from foreserve.elastic.folder import read_folder
 from foreserve.elastic.heads import pooled
 from foreserve.elastic.inputs import padded

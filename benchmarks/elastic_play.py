@@ -119,7 +119,7 @@ async def _simulated(side: Side, profile: Profile, queries: Sequence[Query], siz
         made = side.made(profile, queries, side.plans)
         service.dispatcher.adopt(made, service.dispatcher._admission)
     tally = await played(service, queries, lambda at: Asked(queries[at].difficulty), _right(side.plans, queries))
-    await running.stop(1.0)
+    await running.stop(60.0)
     running.ledger.check()
     return tally
 

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from foreserve.cli.main import app
 from foreserve.elastic import adapting
-from foreserve.elastic.adapting import Adapting, Plan, batches, undominated
+from foreserve.elastic.adapting import Adapting, Plan
 from foreserve.elastic.folder import read_folder, read_tasks
 from foreserve.elastic.heads import Task
-from foreserve.elastic.labelled import Labelled, read_labelled
+from foreserve.elastic.labelled import read_labelled
 from foreserve.elastic.loading import load
 from foreserve.errors import ConfigError
 
@@ -105,21 +105,6 @@ def test_a_run_does_not_go_on_with_other_words(sentences: Path, tmp_path: Path) 
     ours._keep()
     with pytest.raises(ConfigError, match="remove it to begin anew"):
         run(sentences, tmp_path, tmp_path / "kind", Plan(seed=5))
-
-
-def test_settings_that_another_beats_are_left_out() -> None:
-    cost = {"merge:8": 1, "merge:4": 2, "plain": 3, "prompts:4": 4, "prompts:8": 5}
-    accuracy = {"merge:8": 0.5, "merge:4": 0.5, "plain": 0.8, "prompts:4": 0.79, "prompts:8": 0.9}
-    assert undominated(accuracy, cost) == ["merge:8", "plain", "prompts:8"]
-    assert undominated({"plain": 0.5, "merge:1": 0.5}, {"plain": 2, "merge:1": 2}) == ["plain"]
-
-
-def test_every_input_is_in_one_batch_and_the_order_is_the_seeds() -> None:
-    payloads = [adapting.Encode(ids=[1] * (at % 7 + 1)) for at in range(50)]
-    data = Labelled(payloads, [0] * 50)
-    for seed in (None, (0, 1), (0, 2)):
-        assert sorted(at for chosen in batches(data, 8, seed) for at in chosen) == [*range(50)]
-    assert [*batches(data, 8, (0, 1))] == [*batches(data, 8, (0, 1))] != [*batches(data, 8, (0, 2))]
 
 
 def test_images_by_class_folders(vision: Path, tmp_path: Path) -> None:

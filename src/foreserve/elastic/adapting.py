@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from foreserve.elastic.cost import Shape, macs
 from foreserve.elastic.encoder import ElasticEncoder
+from foreserve.elastic.fitting import batches, fitted, pace, undominated
 from foreserve.elastic.folder import EncoderFacts
 from foreserve.elastic.heads import FILE, pooled
 from foreserve.elastic.inputs import Images, padded
@@ -39,7 +40,7 @@ DECAYS = (1e-5, 1e-4, 1e-3, 1e-2)
 ASIDE = 0.1
 """Of the training data, for choosing among epochs and decays."""
 
-HEAD_RATE, WARM_UP = 2e-3, 0.1
+HEAD_RATE = 2e-3
 
 Progress = Callable[[float, str], None]
 
@@ -119,11 +120,11 @@ class Adapting:
         truth, kept = torch.tensor(self._rest.numbers), torch.tensor(self._aside.numbers)
         found = []
         for decay in DECAYS:
-            weight, bias = _fitted(rest, truth, len(self._labels), decay)
+            weight, bias = fitted(rest, truth, len(self._labels), decay)
             right = float(((aside @ weight.T + bias).argmax(1) == kept).float().mean())
             found.append((right, decay))
         decay = max(found)[1]
-        weight, bias = _fitted(torch.cat([rest, aside]), torch.cat([truth, kept]), len(self._labels), decay)
+        weight, bias = fitted(torch.cat([rest, aside]), torch.cat([truth, kept]), len(self._labels), decay)
         self._tensors |= {"head.0.weight": weight, "head.0.bias": bias}
         self._keep()
 
@@ -149,7 +150,7 @@ class Adapting:
         groups.append({"params": [weight, bias], "lr": HEAD_RATE, "weight_decay": 0.01})
         optimizer = torch.optim.AdamW(groups)
         steps = math.ceil(len(self._rest.numbers) / plan.batch) * plan.epochs
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _pace(step, steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: pace(step, steps))
         best: dict[str, Any] = {"right": -1.0}
         first = 0
         if self._epoch.get("p") == p:
@@ -267,62 +268,9 @@ class Adapting:
         self._tensors, self._accuracy, self._epoch = state["tensors"], state["accuracy"], state["epoch"]
 
 
-def batches(data: Labelled, size: int, seed: tuple[int, ...] | None) -> Iterator[list[int]]:
-    """Places of inputs that are about as long, `size` at a time: in a drawn order, or without a seed by length."""
-    lengths = [len(payload.ids) for payload in data.payloads]
-    if seed is None:
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        yield from (order[at : at + size] for at in range(0, len(order), size))
-        return
-    draw = torch.Generator().manual_seed(hash(seed) % 2**63)
-    order = torch.randperm(len(lengths), generator=draw).tolist()
-    pool = 16 * size
-    found = []
-    for at in range(0, len(order), pool):
-        near = sorted(order[at : at + pool], key=lengths.__getitem__)
-        found += [near[each : each + size] for each in range(0, len(near), size)]
-    yield from (found[at] for at in torch.randperm(len(found), generator=draw).tolist())
-
-
-def undominated(accuracy: dict[str, float], cost: dict[str, int]) -> list[str]:
-    """Settings that none is both no dearer than and at least as accurate as, from cheap to dear."""
-    kept: list[str] = []
-    for setting in sorted(cost, key=lambda each: (cost[each], -accuracy[each])):
-        if not kept or accuracy[setting] > accuracy[kept[-1]]:
-            kept.append(setting)
-    return kept
-
-
-def _pace(step: int, steps: int) -> float:
-    """A rise over the first tenth, then a cosine to nothing."""
-    rise = max(1, round(WARM_UP * steps))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
 def _named(p: int, prompts: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
     return {
         f"prompts.{p}": prompts.detach().clone(),
         f"head.{p}.weight": weight.detach().clone(),
         f"head.{p}.bias": bias.detach().clone(),
     }
-
-
-def _fitted(features: Tensor, truth: Tensor, classes: int, decay: float) -> tuple[Tensor, Tensor]:
-    """Logistic regression, on features brought to one scale; the scale is then put into the weights."""
-    middle, spread = features.mean(0), features.std(0).clamp(min=1e-6)
-    scaled = (features - middle) / spread
-    weight = torch.zeros(classes, features.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        found = cross_entropy(scaled @ weight.T + bias, truth) + decay * weight.square().sum()
-        torch.autograd.backward(found)
-        return found
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    own = weight.detach() / spread
-    return own, bias.detach() - own @ middle
