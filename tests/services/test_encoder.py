@@ -4,11 +4,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from foreserve.app import App
 from foreserve.core import Chunk, EngineInfo, Request, Work
 from foreserve.elastic.batching import Elastic
 from foreserve.elastic.payload import Encode, Vector
 from foreserve.elastic.profile import Profile
 from foreserve.errors import BadRequest, ConfigError
+from foreserve.preflight import check
 from foreserve.services.encoder import Encoder
 from foreserve.services.encoder_plans import Allowed, Terms
 from tests.elastic import folders
@@ -64,6 +66,12 @@ def test_its_engine_gets_what_the_folder_says_and_maps_the_weights(base: Path) -
     assert "profile" not in one.options
     assert all(ids[0] == 2 for ids in one.options["samples"])
     assert not Encoder(str(base / "words"), weights="bf16").engines()[0].weights  # they would have to be converted
+
+
+def test_what_it_needs_is_told_before_it_starts(base: Path) -> None:
+    kind = Encoder(str(base / "words"))
+    assert kind.memory_bytes() == (base / "words" / "model.safetensors").stat().st_size
+    assert all(finding.ok for finding in check(App(words=kind)) if finding.what.startswith("words"))
 
 
 def test_what_the_first_worker_measured_reaches_the_policy_and_the_others(base: Path) -> None:

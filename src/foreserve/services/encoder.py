@@ -110,6 +110,17 @@ class Encoder:
         """Whether the model and its tasks are there and can be served. Reads no weights. Raises ConfigError."""
         self.prepare()
 
+    @property
+    def engine_name(self) -> str:
+        """The engine that runs it, for what it needs to be installed."""
+        return "elastic"
+
+    def memory_bytes(self) -> int:
+        """About what one replica will hold: its weights. Raises ConfigError when the model is not there."""
+        self.prepare()
+        assert self._folder is not None
+        return sum(file.stat().st_size for file in self._folder.glob("*.safetensors"))
+
     def prepare(self, progress: Progress | None = None) -> None:
         """Read what the folders say, and the tokenizer. Raises ConfigError."""
         if self._facts is not None:
