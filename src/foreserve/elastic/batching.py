@@ -19,6 +19,10 @@ OVERDUE = 2.0
 """Another is not waited for any longer than so many times the expected time until it comes."""
 
 
+MOST_PLANNED = 32
+"""Batches that a plan looks at, exactly or greedily: what is due later says nothing about which is first."""
+
+
 class _Run(msgspec.Struct, frozen=True):
     """A batch that was started."""
 
@@ -127,7 +131,7 @@ class Elastic:
             late = next(iter(self._late.values()), None)
             return None if late is None else self._alone(late, "since nothing else waits: it is late", now)
         room = max(rooms, key=lambda each: each.free.get("slots", 1.0))
-        batches = sorted(ready, key=self._due) + sorted(growing, key=self._due)
+        batches = (sorted(ready, key=self._due) + sorted(growing, key=self._due))[:MOST_PLANNED]
         planned = [batch.planned(self.timing, self._forming.due, self._memory) for batch in batches]
         found = plan([*planned, *self._to_come(now)], now, self._budget)
         first = next((at for at, chosen in enumerate(found.settings[: len(ready)]) if chosen is not None), 0)
