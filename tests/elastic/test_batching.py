@@ -29,7 +29,7 @@ def work(name: str, arrival: float = 0.0, has_s: float | None = 1.0, **words: An
 
 
 def policy(**words: Any) -> Elastic:
-    return Elastic(PROFILE, **{"wait_s": 0.0, **words})
+    return Elastic(PROFILE, **{"wait_s": 0.0, "fill": False, **words})
 
 
 def fill(policy: Elastic, *works: Work) -> None:
@@ -238,3 +238,27 @@ def test_the_same_calls_give_the_same_picks() -> None:
 def test_options_out_of_range_are_told(words: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(words))):
         Elastic(PROFILE, **words)
+
+
+def test_others_run_along_where_the_plan_is_worth_no_less_for_it() -> None:
+    elastic = policy(fill=True)
+    fill(elastic, work("a"), work("b", has_s=2.0), work("c", has_s=4.0, utility=3.0))
+    found = picked(elastic)
+    assert set(found.ids) == {"a", "b", "c"}
+    assert found.plan == "prompts:4"
+
+
+def test_nobody_runs_along_who_would_lose_by_the_setting_or_make_others_late() -> None:
+    elastic = policy(fill=True)
+    fill(elastic, work("hurried", has_s=0.015), work("calm", has_s=5.0))
+    assert picked(elastic).ids == ("hurried",)
+    full = policy(fill=True)
+    fill(full, work("soon", has_s=0.031), work("calm", has_s=5.0))
+    found = picked(full)
+    assert (found.ids, found.plan) == (("soon",), "prompts:4")  # two of them would take longer than it has
+
+
+def test_a_budget_bounds_every_plan() -> None:
+    elastic = policy(budget=1, fill=True)
+    fill(elastic, *(work(str(n), has_s=0.2 + 0.3 * n) for n in range(12)))
+    assert picked(elastic).ids

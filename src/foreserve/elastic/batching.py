@@ -42,6 +42,9 @@ class Elastic:
     `plans`. The planner looks at `budget` states at the most. Batches go by their earliest deadline; a request without
     one should be done within `patience_s`, and is worth little later, but not nothing.
 
+    Where the first leaves room, with `fill`, others run along that lose no accuracy by its setting, as far as the plan
+    is then worth no less.
+
     A batch is held open while no other is ready, until its first has waited `wait_s`, and only while one more could
     still be taken in without missing the earliest deadline, and while another is expected by then.
 
@@ -61,6 +64,7 @@ class Elastic:
         patience_s: float = 1.0,
         budget: int = 2000,
         memory_mb: float | None = None,
+        fill: bool = True,
     ) -> None:
         for name, value, least in (("size", size, 1), ("wait_s", wait_s, 0), ("span", span, 0), ("budget", budget, 1)):
             if not value >= least:
@@ -74,6 +78,7 @@ class Elastic:
         self._wait_s = wait_s
         self._size = size
         self._budget = budget
+        self._fill = fill
         self._memory = math.inf if memory_mb is None else memory_mb * 2**20
         like = Likeness(wait_s=wait_s, span=span, classes=utility_classes, patience_s=patience_s, size=size)
         self._forming = Forming(like, self.timing)
@@ -138,7 +143,13 @@ class Elastic:
         batch, chosen = batches[first], found.settings[first]
         setting = self._fastest(batch) if chosen is None else batch.plans[chosen]
         most = max(1, int(room.free.get("slots", 1.0)))
-        works = self._forming.take(batch, most if chosen is not None else self._in_time(batch, setting, most, now))
+        if chosen is None:
+            works = [*self._forming.take(batch, self._in_time(batch, setting, most, now))]
+        else:
+            works = [*self._forming.take(batch, most)]
+            others = [(each, plan) for each, plan in zip(batches, found.settings, strict=False) if each is not batch]
+            if self._fill:
+                works += self._joining(works, setting, batch, others, most, found.worth, now)
         why = f"{setting}, the first of {len(batches)} batches planned to be worth {found.worth:.2f}"
         if found.exact < len(batches):
             why += f", {found.exact} of them exactly"
@@ -186,6 +197,58 @@ class Elastic:
 
     def _fastest(self, batch: Open) -> str:
         return min(batch.plans, key=lambda each: self.timing.seconds(each, len(batch.works), batch.length))
+
+    def _joining(
+        self,
+        works: Sequence[Work],
+        setting: str,
+        first: Open,
+        others: Sequence[tuple[Open, int | None]],
+        most: int,
+        worth: float,
+        now: float,
+    ) -> Sequence[Work]:
+        """Others that run along, as many as leave the whole plan worth as much: they take less time so."""
+        extra = self._candidates(works, setting, first.length, others, min(most, self._size), now)
+        while extra:
+            joined = Open(works[0], first.length, first.has_s, first.kind)
+            for work in (*works[1:], *extra):
+                joined.works[work.id] = work
+            joined.plans = (setting,)
+            ids = {work.id for work in extra}
+            left = [each for each in (batch.without(ids) for batch, _ in others) if each is not None]
+            due = {**self._forming.due, **{work.id: self._forming.due_of(work) for work in works}}
+            planned = [each.planned(self.timing, due, self._memory) for each in (joined, *left)]
+            if plan([*planned, *self._to_come(now)], now, self._budget).worth >= worth - 1e-9:
+                for work in extra:
+                    self._forming.drop(work.id)
+                return extra
+            extra = extra[: len(extra) // 2]
+        return ()
+
+    def _candidates(
+        self,
+        works: Sequence[Work],
+        setting: str,
+        length: int,
+        others: Sequence[tuple[Open, int | None]],
+        most: int,
+        now: float,
+    ) -> list[Work]:
+        """Those that there is room for, who lose nothing by the setting, while `works` are still done in time."""
+        found: list[Work] = []
+        due = min(self._forming.due_of(work) for work in works)
+        for batch, chosen in others:
+            if batch.length != length or setting not in batch.plans:
+                continue
+            for work in sorted(batch.works.values(), key=self._forming.due_of):
+                count = len(works) + len(found) + 1
+                if count > most or now + self.timing.seconds(setting, count, length) > due:
+                    return found
+                plans = work.plans or PLANS
+                if chosen is None or plans[setting] >= plans[batch.plans[chosen]]:
+                    found.append(work)
+        return found
 
     def _in_time(self, batch: Open, setting: str, most: int, now: float) -> int:
         """How many of it, the first due first, are done in time together, where all of them are not; at least one."""

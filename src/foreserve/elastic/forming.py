@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -62,6 +62,16 @@ class Open:
         self._planned = None
         return self.works.pop(request_id, None) is not None
 
+    def without(self, taken: Collection[str]) -> Open | None:
+        """As it would be without these, or `None` where nothing would be left."""
+        left = [work for work in self.works.values() if work.id not in taken]
+        if not left:
+            return None
+        made = Open(left[0], self.length, self.has_s, self.kind)
+        made.works = {work.id: work for work in left}
+        made.plans = self.plans
+        return made
+
     def planned(self, timing: Timing, due: Mapping[str, float], memory: float) -> Batch:
         """As the planner sees it. `due` has when each should be done."""
         guard, size = timing.guard, len(self.works)
@@ -118,6 +128,10 @@ class Forming:
         self._made += 1
         self._open[self._made] = Open(work, length, has_s, kind)
         self._of[work.id] = self._made
+
+    def due_of(self, work: Work) -> float:
+        """When it should be done, also once it waits no more."""
+        return work.deadline if work.deadline is not None else work.arrival + self._like.patience_s
 
     def _alike(self, batch: Open, work: Work, length: int, has_s: float, kind: int) -> bool:
         if len(batch.works) >= self._like.size or work.arrival - batch.first > self._like.wait_s:
