@@ -230,7 +230,10 @@ def test_empty_parts_are_defaults(tmp_path: Path) -> None:
             "services:\n  a:\n    model: x\n    kind: lm\n",
             "app.yaml, line 4: services.a.kind: no kind is called 'lm'; did you mean 'llm'? valid: encoder, function, llm",
         ),
-        ("services:\n  a: {kind: 3}\n", "app.yaml, line 2: services.a.kind is 3; valid: encoder, function, llm, upstream"),
+        (
+            "services:\n  a: {kind: 3}\n",
+            "app.yaml, line 2: services.a.kind is 3; valid: encoder, function, llm, upstream",
+        ),
         (
             "services:\n  a:\n    kind: llm\n    model: simulated\n    queue:\n      max_request: 1\n",
             "app.yaml, line 6: services.a.queue.max_request: unknown key 'max_request'; valid: max_waiting",
