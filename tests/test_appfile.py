@@ -228,7 +228,7 @@ def test_empty_parts_are_defaults(tmp_path: Path) -> None:
         ),
         (
             "services:\n  a:\n    model: x\n    kind: lm\n",
-            "app.yaml, line 4: services.a.kind: no kind is called 'lm'; did you mean 'llm'? valid: encoder, function, llm",
+            "app.yaml, line 4: services.a.kind: no kind is called 'lm'; did you mean 'llm'? valid: encoder, function",
         ),
         (
             "services:\n  a: {kind: 3}\n",
