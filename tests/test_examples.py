@@ -66,6 +66,8 @@ def test_pipelines_on_real_models(file: str, name: str, output: str):
         chat = {"model": name, "messages": [{"role": "user", "content": asked["question"]}]}
         said = client.post("/v1/chat/completions", json=chat).json()
         assert said["choices"][0]["message"]["content"] == result["answer"]
+
+
 @pytest.mark.slow
 @pytest.mark.model
 def test_an_encoder():
