@@ -224,15 +224,15 @@ def test_empty_parts_are_defaults(tmp_path: Path) -> None:
         ("services:\n  a: 3\n", "app.yaml, line 2: services.a: a service is keys and values, `kind` among them; valid"),
         (
             "services:\n  a: {model: x}\n",
-            "app.yaml, line 2: services.a: missing key 'kind'; valid: function, graph, llm",
+            "app.yaml, line 2: services.a: missing key 'kind'; valid: encoder, function, graph, llm",
         ),
         (
             "services:\n  a:\n    model: x\n    kind: lm\n",
-            "app.yaml, line 4: services.a.kind: no kind is called 'lm'; did you mean 'llm'? valid: function, graph",
+            "app.yaml, line 4: services.a.kind: no kind is called 'lm'; did you mean 'llm'? valid: encoder, function",
         ),
         (
             "services:\n  a: {kind: 3}\n",
-            "app.yaml, line 2: services.a.kind is 3; valid: function, graph, llm, upstream",
+            "app.yaml, line 2: services.a.kind is 3; valid: encoder, function, graph, llm, upstream",
         ),
         (
             "services:\n  a:\n    kind: llm\n    model: simulated\n    queue:\n      max_request: 1\n",

@@ -67,6 +67,6 @@ def test_a_policy_of_a_users_own_is_given_what_plain_values_cannot_be_told_by(mo
 
 
 def test_auto_is_among_the_valid_names() -> None:
-    assert "valid: auto, deferred, earliest_root, fcfs, " in words("lifo")
+    assert "valid: auto, deferred, earliest_root, elastic, fcfs, " in words("lifo")
     with pytest.raises(ConfigError, match="valid: auto, always, bounded"):
         make_admission("chat", QueueSettings(admission="nobody"), FirstCome())

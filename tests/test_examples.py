@@ -99,3 +99,13 @@ def test_a_graph_of_typed_and_timed_payments(tmp_path: Path):
 
 def _module_of(file: Path):
     return next(each for each in sys.modules.values() if getattr(each, "__file__", None) == str(file))
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_an_encoder():
+    pytest.importorskip("torch")
+    app = load_app_file(str(EXAMPLES / "encoder.py"))
+    with serving(app) as house, httpx.Client(base_url=house.url, timeout=60) as client:
+        asked = {"model": "mini", "query": "what barks?", "documents": ["a cat", "a dog barks", "the sky"]}
+        assert client.post("/v1/rerank", json=asked).json()["results"][0]["index"] == 1

@@ -206,7 +206,7 @@ def test_the_extras_bring_what_is_looked_for() -> None:
     for extras in preflight.EXTRAS.values():
         for extra, modules in extras.items():
             for module in modules:
-                package = module.replace("_", "-")
+                package = {"PIL": "pillow"}.get(module, module.replace("_", "-"))
                 assert any(
                     part.startswith(package) and f'extra == "{extra}"' in part for part in requires("foreserve") or []
                 ), f"{package} of {extra} in {asked}"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from foreserve.pipelines.stage import stage as stage
     from foreserve.pipelines.stream import Stream as Stream
     from foreserve.pipelines.text import Text as Text
+    from foreserve.services.encoder import Encoder as Encoder
     from foreserve.services.function import function as function
     from foreserve.services.graph import Graph as Graph
     from foreserve.services.llm import LLM as LLM
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "App": "foreserve.app",
+    "Encoder": "foreserve.services.encoder",
     "File": "foreserve.calling",
     "Flow": "foreserve.pipelines.flow",
     "Graph": "foreserve.services.graph",
@@ -65,6 +67,7 @@ _HOME = {
 __all__ = [
     "LLM",
     "App",
+    "Encoder",
     "File",
     "Flow",
     "Graph",

@@ -127,7 +127,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     engines take it: in a static batch one request without credit would stop all the others.
 
     `forecast` is for policies and people. Where there is a `ramp`, a replica looks ahead in place of setting aside what
-    `cost` says of that resource. `prefix` is for placement, where the kind tells it.
+    `cost` says of that resource. `prefix` is for placement, where the kind tells it. `plans` are those that it may be
+    run with, where there is a choice, each with the share of its utility that the answer is then worth (0 to 1).
     """
 
     id: str
@@ -150,6 +151,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     forecast: Forecast | None = None
     ramp: Ramp | None = None
     prefix: Prefix | None = None
+    plans: dict[str, float] | None = None
 
 
 FinishReason = Literal["stop", "length", "cancelled", "rejected", "error"]
@@ -234,7 +236,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request asks of a replica and, where something is foreseen, how that comes about.
+    """What a request asks of a replica and, where something is foreseen, how that comes about. See `Work`.
 
     `idempotent` is said of this request alone; `None`: as of all of its kind.
     """
@@ -244,6 +246,7 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     forecast: Forecast | None = None
     ramp: Ramp | None = None
     prefix: Prefix | None = None
+    plans: dict[str, float] | None = None
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

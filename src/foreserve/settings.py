@@ -21,6 +21,7 @@ from foreserve.settings_graphs import GraphEdgeSettings as GraphEdgeSettings
 from foreserve.settings_graphs import GraphNodeSettings as GraphNodeSettings
 from foreserve.settings_graphs import GraphSettings as GraphSettings
 from foreserve.settings_pipelines import PipelineSettings as PipelineSettings
+from foreserve.settings_services import EncoderSettings as EncoderSettings
 from foreserve.settings_services import ForesightSettings as ForesightSettings
 from foreserve.settings_services import FunctionSettings as FunctionSettings
 from foreserve.settings_services import LLMSettings as LLMSettings

@@ -202,6 +202,38 @@ class LLMSettings(ServiceSettings, frozen=True, kw_only=True):
         above("kv_cache_gb", self.kv_cache_gb, 0)
 
 
+class EncoderSettings(ServiceSettings, frozen=True, kw_only=True):
+    """An encoder of texts or images on this machine: embeddings, ranking, and tasks that were trained for it.
+
+    `model` is a packaged model's name or a Hugging Face folder, also one of sentence-transformers. `tasks` is a folder
+    of tasks that `foreserve adapt` made. `elastic` are the token settings (`merge:4`, …) that embeddings may be made
+    with where a request asks for it, or always with `elastic_always`; a task has its own. `weights` is the precision in
+    memory. At most `max_running` inputs run together. The settings are measured when a worker starts, within about
+    `measure_s` seconds.
+    """
+
+    model: str
+    tasks: str | None = None
+    elastic: list[str] = msgspec.field(default_factory=list)
+    elastic_always: bool = False
+    weights: Literal["f32", "bf16", "f16"] = "f32"
+    threads: int | None = None
+    max_running: int = 32
+    measure_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("max_running", self.max_running, 1)
+        above("measure_s", self.measure_s, 0)
+        if self.threads is not None:
+            at_least("threads", self.threads, 1)
+        wrong = [each for each in self.elastic if not re.fullmatch(r"plain|merge:[1-9][0-9]{0,3}", each)]
+        if wrong:
+            raise ValueError(f"`elastic` has {wrong[0]!r}; valid: merge:R, R at least 1")
+        if self.elastic_always and not self.elastic:
+            raise ValueError("`elastic_always` is set, and `elastic` names no setting")
+
+
 class UpstreamSettings(ServiceSettings, frozen=True, kw_only=True):
     """A model on servers that already run and speak OpenAI's API: each address in `urls` is a replica.
 

@@ -31,6 +31,8 @@ EXAMPLES = 20
 OPERATIONS = [
     "POST /v1/chat/completions",
     "POST /v1/completions",
+    "POST /v1/embeddings",
+    "POST /v1/rerank",
     "GET /v1/models",
     "GET /v1/models/{model}",
     "POST /v1/functions/{name}",

@@ -160,7 +160,7 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
         "role": "of pipelines", "sequence": "of pipelines", "idempotent": "of the kind", "attempt": "a count",
         "crowded": "attempts that ran out of memory: one was longer than foreseen, whoever it was",
         "credits": "of the reader", "forecast": "predicted when it came", "ramp": "predicted when it came",
-        "prefix": "of the prompt",
+        "prefix": "of the prompt", "plans": "what the kind offers, by held-out data",
     },
     ScalingView: {
         "service": "a name", "at": "the calendar", "replicas": "below", "waiting": "below",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from foreserve import __version__
+from foreserve.cli.adapt import adapt
 from foreserve.cli.bench import bench
 from foreserve.cli.calibrate import calibrate
 from foreserve.cli.explain import explain
@@ -30,6 +31,7 @@ app.command()(explain)
 app.command()(top)
 app.command()(calibrate)
 app.command()(learn)
+app.command()(adapt)
 app.command()(simulate)
 app.command("replay")(replay_)
 app.command("forget")(forget_)

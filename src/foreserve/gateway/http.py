@@ -11,6 +11,7 @@ from foreserve import __version__
 from foreserve.clock import wall
 from foreserve.gateway import (
     admin,
+    embeddings,
     errors,
     functions,
     graphs,
@@ -18,6 +19,7 @@ from foreserve.gateway import (
     metrics,
     openai,
     pipelines,
+    rerank,
     runtime,
     schemas,
     servers,
@@ -50,7 +52,21 @@ def create_app(running: Running, lifespan: Lifespan | None = None) -> FastAPI:
     app.state.metrics = metrics.Metrics(running)
     app.state.recordings = Recordings(running)
     app.state.components = {}
-    for part in (openai, pipelines, functions, graphs, inference, metrics, admin, runtime, servers, trace):
+    parts = (
+        openai,
+        embeddings,
+        rerank,
+        pipelines,
+        functions,
+        graphs,
+        inference,
+        metrics,
+        admin,
+        runtime,
+        servers,
+        trace,
+    )
+    for part in parts:
         app.include_router(part.router)
     functions.install(app)
     upstream.install(app)

@@ -22,7 +22,7 @@ from foreserve.gateway.inference_bodies import HEADER_LENGTH, InferBody, decode,
 from foreserve.gateway.schemas import describe
 from foreserve.gateway.sse import collected
 from foreserve.services.base import Service
-from foreserve.services.inference import Infers
+from foreserve.services.inference import Infers, InfersOnTerms
 
 EXTENSIONS = ["binary_tensor_data"]
 
@@ -113,8 +113,12 @@ async def infer(http: HttpRequest, name: str) -> Response:
     if kind.streams:
         raise BadRequest(f"{service.name!r} gives its answer in parts, for which this protocol has no way")
     request = msgspec.structs.replace(request, payload=kind.infer(tensors))
+    on_terms = kind if isinstance(kind, InfersOnTerms) else None
+    if on_terms is not None:
+        request = msgspec.structs.replace(request, about=on_terms.on_terms(request.payload, body.parameters))
     events = await collected(service.submit(request), http.receive)
-    data, header_length = encode(service.name, body, kind.inferred(events))
+    parameters = {} if on_terms is None else on_terms.told(events)
+    data, header_length = encode(service.name, body, kind.inferred(events), parameters)
     if header_length is None:
         return Response(data, media_type="application/json")
     headers = {HEADER_LENGTH: str(header_length)}

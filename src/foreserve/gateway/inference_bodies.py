@@ -63,6 +63,7 @@ class InferReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     model_name: str
     outputs: list[OutputReply]
     id: str = ""
+    parameters: Parameters = {}
 
 
 _bodies = Decoder(InferBody)
@@ -159,8 +160,10 @@ def _flat(data: Any) -> Iterable[Any]:
 # --- the reply
 
 
-def encode(model: str, body: InferBody, outputs: Sequence[Output]) -> tuple[bytes, int | None]:
-    """The reply's bytes, and how many of them are JSON where raw data follows.
+def encode(
+    model: str, body: InferBody, outputs: Sequence[Output], parameters: Parameters | None = None
+) -> tuple[bytes, int | None]:
+    """The reply's bytes, and how many of them are JSON where raw data follows. `parameters` are the reply's own.
 
     Raises BadRequest for an output that is asked for and not there, or that JSON cannot tell; EngineFailed for a result
     that has two outputs of one name.
@@ -180,7 +183,7 @@ def encode(model: str, body: InferBody, outputs: Sequence[Output]) -> tuple[byte
         if binary is True:
             data.append(tensor.data)
         replies.append(_reply(each.name, tensor, binary=binary is True))
-    head = msgspec.json.encode(InferReply(model_name=model, outputs=replies, id=body.id))
+    head = msgspec.json.encode(InferReply(model_name=model, outputs=replies, id=body.id, parameters=parameters or {}))
     return head + b"".join(data), len(head) if data else None
 
 

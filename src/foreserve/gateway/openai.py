@@ -32,6 +32,7 @@ from foreserve.gateway.schemas import describe
 from foreserve.gateway.sse import EventStream, event, merged, raise_error
 from foreserve.gateway.upstream import forwarded, models_of, upstream_of
 from foreserve.services.base import Service
+from foreserve.services.encoder import Encoder
 from foreserve.services.llm import LLM
 from foreserve.services.llm_decoder import Ended
 from foreserve.services.llm_prompt import Sampling
@@ -89,7 +90,7 @@ async def completions(http: HttpRequest) -> Response:
 
 @router.get("/models", **describe("The models there are"))
 async def models(http: HttpRequest) -> Response:
-    """The language models of this server, those that other servers run for it included."""
+    """The language models and encoders of this server, those that other servers run for it included."""
     call = Call(http, b"")
     data = [_model(name, service, call.created) for name, service in models_of(call.running)]
     data += [_model(name, None, call.created) for name in pipeline_models.models(call.running)]
@@ -98,11 +99,12 @@ async def models(http: HttpRequest) -> Response:
 
 @router.get("/models/{model:path}", **describe("One model", not_found=True))
 async def model(http: HttpRequest, model: str) -> Response:
-    """One language model of this server."""
+    """One language model or encoder of this server."""
     call = Call(http, b"")
     if pipeline_models.model_of(call.running, model) is not None:
         return _json(_model(model, None, call.created))
-    service = upstream_of(call.running, model) or call.service(model, LLM, "model", "model")
+    served: Any = LLM | Encoder
+    service = upstream_of(call.running, model) or call.service(model, served, "model", "model")
     return _json(_model(model, service, call.created))
 
 

@@ -10,10 +10,11 @@ from fastapi.openapi.utils import get_openapi
 
 from foreserve import __version__
 from foreserve.gateway.bodies import ChatBody, CompletionBody
+from foreserve.gateway.encoder_bodies import EmbeddingsBody, RerankBody
 from foreserve.gateway.errors import BODY_SCHEMA
 from foreserve.gateway.inference_bodies import InferBody
 
-BODIES = (ChatBody, CompletionBody, InferBody)
+BODIES = (ChatBody, CompletionBody, EmbeddingsBody, InferBody, RerankBody)
 """The structs that bodies are decoded into."""
 
 _REF = "#/components/schemas/{name}"

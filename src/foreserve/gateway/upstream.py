@@ -29,6 +29,7 @@ from foreserve.gateway.passing import Passed, onward
 from foreserve.gateway.relay import Relay
 from foreserve.running import Running
 from foreserve.services.base import Service
+from foreserve.services.encoder import Encoder
 from foreserve.services.llm import LLM
 from foreserve.services.observing import Observer, Report
 from foreserve.services.upstream import Upstream
@@ -75,12 +76,12 @@ def upstream_of(running: Running, model: str) -> Service | None:
 
 
 def models_of(running: Running) -> list[tuple[str, Service]]:
-    """The names of all language models, ours and those upstream, with their services."""
+    """The names of all models that OpenAI's API serves, ours and those upstream, with their services."""
     found: list[tuple[str, Service]] = []
     for name, service in running.services.items():
         if isinstance(service.kind, Upstream) and len(service.kind.models) > 1:
             found += [(model, service) for model in service.kind.models]
-        elif isinstance(service.kind, Upstream | LLM):
+        elif isinstance(service.kind, Encoder | LLM | Upstream):
             found.append((name, service))
     return found
 

@@ -159,6 +159,7 @@ class Service:
             forecast=price.forecast,
             ramp=price.ramp,
             prefix=price.prefix,
+            plans=price.plans,
             arrival=request.arrival,
             deadline=request.deadline,
             utility=request.utility,

@@ -48,3 +48,16 @@ class Infers(Protocol):
     def inferred(self, events: Sequence[Any]) -> Sequence[Output]:
         """The outputs, of all events of such a request."""
         ...
+
+
+@runtime_checkable
+class InfersOnTerms(Infers, Protocol):
+    """One whose answers depend on more than the inputs, by the `parameters` of a request, and which tells how."""
+
+    def on_terms(self, payload: Any, parameters: Mapping[str, Any]) -> Any:
+        """What `Request.about` is to be. Raises BadRequest naming the parameter that does not fit."""
+        ...
+
+    def told(self, events: Sequence[Any]) -> dict[str, Any]:
+        """The `parameters` of the reply."""
+        ...

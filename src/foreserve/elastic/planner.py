@@ -1,0 +1,144 @@
+"""Which token setting each waiting batch gets, so that they are together worth most by their deadlines.
+
+Batches run one after the other in the order given. For each the planner takes a setting, or leaves it out. A state is
+when the batches so far are done and what they are worth; one that is done no earlier and worth no more than another is
+dropped. What is left is exact: with a single state for each pair of batch and setting it would not be, as a slower
+setting that is worth more now can cost a later batch its deadline.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+EXACT = 16
+"""Batches that are planned exactly at the most; those after them are foreseen greedily."""
+
+TAILS = 8
+"""States from which the rest is foreseen, where it is greedy."""
+
+Floats = NDArray[np.float64]
+
+
+class Batch:
+    """One batch, as the planner sees it: by when each of its requests should be done, and what settings bring.
+
+    `seconds` has one time for each setting. `worth` `[settings, requests]` is what each request is worth under it by
+    its deadline, and `late` `[requests]` which part of that is left after it. It begins no sooner than `earliest`.
+    """
+
+    def __init__(
+        self,
+        deadlines: Sequence[float],
+        seconds: Sequence[float],
+        worth: Floats,
+        late: Sequence[float],
+        earliest: float = -math.inf,
+    ) -> None:
+        order = np.argsort(deadlines, kind="stable")
+        self.deadlines: Floats = np.asarray(deadlines, float)[order]
+        self.seconds: Floats = np.asarray(seconds, float)
+        ordered = worth[:, order]
+        left = ordered * np.asarray(late, float)[order]
+        zero = np.zeros((len(worth), 1))
+        # Done after the deadlines of the first n: those n are late, the others are not.
+        on_time = np.concatenate([np.cumsum(ordered[:, ::-1], axis=1)[:, ::-1], zero], axis=1)
+        self.gains: Floats = on_time + np.concatenate([zero, np.cumsum(left, axis=1)], axis=1)
+        self.earliest = earliest
+        self._rows = np.arange(len(self.seconds))
+
+    def gain(self, done: Floats) -> Floats:
+        """What it is worth if done at `done` `[..., settings]`, by setting. Done at its deadline is on time."""
+        return self.gains[self._rows, np.searchsorted(self.deadlines, done, side="left")]
+
+
+class Plan(NamedTuple):
+    """The setting of each batch, as a number, or `None` for one that is left out, and what all are then worth.
+
+    `labels` is how many states were looked at, and `exact` how many of the batches were planned exactly.
+    """
+
+    settings: tuple[int | None, ...]
+    worth: float
+    labels: int
+    exact: int
+
+
+def plan(batches: Sequence[Batch], start: float, budget: int | None = None) -> Plan:
+    """The plan that is worth most when the first may begin at `start`; among equals the one that is done first.
+
+    At most `EXACT` batches, and no more than `budget` states, are planned exactly. From there each batch in turn gets
+    the setting worth most of those that leave all later ones time for their fastest.
+    """
+    times, worth = np.array([start]), np.zeros(1)
+    backs: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
+    labels, at = 0, 0
+    for at, batch in enumerate([*batches, None]):  # where it stopped is wanted
+        if batch is None or at == EXACT:
+            break
+        count = len(batch.seconds)
+        if budget is not None and labels + len(times) * (count + 1) > budget and at:
+            break
+        labels += len(times) * (count + 1)
+        done = np.maximum(times, batch.earliest)[:, None] + batch.seconds
+        every = np.concatenate([times, done.ravel()])
+        value = np.concatenate([worth, (worth[:, None] + batch.gain(done)).ravel()])
+        order = np.lexsort((-value, every))
+        rising = value[order]
+        best = np.maximum.accumulate(rising)
+        kept = order[np.concatenate([[True], best[1:] > best[:-1]])]
+        before = np.where(kept < len(times), kept, (kept - len(times)) // count)
+        chosen = np.where(kept < len(times), -1, (kept - len(times)) % count)
+        backs.append((before, chosen))
+        times, worth = every[kept], value[kept]
+    state, rest, tail = _foreseen(batches[at:], times, worth)
+    settings: list[int | None] = []
+    last = state
+    for before, chosen in reversed(backs):
+        settings.append(None if chosen[last] < 0 else int(chosen[last]))
+        last = int(before[last])
+    return Plan((*reversed(settings), *tail), float(worth[state] + rest), labels, at)
+
+
+def _foreseen(rest: Sequence[Batch], times: Floats, worth: Floats) -> tuple[int, float, tuple[int | None, ...]]:
+    """From which state the rest, greedily planned, brings most; what it brings, and its settings."""
+    last = len(times) - 1
+    if not rest:
+        return last, 0.0, ()
+    # Of many states, evenly: the earliest, the one worth most, and some between.
+    looked = np.unique(np.linspace(last, 0, TAILS).round().astype(int))[::-1]
+    totals, settings = _greedy(rest, times[looked])
+    best = int(np.argmax(worth[looked] + totals))
+    tail = (None if each < 0 else int(each) for each in settings[best])
+    return int(looked[best]), float(totals[best]), (*tail,)
+
+
+def _greedy(batches: Sequence[Batch], starts: Floats) -> tuple[Floats, NDArray[np.intp]]:
+    """From each start: what all are worth and their settings `[starts, batches]`, -1 where one is left out.
+
+    Each has the setting worth most that leaves later batches time for their fastest.
+    """
+    latest = np.inf
+    leaves: list[float] = []
+    for batch in reversed(batches):
+        leaves.append(latest)
+        latest = min(latest, float(batch.deadlines[0])) - float(batch.seconds.min())
+    now, total = starts.copy(), np.zeros(len(starts))
+    settings = np.full((len(starts), len(batches)), -1)
+    rows = np.arange(len(starts))
+    for at, (batch, most) in enumerate(zip(batches, reversed(leaves), strict=True)):
+        done = np.maximum(now, batch.earliest)[:, None] + batch.seconds
+        gains = batch.gain(done)
+        fastest = batch.seconds == batch.seconds.min()
+        fits = (done <= most) | fastest
+        best = np.where(fits, gains, -1.0).argmax(axis=1)
+        got = gains[rows, best]
+        runs = got > 0
+        settings[runs, at] = best[runs]
+        now = np.where(runs, done[rows, best], now)
+        total += np.where(runs, got, 0.0)
+    return total, settings
