@@ -115,7 +115,7 @@ def test_settings_are_changed_by_dotted_keys(house: Path):
         ),
         ("chat.queue.max_waitin=4", "--set chat.queue.max_waitin: unknown key 'max_waitin'"),
         ("chat.replicas=many", "--set chat.replicas is 'many': expected int"),
-        ("chat.policy=best", "no batch policy is called 'best'; valid: auto, deferred, fcfs, fixed, hrrn, magnus"),
+        ("chat.policy=best", "no batch policy is called 'best'; valid: auto, deferred, earliest_root, elastic"),
         ("talk.replicas=4", "--set talk.replicas: there is no 'talk' in the app; valid: services, chat, server, state"),
         ("services.talk.replicas=4", "--set services.talk.replicas: there is no 'talk' in the app; valid: chat"),
         ("chat.replicas", "--set chat.replicas: write KEY=VALUE"),

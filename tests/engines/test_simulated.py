@@ -36,6 +36,13 @@ def engine(**options):
     return SimulatedEngine(**{"prefill_s_per_token": 0.01, "decode_s": 0.1, "decode_s_per_seq": 0.05, **options})
 
 
+@pytest.mark.parametrize("batching", ["continuous", "static"])
+def test_tokens_of_several_moments_that_are_handed_on_at_once_count_up(batching):
+    core = engine(batching=batching, emit_every=1).core
+    chunks = [*core.run([work("a", output=6, prompt=[1] * 10)], 0.0), *core.advance(1e3)]
+    assert [token for chunk in chunks for token in chunk.data.ids] == [*range(10, 16)]
+
+
 def test_one_request_costs_its_prefill_and_a_step_for_each_later_token():
     seen = times(engine(), (0.0, work("a", output=5, prompt=[1] * 10)))
     assert seen["a"] == [CLOSE((0.1, 1)), CLOSE((0.5, 4))]

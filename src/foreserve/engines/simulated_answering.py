@@ -18,7 +18,7 @@ class Answering:
 
     __slots__ = (
         "cached", "ended", "every", "given", "held", "id", "limited", "made", "next", "number", "output",
-        "place", "prompt", "ready", "reserved", "todo", "unit", "units", "work", "zero",
+        "place", "prompt", "ready", "reserved", "sent", "todo", "unit", "units", "work", "zero",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +45,8 @@ class Answering:
         self.work = work
         self.number = 0
         """Chunks that its owner has sent."""
+        self.sent = 0
+        """Tokens in them: behind `given` where several moments are handed on at once."""
         self.given = 0
         """Tokens that have been put out."""
         self.next = 1

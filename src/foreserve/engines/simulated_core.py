@@ -264,8 +264,9 @@ class SimulatedCore:
             if type(work.payload) is Sized:
                 data = Count(tokens)
             else:
-                last = request.prompt + request.given
-                data = Tokens(ids=list(range(last - tokens, last)))
+                first = request.prompt + request.sent
+                data = Tokens(ids=list(range(first, first + tokens)))
+            request.sent += tokens
         if end is None:
             return Chunk(id=work.id, index=index, data=data, attempt=work.attempt)
         del self._live[work.id]
