@@ -189,6 +189,20 @@ async def test_a_worker_does_not_outlive_its_gateway(engine, step_s, way, tmp_pa
     await _until_dead(pid)
 
 
+@pytest.mark.parametrize("ticks", range(5))
+async def test_a_cancellation_that_comes_with_the_end_is_not_lost(launcher, ear, ticks):
+    connection = await launcher.launch("one", spec(), ear)
+    await ear.first(Ready)
+    connection.kill()
+    waits = asyncio.create_task(connection._gone_within(10.0))
+    await connection.gone.wait()
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    if waits.cancel():
+        with pytest.raises(asyncio.CancelledError):
+            await waits
+
+
 async def test_a_worker_ends_when_its_connection_does(launcher, ear):
     connection = await launcher.launch("echo-1", spec(), ear)
     await ear.first(Ready)

@@ -45,7 +45,8 @@ class InlineConnection:
         self._why = self._why or "stopped"
         self.send(Exit())
         try:
-            await asyncio.wait_for(self._gone.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                await self._gone.wait()
         except TimeoutError:
             self._host.abandon()
             await self._gone.wait()

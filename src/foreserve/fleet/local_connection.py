@@ -229,7 +229,8 @@ class LocalConnection:
 
     async def _gone_within(self, seconds: float) -> bool:
         try:
-            await asyncio.wait_for(self.gone.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self.gone.wait()
         except TimeoutError:
             return False
         return True

@@ -72,7 +72,8 @@ class OwnerLine:
         if answer.cancelled():
             return None
         try:
-            return await asyncio.wait_for(answer, ANSWER_S)
+            async with asyncio.timeout(ANSWER_S):
+                return await answer
         except (TimeoutError, ConnectionError):
             return None
         finally:

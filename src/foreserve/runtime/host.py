@@ -181,7 +181,8 @@ class EngineHost:
             if others:
                 await asyncio.wait(others, timeout=CLOSE_LIMIT_S)
             if self._engine is not None:
-                await asyncio.wait_for(self._engine.close(), CLOSE_LIMIT_S)
+                async with asyncio.timeout(CLOSE_LIMIT_S):
+                    await self._engine.close()
         except (Exception, SystemExit):
             log.exception("the engine did not close")
         finally:

@@ -57,7 +57,8 @@ class Worker:
         await self.host.closed.wait()
         try:
             # Nothing waits in the wire only when nothing waits here: `_room` comes first.
-            await asyncio.wait_for(self._wire.written.wait(), FLUSH_S)
+            async with asyncio.timeout(FLUSH_S):
+                await self._wire.written.wait()
         except TimeoutError:
             log.warning("the gateway reads nothing; its last messages are lost")
         self._wire.close()
