@@ -95,7 +95,7 @@ class Wiring:
             settled=self._settling(kind),
         )
         # Until the first replica is ready: refused and counted, not queued for what may never come.
-        dispatcher.unavailable = f"no replica of {name!r} has been ready yet"
+        dispatcher.unavailable = f"the first replica of {name!r} is still starting"
         replicas = Replicas(
             name,
             kind.engines,

@@ -189,7 +189,7 @@ class LLM:
     def limits(self) -> Limits:
         """What can be asked for. Raises Unavailable until a replica has been ready."""
         if self._limits is None:
-            raise Unavailable("no replica of this model has been ready yet", retry_after=1.0)
+            raise Unavailable("the first replica of this model is still starting", retry_after=1.0)
         return self._limits
 
     async def chat(self, messages: Sequence[Mapping[str, Any]], sampling: Sampling) -> Generate:
