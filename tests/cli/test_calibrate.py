@@ -88,7 +88,11 @@ def test_a_running_server_is_measured_from_outside(tmp_path: Path):
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing_running_and_writes_nothing(app_file: Path, tmp_path: Path):
     command = [sys.executable, "-m", "foreserve.cli.main", "calibrate", str(app_file), "--seconds", "60"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    heeds = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test that a shell runs beside ignores it
+    try:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, heeds)
     try:
         worker: list[str] = []
         end = time.monotonic() + 30
