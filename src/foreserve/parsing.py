@@ -28,6 +28,15 @@ def parse(data: Any, into: type[T], where: str) -> T:
         raise ConfigError(f"{where}{path.rstrip('`')}: {_lower(message)}") from None
 
 
+def with_first(words: dict[str, Any], name: str, value: Any, where: str, what: str) -> dict[str, Any]:
+    """`words` with what was given first, without its name (`None`: nothing was). Raises ConfigError if both name it."""
+    if value is None:
+        return words
+    if name in words:
+        raise ConfigError(f"{where}: {what} named twice, first without and then with `{name}=`")
+    return {**words, name: value}
+
+
 def _words(value: Any, kind: Any) -> Any:
     """`value` with `on` and `off` as words where those are choices: YAML reads them as yes and no unless quoted."""
     kinds = [part for part in _parts(kind) if part is not NoneType]

@@ -260,20 +260,10 @@ async def test_what_is_not_to_be_learned(open_house):
         assert house.names == ["context-1"]
 
 
-async def test_without_memory_nothing_is_learned(tmp_path):
+@pytest.mark.parametrize(("remembers", "worth_s"), [(False, 0.0), (True, 60.0)], ids=["no memory", "no time taken"])
+async def test_nothing_is_learned_without_memory_and_of_a_start_that_takes_no_time(tmp_path, remembers, worth_s):
     house = House(tmp_path, None)
-    house.contexts = Contexts(worth_s=0.0)
-    house.launcher = LocalLauncher(contexts=house.contexts)
-    spec = house.spec(house.module("lazy_one"))
-    for _ in range(2):
-        assert (await house.ready(spec))["there"] == []
-    assert house.names == ["context-1"]
-    await house.close()
-
-
-async def test_a_start_that_takes_no_time_teaches_nothing(tmp_path):
-    house = House(tmp_path, None)
-    house.contexts = Contexts(remembered=house.remembered, worth_s=60.0)
+    house.contexts = Contexts(remembered=house.remembered if remembers else None, worth_s=worth_s)
     house.launcher = LocalLauncher(contexts=house.contexts)
     spec = house.spec(house.module("lazy_one"))
     for _ in range(2):

@@ -24,7 +24,7 @@ from foreserve.elastic.shared import shared_files
 from foreserve.elastic.words import Words
 from foreserve.errors import BadRequest, ConfigError, Unavailable
 from foreserve.models.catalog import locate
-from foreserve.parsing import parse
+from foreserve.parsing import parse, with_first
 from foreserve.registry import entry
 from foreserve.services.encoder_plans import PLAINLY, Allowed, Terms, allowed, terms_of
 from foreserve.services.encoder_reading import Answered, Reading
@@ -73,10 +73,7 @@ class Encoder:
     streams = False
 
     def __init__(self, model: str | None = None, /, **words: Any) -> None:
-        if model is not None:
-            if "model" in words:
-                raise ConfigError("Encoder(...): the model is named twice, first without and then with `model=`")
-            words["model"] = model
+        words = with_first(words, "model", model, "Encoder(...)", "the model is")
         where = f"Encoder({model!r})" if model else "Encoder(...)"
         self._setup(parse(words, EncoderSettings, where), where)
 

@@ -15,7 +15,7 @@ from foreserve.clock import wall
 from foreserve.core import EngineInfo, EngineSpec, Outcome, Price, Request, Work
 from foreserve.engines.generation import Generate
 from foreserve.errors import BadRequest, ConfigError, RequestError, Unavailable
-from foreserve.parsing import parse
+from foreserve.parsing import parse, with_first
 from foreserve.registry import entry
 from foreserve.services.foreseeing import Foreseer
 from foreserve.services.foreseen import Foreseen, tokens_cost
@@ -48,10 +48,7 @@ class LLM:
     idempotent = True
 
     def __init__(self, model: str | None = None, /, **words: Any) -> None:
-        if model is not None:
-            if "model" in words:
-                raise ConfigError("LLM(...): the model is named twice, first without and then with `model=`")
-            words["model"] = model
+        words = with_first(words, "model", model, "LLM(...)", "the model is")
         self._setup(parse(words, LLMSettings, f"LLM({model!r})" if model else "LLM(...)"), "LLM(...)")
 
     @classmethod

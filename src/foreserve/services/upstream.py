@@ -10,8 +10,7 @@ import msgspec
 from foreserve.chosen import placement_name
 from foreserve.core import Chunk, EngineInfo, EngineSpec, Outcome, Price, Request, Work
 from foreserve.engines.forwarding import Answer, Body, Forward, Head
-from foreserve.errors import ConfigError
-from foreserve.parsing import parse
+from foreserve.parsing import parse, with_first
 from foreserve.ports import Decoded
 from foreserve.registry import entry, load
 from foreserve.services.foreseeing import Foreseer
@@ -42,10 +41,8 @@ class Upstream:
     placement = "anticipated"
 
     def __init__(self, urls: Sequence[str] | str | None = None, /, **words: Any) -> None:
-        if urls is not None:
-            if "urls" in words:
-                raise ConfigError("Upstream(...): the servers are named twice, first without and then with `urls=`")
-            words["urls"] = [urls] if isinstance(urls, str) else list(urls)
+        given = urls if urls is None else [urls] if isinstance(urls, str) else list(urls)
+        words = with_first(words, "urls", given, "Upstream(...)", "the servers are")
         self._setup(parse(words, UpstreamSettings, "Upstream(...)"), "Upstream(...)")
 
     @classmethod
