@@ -170,13 +170,13 @@ class Wiring:
 
     def _told(self, name: str, kind: Served) -> Callable[[EngineInfo], None]:
         def told(info: EngineInfo) -> None:
-            before, options = policy_name(kind), kind.settings.policy_options
+            before = policy_name(kind), kind.settings.policy_options
             self.services[name].info = info
             kind.ready(info)
-            if policy_name(kind) != before:  # `auto`, and the engine batches otherwise than its name told
-                log.info("%s: its engine is %s, so policy %s orders it", name, info.batching, policy_name(kind))
-                self._adopt(name, kind)
-            elif kind.settings.policy_options != options:  # it has measured what its policy needs to know
+            now = policy_name(kind), kind.settings.policy_options
+            if now[0] != before[0]:  # `auto`, and the engine batches otherwise than its name told
+                log.info("%s: its engine is %s, so policy %s orders it", name, info.batching, now[0])
+            if now != before:  # or it has measured what its policy needs to know
                 self._adopt(name, kind)
 
         return told
