@@ -1,78 +1,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from foreserve.core import Chunk, Finish, Work
+from foreserve.core import Chunk
 from foreserve.engines import remote_watch
-from foreserve.engines.forwarding import Body, Forward, Head
 from foreserve.engines.remote import RemoteEngine
 from foreserve.errors import EngineStartError
-from tests.engines.scripted_server import (
-    USAGE,
-    VLLM_METRICS,
-    ScriptedServer,
-    delta,
-    event,
-    hang,
-    hang_up,
-    scripted,
-    streaming,
-)  # fmt: skip
-
-CHAT = "/v1/chat/completions"
-DONE = event(b"[DONE]")
-
-
-def work(body: object = None, path: str = CHAT, method: str = "POST", **words: Any) -> Work:
-    raw = body if isinstance(body, bytes) else json.dumps(body or {"model": "m", "messages": []}).encode()
-    forward = {name: words.pop(name) for name in ("headers", "count_tokens", "answers") if name in words}
-    order = Forward(method=method, path=path, body=raw, **forward)
-    return Work(**{"id": "r1", "payload": order, "cost": {"slots": 1.0}, "arrival": 0.0} | words)
-
-
-@asynccontextmanager
-async def engine(server: ScriptedServer, **words: Any) -> AsyncIterator[RemoteEngine]:
-    made = RemoteEngine(server.url, **words)
-    await made.start()
-    try:
-        yield made
-    finally:
-        await made.close()
-
-
-async def run(made: RemoteEngine, asked: Work, plan: Any = None) -> tuple[Head | None, bytes, Finish, list[Chunk]]:
-    chunks = [chunk async for chunk in made.run(asked, plan)]
-    assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
-    assert all(chunk.finish is None for chunk in chunks[:-1])
-    head = chunks[0].data
-    body = b"".join(chunk.data.data for chunk in chunks[1:-1])
-    finish = chunks[-1].finish
-    assert finish is not None
-    return head, body, finish, chunks
-
-
-async def test_a_json_answer_passes_byte_for_byte_and_is_counted() -> None:
-    async with scripted() as server, engine(server) as made:
-        raw = b'{ "odd"  :1.0,"choices":[],\n "usage": {"prompt_tokens":7,"completion_tokens":3} }'
-
-        async def script(request: web.Request) -> web.StreamResponse:
-            return web.Response(body=raw, content_type="application/json", headers={"x-theirs": "1"})
-
-        server.script = script
-        sent = b'{"model":"m","tools":[{"x":1e400}],"unknown":null}'
-        head, body, finish, _ = await run(made, work(sent, headers={"x-one": "2"}))
-        assert head is not None
-        assert (head.status, head.headers["x-theirs"], body) == (200, "1", raw)
-        assert (finish.reason, finish.usage) == ("stop", {"prompt_tokens": 7, "output_tokens": 3})
-        request, got = server.seen[-1]
-        assert (got, request.path, request.headers["x-one"]) == (sent, CHAT, "2")
+from tests.engines.remote_engine import DONE, engine, run, work
+from tests.engines.scripted_server import USAGE, VLLM_METRICS, delta, event, hang, hang_up, scripted, streaming
 
 
 async def test_a_plans_priority_is_put_into_the_body_where_that_was_asked_for() -> None:
@@ -94,62 +33,6 @@ async def test_a_plans_priority_is_put_into_the_body_where_that_was_asked_for() 
         async with engine(server) as made:
             await run(made, work(raw), {"priority": 3})
             assert server.seen[-1][1] == raw
-
-
-async def test_an_event_stream_passes_whole_events_however_it_is_cut() -> None:
-    events = [
-        event(delta(role="assistant", content="")),
-        b'event: x\r\ndata: {"text": "\xf0\x9f\x99\x82"}\r\n\r\n',
-        event(delta(reasoning_content="hm … 思")),
-        event(delta(tool_calls=[{"index": 0, "function": {"name": "f", "arguments": '{"a'}}])),
-        b": ping\n\n",
-        event({"choices": [], "usage": USAGE}),
-        DONE,
-    ]
-    data = b"".join(events)
-    async with scripted() as server, engine(server) as made:
-        for size in (1, 3, 7, 100, len(data)):
-            server.script = streaming(*(data[i : i + size] for i in range(0, len(data), size)))
-            head, body, finish, chunks = await run(made, work({"stream": True}))
-            assert head is not None
-            assert head.content_type == "text/event-stream; charset=utf-8"
-            assert body == data
-            assert finish.usage == {"prompt_tokens": 7, "output_tokens": 3}
-            ends = {len(b"".join(events[:n])) for n in range(len(events) + 1)}
-            at = 0
-            for chunk in chunks[1:-1]:
-                at += len(chunk.data.data)
-                assert at in ends, "an event was split"
-
-
-@pytest.mark.parametrize("count", [False, True])
-@pytest.mark.parametrize("reason", ["length", "stop"])
-async def test_a_stream_that_ended_at_its_limit_ends_so_and_passes_as_it_was(reason: str, count: bool) -> None:
-    last = event({"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
-    usage = event({"choices": [], "usage": USAGE})
-    async with scripted() as server, engine(server) as made:
-        server.script = streaming(event(delta(content="a")), last, usage + DONE)
-        _, body, finish, _ = await run(made, work({"stream": True}, count_tokens=count))
-        assert (finish.reason, finish.usage["output_tokens"]) == (reason, 3)
-        assert body == event(delta(content="a")) + last + (DONE if count else usage + DONE)
-
-
-async def test_a_json_answer_of_which_one_choice_was_cut_ends_so() -> None:
-    raw = b'{"choices":[{"finish_reason":"stop"},{ "finish_reason" : "length"}],"usage":{"completion_tokens":9}}'
-
-    async def script(request: web.Request) -> web.StreamResponse:
-        return web.Response(body=raw, content_type="application/json")
-
-    async with scripted() as server, engine(server) as made:
-        server.script = script
-        _, body, finish, _ = await run(made, work())
-        assert (body, finish.reason, finish.usage) == (raw, "length", {"output_tokens": 9})
-
-
-async def test_a_stream_without_a_last_blank_line_loses_nothing() -> None:
-    async with scripted() as server, engine(server) as made:
-        server.script = streaming(b"data: 1\n\ndata: 2")
-        assert (await run(made, work()))[1] == b"data: 1\n\ndata: 2"
 
 
 async def test_usage_is_asked_for_on_our_account_and_kept_from_the_client() -> None:
@@ -281,15 +164,6 @@ async def test_leaving_the_iterator_closes_the_connection() -> None:
         await asyncio.wait_for(server.left.wait(), 5)
 
 
-async def test_silence_ends_an_answer() -> None:
-    async with scripted() as server, engine(server, timeout_s=0.1) as made:
-        server.script = streaming(event(delta(content="a")), then=hang)
-        _, body, finish, _ = await run(made, work())
-        assert body == event(delta(content="a"))
-        assert finish.reason == "error"
-        assert "said nothing for 0.1 s" in (finish.error or "")
-
-
 async def test_a_dropped_connection_is_asked_again_once_when_the_server_is_well() -> None:
     async with scripted() as server, engine(server) as made:
         drops = [hang_up]
@@ -310,16 +184,6 @@ async def test_a_dropped_connection_is_asked_again_once_when_the_server_is_well(
         assert finish is not None
         assert finish.reason == "error"
         assert len(server.seen) == 1
-
-
-async def test_an_answer_broken_off_part_way_says_so() -> None:
-    async with scripted() as server, engine(server) as made:
-        server.script = streaming(event(delta(content="a")), pause_s=0.05, then=hang_up)
-        _, body, finish, _ = await run(made, work())
-        assert body == event(delta(content="a"))
-        assert finish.reason == "error"
-        assert finish.detail is None
-        assert "broke off" in (finish.error or "")
 
 
 async def test_a_server_that_goes_away_ends_failed() -> None:
@@ -393,43 +257,6 @@ async def test_where_nothing_is_told_nothing_is_known_of_others() -> None:
         assert (await made.load()).others is None
 
 
-async def test_how_much_its_cache_holds() -> None:
-    async with scripted() as server:
-        server.metrics = 'vllm:cache_config_info{block_size="16",num_gpu_blocks="100"} 1\n'
-        made = RemoteEngine(server.url)
-        assert (await made.start()).holds == {"kv_tokens": 1600.0}
-        await made.close()
-    async with scripted(make="llamacpp") as server:
-        server.props = {"total_slots": 4, "default_generation_settings": {"n_ctx": 2048, "params": {}}}
-        made = RemoteEngine(server.url)
-        info = await made.start()
-        assert (info.holds, info.capacity) == ({"kv_tokens": 8192.0}, {"slots": 64.0})
-        await made.close()
-
-
-async def test_what_a_server_says_of_itself() -> None:
-    async with scripted(models=("a", "b")) as server:
-        made = RemoteEngine(server.url + "/v1/", model="a", max_running=3)
-        info = await made.start()
-        await made.close()
-        assert info.capacity == {"slots": 3.0}
-        assert info.facts == {"url": server.url, "models": ["a", "b"], "make": "vllm", "context_tokens": 4096}
-        with pytest.raises(EngineStartError, match="has no model 'c'; valid: a, b"):
-            await RemoteEngine(server.url, model="c").start()
-        server.lists_models = False
-        made = RemoteEngine(server.url, model="c")
-        assert (await made.start()).facts["models"] == []
-        await made.close()
-        server.health = 503
-        with pytest.raises(EngineStartError, match="answers 503"):
-            await RemoteEngine(server.url).start()
-
-
-async def test_no_server_no_engine() -> None:
-    with pytest.raises(EngineStartError, match="cannot be reached"):
-        await RemoteEngine("http://127.0.0.1:1").start()
-
-
 async def test_the_servers_key_takes_the_place_of_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     async with scripted() as server:
         with pytest.raises(EngineStartError, match="UPSTREAM_KEY"):
@@ -438,18 +265,3 @@ async def test_the_servers_key_takes_the_place_of_the_clients(monkeypatch: pytes
         async with engine(server, api_key_env="UPSTREAM_KEY") as made:
             await run(made, work(headers={"authorization": "Bearer theirs"}))
             assert server.seen[-1][0].headers.getall("Authorization") == ["Bearer k1"]
-
-
-async def test_other_answers_pass_as_they_come() -> None:
-    audio = bytes(range(256)) * 1000
-
-    async def script(request: web.Request) -> web.StreamResponse:
-        return web.Response(body=audio, content_type="audio/wav")
-
-    async with scripted() as server, engine(server) as made:
-        server.script = script
-        head, body, finish, chunks = await run(made, work(path="/v1/audio/speech?x=%20y"))
-        assert head is not None
-        assert (head.content_type, body, finish.reason) == ("audio/wav", audio, "stop")
-        assert all(isinstance(chunk.data, Body) for chunk in chunks[1:-1])
-        assert server.seen[-1][0].raw_path == "/v1/audio/speech?x=%20y"

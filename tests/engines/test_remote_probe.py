@@ -15,8 +15,8 @@ from foreserve.engines.remote_pulse import Pulse
 from foreserve.engines.remote_server import RemoteServer
 from foreserve.engines.remote_watch import Watch
 from foreserve.errors import EngineStartError
+from tests.engines.remote_engine import engine, work
 from tests.engines.scripted_server import ScriptedServer, delta, event, hang, scripted, streaming
-from tests.engines.test_remote import engine, work
 
 QUICK = {"probe": True, "probe_every_s": 0.3, "probe_limit_s": 0.4, "probe_busy_s": 0.4}
 SLOW_S = 2.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -22,15 +22,15 @@ from foreserve.clock import now
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
 from foreserve.engines.answer import Numbered
 from foreserve.engines.backlog import Backlog
-from foreserve.engines.counting import Counting
-from foreserve.engines.events import EventSplitter, EventTooLong, told_by_json
+from foreserve.engines.events import EventTooLong
 from foreserve.engines.forwarding import Body, Forward, Head
 from foreserve.engines.json_fields import asking_for_usage, edited
 from foreserve.engines.refusals import BACK_PRESSURE, refusal
+from foreserve.engines.remote_body import RemoteBody, Told
 from foreserve.engines.remote_call import Call, Cancelled, Lost, Silent
-from foreserve.engines.remote_probe import Probe
 from foreserve.engines.remote_pulse import Pulse
-from foreserve.engines.remote_server import Loading, Locked, RemoteServer, Served, Unreachable, read_bounded
+from foreserve.engines.remote_server import RemoteServer, read_bounded
+from foreserve.engines.remote_start import RemoteStart
 from foreserve.engines.remote_watch import Watch
 from foreserve.errors import EngineStartError
 from foreserve.network import fault
@@ -42,8 +42,6 @@ _KEEPALIVE_S = 3.0
 _MOST_HELD_S = 2.0
 _LEAST_HELD_S = 0.1
 _HOST_S = 1.0
-_AWAIT_EVERY_S = 1.0
-_GATHER_BYTES = 16 * 2**20
 _REFUSAL_BYTES = 2**20
 
 
@@ -117,28 +115,19 @@ class RemoteEngine:
         )
         self._server = RemoteServer(self._url, self._session, self._key, self._connect_s)
         self._pulse = Pulse(self._probe_every_s, self._probe_limit_s, self._probe_busy_s, self._timeout_s, now())
-        began, told = now(), False
+        asked = RemoteStart(
+            self._server, self._model, self._api_key_env is not None, self._pulse if self._probe else None
+        )
         try:
-            while True:
-                try:
-                    served, kv_tokens, probe = await self._ready()
-                    break
-                except Unreachable as error:
-                    loading = isinstance(error, Loading)
-                    limit_s = max(self._await_s, self._loading_s if loading else 0.0)
-                    if now() + _AWAIT_EVERY_S > began + limit_s:
-                        raise EngineStartError(str(error)) from None
-                    if loading and not told:
-                        told = True
-                        log.info("%s; it is asked again every %g s", error, _AWAIT_EVERY_S)
-                await asyncio.sleep(_AWAIT_EVERY_S)
+            found = await asked.found(self._await_s, self._loading_s)
         except BaseException:
             await self._session.close()
             raise
+        served, kv_tokens = found.served, found.kv_tokens
         if served.make == "llamacpp":
             # It closes every answer with its timings, which tell the counts unasked.
             self._counts_tokens = False
-        self._watch = Watch(self._server, self._pulse, probe)
+        self._watch = Watch(self._server, self._pulse, found.probe)
         self._started = True
         self._came_up = now()
         facts: dict[str, Any] = {"url": self._server.url, "models": list(served.models), "make": served.make}
@@ -163,14 +152,13 @@ class RemoteEngine:
         backlog = Backlog.of(work.id)
         if backlog is not None:
             backlog.restart()
-        usage: dict[str, float] = {}
-        cut: list[bool] = []
+        told = Told()
         response = None
         try:
             response, counting = await self._open(call, order, work.idempotent)
             if response.status >= 400:
-                body = await call.within(lambda: read_bounded(response.content, _REFUSAL_BYTES), self._timeout_s)
-                finish = refusal(self._server.url, response.status, response.headers, body)
+                said = await call.within(lambda: read_bounded(response.content, _REFUSAL_BYTES), self._timeout_s)
+                finish = refusal(self._server.url, response.status, response.headers, said)
                 loading = self._loading(response.status)
                 if work.idempotent and (loading or (response.status in BACK_PRESSURE and work.attempt == 0)):
                     response.close()
@@ -182,7 +170,17 @@ class RemoteEngine:
                     content_type=response.headers.get("Content-Type", ""),
                     headers=dict(response.headers),
                 )
-                async with aclosing(self._parts(call, work.id, response, counting, usage, cut, backlog)) as parts:
+                body = RemoteBody(
+                    work.id,
+                    response,
+                    call,
+                    self._pulse,
+                    counting=counting,
+                    backlog=backlog,
+                    timeout_s=self._timeout_s,
+                )
+                told = body.told
+                async with aclosing(body.parts()) as parts:
                     async for part in parts:
                         if head is not None:
                             yield chunks.chunk(head)
@@ -192,15 +190,15 @@ class RemoteEngine:
                         yield chunks.chunk(Body(data=part))
                 if head is not None:
                     yield chunks.chunk(head)
-                finish = Finish(reason="length" if any(cut) else "stop", usage=usage)
+                finish = Finish(reason="length" if told.cut else "stop", usage=told.usage)
         except Cancelled:
-            finish = Finish(reason="cancelled", usage=usage)
+            finish = Finish(reason="cancelled", usage=told.usage)
         except Silent:
-            finish = self._error(f"said nothing for {self._timeout_s:g} s", usage)
+            finish = self._error(f"said nothing for {self._timeout_s:g} s", told.usage)
         except EventTooLong as error:
-            finish = self._error(f"sent {error}", usage)
+            finish = self._error(f"sent {error}", told.usage)
         except (aiohttp.ClientError, OSError) as error:
-            finish = self._error(f"broke off its answer: {fault(error)}", usage)
+            finish = self._error(f"broke off its answer: {fault(error)}", told.usage)
             if not chunks.any:
                 finish = await self._lost(finish)
         except Lost as lost:
@@ -305,64 +303,6 @@ class RemoteEngine:
             await asyncio.sleep(_HOST_S)
         return msgspec.structs.replace(finish, detail={"retry": True})
 
-    async def _parts(
-        self,
-        call: Call,
-        request_id: str,
-        response: aiohttp.ClientResponse,
-        counting: bool,
-        usage: dict[str, float],
-        cut: list[bool],
-        backlog: Backlog | None,
-    ) -> AsyncGenerator[bytes, None]:
-        """The body: whole events of an event stream; JSON in one piece (within reason); anything else as it comes.
-
-        What it tells of tokens goes to `usage`, whether it ended at its limit to `cut`.
-        """
-        kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            kind = "encoded"
-
-        async def read() -> bytes:
-            if backlog is not None and backlog.full:
-                await call.within(backlog.room, None)
-            return await call.within(response.content.readany, self._timeout_s)
-
-        if kind == "text/event-stream":
-            events, counts = EventSplitter(), Counting(counting)
-            try:
-                while data := await read():
-                    whole = events.feed(data)
-                    # A comment keeps a connection alive, and may come of a server that does nothing else.
-                    if any(not event.startswith(b":") for event in whole):
-                        self._pulse.heard(request_id, now())
-                    if kept := counts.feed(whole):
-                        yield kept
-            except (aiohttp.ClientError, OSError, Silent, EventTooLong):
-                if kept := counts.rest():
-                    yield kept
-                raise
-            finally:
-                usage.update(counts.usage)
-                cut.append(counts.cut)
-                self._pulse.streamed(request_id, counts.usage.get("output_tokens", 0.0))
-            if rest := counts.rest() + events.rest():
-                yield rest
-            return
-        held = bytearray()
-        while data := await read():
-            self._pulse.heard(request_id, now())
-            if kind == "application/json" and len(held) + len(data) <= _GATHER_BYTES:
-                held += data
-            else:
-                yield bytes(held) + data
-                held.clear()
-        if held:
-            if (said := told_by_json(bytes(held))) is not None:
-                usage.update(said.usage)
-                cut.append(said.cut)
-            yield bytes(held)
-
     def _error(self, what: str, usage: dict[str, float]) -> Finish:
         return Finish(reason="error", error=f"the server {self._server.url} {what}", usage=usage)
 
@@ -373,37 +313,3 @@ class RemoteEngine:
         if not key:
             raise EngineStartError(f"the environment variable {self._api_key_env} (`api_key_env`) is not set")
         return {"authorization": f"Bearer {key}"}
-
-    async def _ready(self) -> tuple[Served, float | None, Probe | None]:
-        """What it serves, how many tokens its KV cache holds, and what probes it. Raises Unreachable."""
-        served = await self._served()
-        kv_tokens = await self._kv_tokens(served)
-        if not self._probe:
-            return served, kv_tokens, None
-        probe = Probe(self._server, self._model or next(iter(served.models), None), self._pulse)
-        await probe.first(self._progress)
-        return served, kv_tokens, probe
-
-    async def _kv_tokens(self, served: Served) -> float | None:
-        """How many tokens its KV cache holds, where it tells."""
-        if served.make == "llamacpp" and (tokens := await self._server.cache_tokens()) is not None:
-            return tokens
-        page = await self._server.metrics_in_time()
-        return None if page is None else page.kv_tokens
-
-    async def _progress(self) -> float | None:
-        page = await self._server.metrics_in_time()
-        return None if page is None else page.progress
-
-    async def _served(self) -> Served:
-        """Raises Unreachable, and EngineStartError for what does not mend itself."""
-        try:
-            served = await self._server.served()
-        except Locked as error:
-            if self._model is None or self._api_key_env is not None:
-                raise EngineStartError(str(error)) from None
-            return Served(models=(self._model,))
-        # llama.cpp serves its one model whatever the request calls it.
-        if served.make == "llamacpp" or not served.models or self._model in (None, *served.models):
-            return served
-        raise EngineStartError(f"{self._server.url} has no model {self._model!r}; valid: {', '.join(served.models)}")
