@@ -284,13 +284,14 @@ class WeightsRef(msgspec.Struct, frozen=True, kw_only=True):
 
     `name` is how the engine asks for it. `source` is a safetensors file (`file`), an address (`uri`), or a callable
     that returns arrays by name, `"module:attribute"` or `"file.py:attribute"` (`loader`). With `sha256` (hex) contents
-    that differ are an error.
+    that differ are an error. `device` is where they are wanted, such as `cuda:0` (`None`: in the host's memory).
     """
 
     name: str
     source: str
     kind: Literal["file", "uri", "loader"] = "file"
     sha256: str | None = None
+    device: str | None = None
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -304,7 +305,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     `weights` are loaded while the process comes up, once for all workers of this machine. `imports` are modules that
     its process may have imported before it is wanted; with `learn`, those too that its workers are seen to import, but
     for the package `own`. `memory_bytes` bounds what it may write to, beyond what it has when it is ready (`None`: no
-    bound).
+    bound). Once it has been idle for `rest_s` it lets go of its weights on a device until it is wanted.
     """
 
     factory: str
@@ -319,3 +320,4 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     learn: bool = True
     own: str = ""
     memory_bytes: int | None = None
+    rest_s: float = 5.0

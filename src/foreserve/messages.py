@@ -20,13 +20,14 @@ class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower):
 
 
 class Start(Message, frozen=True):
-    """Make this engine and become ready. A worker takes exactly one. See `EngineSpec` for the last two."""
+    """Make this engine and become ready. A worker takes exactly one. See `EngineSpec` for the last three."""
 
     factory: str
     options: dict[str, Any]
     heartbeat_s: float = 1.0
     weights: tuple[WeightsRef, ...] = ()
     memory_bytes: int | None = None
+    rest_s: float = 5.0
 
 
 class Run(Message, frozen=True):
@@ -112,11 +113,22 @@ class Heartbeat(Message, frozen=True):
     load: EngineLoad
 
 
+class Rested(Message, frozen=True):
+    """It is idle and has given its weights on a device back; it takes work as ever."""
+
+
+class Woke(Message, frozen=True):
+    """It has them again, `seconds` after it asked for them; whether they had to be `copied` anew."""
+
+    seconds: float
+    copied: bool
+
+
 class Drained(Message, frozen=True):
     """Nothing runs here any more."""
 
 
-FromWorker = Ready | ImportedLater | StartFailed | Chunks | Heartbeat | Drained
+FromWorker = Ready | ImportedLater | StartFailed | Chunks | Heartbeat | Rested | Woke | Drained
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -33,11 +33,16 @@ class _Place:
 
 
 def bind(
-    module: nn.Module, names: Iterable[str], read: Callable[[str, bool], torch.Tensor], prefix: str, where: str
+    module: nn.Module,
+    names: Iterable[str],
+    read: Callable[[str, bool], torch.Tensor],
+    prefix: str,
+    where: str,
+    device: str = "cpu",
 ) -> None:
     """Let every parameter of `module`, nested ones too, be the tensor `prefix` + its name, and give it own buffers.
 
-    `names` are the tensors that there are; `read(name, guarded)` gives one, without a copy. Parameters may be on the
+    `names` are the tensors that there are; `read(name, guarded)` gives one, without a copy, on `device`. Parameters may be on the
     `meta` device; what is tied stays tied, under whichever of its names it is stored. Persistent buffers are copied
     from the weights, others from what the module has. Parameters are frozen (`requires_grad` is False).
 
@@ -73,7 +78,8 @@ def bind(
         place.put(nn.Parameter(read(f"{prefix}{name}", guarded), requires_grad=False))
     with torch.inference_mode(False), torch.no_grad():
         for place, name in values[len(parameters) :]:
-            place.put((place.tensor if name is None else read(prefix + name, True)).clone())
+            value = place.tensor if name is None else read(prefix + name, True)
+            place.put(value.to(device, copy=True))
 
 
 @contextmanager

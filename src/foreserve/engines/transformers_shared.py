@@ -40,7 +40,8 @@ def shared(folder: Path, dtype: torch.dtype, names: Sequence[str], auto: Any = A
     for tensor in _own_tables(model):
         by_tensor.pop(tensor, None)
     # Not guarded: kernels that ask for addresses (quantised, fused, custom ones) only do so when a request runs.
-    bind(model, by_tensor, lambda tensor, _: by_tensor[tensor].torch(tensor, guarded=False), "", str(folder))
+    device = next((weights.device for weights in by_tensor.values()), "cpu")
+    bind(model, by_tensor, lambda tensor, _: by_tensor[tensor].torch(tensor, guarded=False), "", str(folder), device)
     # As the library leaves them: torch multiplies by one that wants no gradient in another way, with other last bits.
     return model.requires_grad_(True)
 

@@ -1,16 +1,18 @@
 """Mapped weights as arrays and tensors, without a copy: all workers of a machine look at the same memory.
 
 The mapping is read-only. numpy refuses a write with ValueError, torch with RuntimeError; what gets past both ends its
-own process and changes nothing.
+own process and changes nothing. On a device nothing refuses before: a write there ends the process.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from foreserve.engines.binding import bind
+from foreserve.runtime.device import Window, torch_name
 from foreserve.runtime.leases import Mapped, Pending, WeightsError
 from foreserve.runtime.safetensors import DTYPES, Tensor
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
+
+log = logging.getLogger(__name__)
 
 NUMPY: Final = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "F16": "float16", "I32": "int32",
@@ -35,17 +39,31 @@ TORCH: Final = {
 class Weights:
     """Tensors by name, of weights that are there or on their way: every method waits until they are.
 
-    `timeout_s` bounds that wait; WeightsError says why they cannot be had.
+    `timeout_s` bounds that wait; WeightsError says why they cannot be had. Those that are declared on a device are
+    tensors of torch there, in the copy that all workers share, or in one of this process's own where none can be shared.
     """
 
     def __init__(self, pending: Pending, timeout_s: float | None = None) -> None:
         self._pending = pending
         self._timeout_s = timeout_s
+        self._own: dict[str, torch.Tensor] = {}
+        """On a device of which no copy could be shared."""
 
     @property
     def mapped(self) -> Mapped:
         """The image itself."""
         return self._pending.wait(self._timeout_s)
+
+    @property
+    def device(self) -> str:
+        """Where tensors of torch are, as torch calls it."""
+        placed = self._pending.placed
+        return "cpu" if placed is None else torch_name(placed.device)
+
+    @property
+    def shared(self) -> bool:
+        """Whether tensors of torch are in memory that all workers share."""
+        return self._window() is not None or self._pending.placed is None
 
     def names(self) -> list[str]:
         """Of all tensors, in the order of the file."""
@@ -72,7 +90,9 @@ class Weights:
         if dtype is None:
             raise WeightsError(f"tensor {name!r} is {tensor.dtype}, which torch {torch.__version__} does not have")
         if tensor.begin == tensor.end:
-            return torch.empty(tensor.shape, dtype=dtype)
+            return torch.empty(tensor.shape, dtype=dtype, device=self.device)
+        if self._pending.placed is not None:
+            return self._on_device(name, tensor, dtype)
         if (address(mapped) + tensor.begin) % DTYPES[tensor.dtype]:
             return torch.frombuffer(bytearray(mapped.data(name)), dtype=dtype).reshape(tensor.shape)
         made = torch.frombuffer(_window(mapped, tensor), dtype=dtype).reshape(tensor.shape)
@@ -81,9 +101,31 @@ class Weights:
             torch._C._set_throw_on_mutable_data_ptr(made)
         return made
 
+    def _window(self) -> Window | None:
+        placed = self._pending.placed
+        if placed is None:
+            return None
+        _ = self.mapped  # where they cannot be had at all that is what is told
+        return placed.wait(self._timeout_s)
+
+    def _on_device(self, name: str, tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:
+        import torch
+
+        placed, mapped, window = self._pending.placed, self.mapped, self._window()
+        assert placed is not None
+        begin, size = tensor.begin - placed.begin, tensor.end - tensor.begin
+        if window is not None and not (window.address + begin) % DTYPES[tensor.dtype]:
+            return _of_device(window, begin, size).view(dtype).reshape(tensor.shape)
+        if name not in self._own:
+            if not self._own:
+                log.warning("%s: a copy of this process's own is on %s: %s", self._where(), self.device, placed.error)
+            made = torch.frombuffer(bytearray(mapped.data(name)), dtype=dtype).reshape(tensor.shape)
+            self._own[name] = made.to(self.device)
+        return self._own[name]
+
     def bind(self, module: nn.Module, prefix: str = "") -> None:
         """Let all parameters of `module` be these tensors, none copied: see `binding.bind`."""
-        bind(module, self.names(), self.torch, prefix, self._where())
+        bind(module, self.names(), self.torch, prefix, self._where(), self.device)
 
     def _find(self, name: str) -> Tensor:
         try:
@@ -118,6 +160,27 @@ def address(mapped: Mapped) -> int:
     import numpy
 
     return int(numpy.frombuffer(mapped.image, dtype=numpy.uint8).ctypes.data)
+
+
+def _of_device(window: Window, begin: int, size: int) -> torch.Tensor:
+    """Bytes of the window as a tensor over them."""
+    import torch
+
+    if window.torch_device == "cpu":
+        memory = (ctypes.c_char * size).from_address(window.address + begin)
+        memory.window = window  # type: ignore[attr-defined]  # torch holds the memory, that the window
+        return torch.frombuffer(memory, dtype=torch.uint8)
+    return torch.as_tensor(_CudaArray(window, begin, size), device=window.torch_device)
+
+
+class _CudaArray:
+    """Bytes on a GPU as other libraries show theirs (CUDA array interface, version 2). torch holds it, it the window."""
+
+    def __init__(self, window: Window, begin: int, size: int) -> None:
+        self.window = window
+        # torch refuses to look at what says that it is read-only; the addresses are all the same.
+        place = (window.address + begin, False)
+        self.__cuda_array_interface__ = {"version": 2, "typestr": "|u1", "shape": (size,), "data": place}
 
 
 def _window(mapped: Mapped, tensor: Tensor) -> Any:

@@ -80,7 +80,7 @@ class LocalConnection:
             self._never_ran(f"{self._name}: no connection can be made: {error.strerror}")
             return
         self._wire = Wire(ours, self._received, self._hung_up, max_message_bytes=self._limit)
-        self.send(Start(spec.factory, spec.options, heartbeat_s(spec), spec.weights, spec.memory_bytes))
+        self.send(Start(spec.factory, spec.options, heartbeat_s(spec), spec.weights, spec.memory_bytes, spec.rest_s))
         if self._why is not None:
             theirs.close()
         elif self._contexts is None:

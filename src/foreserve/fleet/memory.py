@@ -50,6 +50,9 @@ _MOST_PATH: Final = 100
 class MemoryStats(msgspec.Struct, frozen=True, kw_only=True):
     """What the memory owner holds: `entries` by size, the largest first; counts are since its start.
 
+    `bytes`, `loads` and `evictions` are of the host's memory; `uploads`, `device_evictions` and `device_bytes` are of
+    copies on devices.
+
     `memory` is that of its own process, in which files count only while it reads them.
     """
 
@@ -62,6 +65,9 @@ class MemoryStats(msgspec.Struct, frozen=True, kw_only=True):
     loads: int
     evictions: int
     bytes_read: int
+    uploads: int
+    device_evictions: int
+    device_bytes: int
 
 
 class Memory:
@@ -204,6 +210,8 @@ class Memory:
         return OwnerSettings(
             idle_s=settings.host_s,
             capacity=None if settings.host_gb is None else int(settings.host_gb * 2**30),
+            device_idle_s=settings.device_s,
+            device_capacity=None if settings.device_gb is None else int(settings.device_gb * 2**30),
             readers=settings.readers,
             chunk_bytes=settings.chunk_mb * 2**20,
             sources=tuple(settings.sources),
@@ -230,9 +238,14 @@ class Memory:
         self._restart = asyncio.get_running_loop().call_later(self._pause_s, self._await_need)
 
 
+def copied_sources(entries: Sequence[Held]) -> frozenset[tuple[str, str]]:
+    """Kind and source of those that are on a device."""
+    return frozenset((each.kind, each.source) for each in entries if each.state == "ready" and each.device is not None)
+
+
 def ready_sources(entries: Sequence[Held]) -> frozenset[tuple[str, str]]:
-    """Kind and source of those that can be had at once, for `stages.all_held`."""
-    return frozenset((each.kind, each.source) for each in entries if each.state == "ready")
+    """Kind and source of those that can be had at once from the host's memory, for `stages.all_held`."""
+    return frozenset((each.kind, each.source) for each in entries if each.state == "ready" and each.device is None)
 
 
 def _listening(path: Path) -> socket.socket:

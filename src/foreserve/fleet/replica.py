@@ -11,7 +11,20 @@ from typing import Any
 
 from foreserve.core import Chunk, Cost, EngineInfo, EngineLoad, Work
 from foreserve.fleet.occupancy import Occupancy
-from foreserve.messages import Abort, Chunks, Drain, Drained, Feed, FromWorker, Heartbeat, Ready, Run, StartFailed
+from foreserve.messages import (
+    Abort,
+    Chunks,
+    Drain,
+    Drained,
+    Feed,
+    FromWorker,
+    Heartbeat,
+    Ready,
+    Rested,
+    Run,
+    StartFailed,
+    Woke,
+)
 from foreserve.ports import Connection, Room
 from foreserve.scaling import ReplicaPhase, ReplicaView
 
@@ -56,6 +69,7 @@ class Replica:
         on_chunks: Callable[[Replica, Chunks], None],
         on_gone: Callable[[Replica], None],
         on_room: Callable[[Replica], None] | None = None,
+        on_woke: Callable[[float], None] | None = None,
     ) -> None:
         self.name = name
         self.state = State.STARTING
@@ -66,6 +80,8 @@ class Replica:
         self.info: EngineInfo | None = None
         self.load: EngineLoad | None = None
         self.ever_ready = False
+        self.rests = False
+        """Whether it has let go of its weights on a device until it is wanted."""
         self.launched_at = self.since = self.heard_at = self._now()
         """Loop seconds: of its launch, of its present state's beginning, of the last message from it."""
         self.ready_at: float | None = None
@@ -86,6 +102,8 @@ class Replica:
         self._on_gone = on_gone
         self._on_room = on_room
         """Hears when what others hold of it has changed."""
+        self._on_woke = on_woke
+        """Hears how many seconds it took to have its weights copied to their device again."""
 
     # --- what the dispatcher asks
 
@@ -203,6 +221,12 @@ class Replica:
                 self._on_ready(self)
             case StartFailed(reason=reason):
                 self.reason = reason
+            case Rested():
+                self.rests = True
+            case Woke(seconds=seconds, copied=copied):
+                self.rests = False
+                if self._on_woke is not None and copied:
+                    self._on_woke(seconds)
             case Drained():
                 self._empty.set()
 

@@ -14,7 +14,7 @@ from foreserve.dispatch.dispatcher import Dispatcher
 from foreserve.errors import EngineStartError
 from foreserve.fleet.replica import Replica, State
 from foreserve.fleet.seats import Seat, first_to_leave, first_to_take
-from foreserve.fleet.stages import Returns, stage
+from foreserve.fleet.stages import Returns, Stage, stage
 from foreserve.fleet.watch import LOOKS
 from foreserve.messages import Chunks
 from foreserve.ports import Launcher
@@ -310,6 +310,7 @@ class Replicas:
             on_chunks=self._chunks,
             on_gone=lambda gone: self._gone(seat, gone),
             on_room=self._dispatcher.changed,
+            on_woke=lambda seconds: self.returns.add(Stage.WORKERS, seconds),
         )
         seat.replica = replica
         self._spawn(self._connect(replica, seat.spec), f"the launch of {replica.name}")

@@ -1,6 +1,7 @@
 """How far a service has left the machine, what its next request pays, and what coming back has cost: pure.
 
-running -> weights (no worker) -> context (no host copy of its weights) -> cold (no process to fork from either)
+running -> workers (no copy of their weights on a device) -> weights (no worker) -> context (no host copy of its
+weights) -> cold (no process to fork from either)
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ KEPT: Final = 9
 
 
 class Stage(StrEnum):
-    """A stage of exit, in order; a service without weights of its own goes from `running` to `context`."""
+    """A stage of exit, in order, named after what is left.
+
+    A service without weights of its own goes from `running` to `context`, one whose weights are not on a device never
+    comes to `workers`.
+    """
 
     RUNNING = "running"
+    WORKERS = "workers"
     WEIGHTS = "weights"
     CONTEXT = "context"
     COLD = "cold"
@@ -33,18 +39,20 @@ class Present(msgspec.Struct, frozen=True, kw_only=True):
     """What is there of a service. `wants` is whether it has read-only weights at all, `weights` whether all are held.
 
     `workers` are replicas that are ready, starting or leaving; `context` is whether a process with its imports is up.
+    `copies` is whether its weights are on their device, where they ever are, or no replica that is ready lacks them.
     """
 
     workers: int
     wants: bool
     weights: bool
     context: bool
+    copies: bool = True
 
 
 def stage(present: Present) -> Stage:
     """Where it stands. Weights count also where the process with its imports has gone before them."""
     if present.workers:
-        return Stage.RUNNING
+        return Stage.RUNNING if present.copies else Stage.WORKERS
     if present.wants and present.weights:
         return Stage.WEIGHTS
     return Stage.CONTEXT if present.context else Stage.COLD
@@ -53,7 +61,7 @@ def stage(present: Present) -> Stage:
 def pays(present: Present) -> tuple[str, ...]:
     """What the next request waits for, in words; what is named side by side is done side by side."""
     if present.workers:
-        return ()
+        return () if present.copies else ("copying the weights to their device",)
     process = "a fork" if present.context else "an interpreter and its imports"
     if not present.wants:
         return (process,)

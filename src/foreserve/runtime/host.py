@@ -33,6 +33,7 @@ from foreserve.runtime.later import Later
 from foreserve.runtime.limits import Upkeep
 from foreserve.runtime.outbox import Outbox
 from foreserve.runtime.requests import Requests, finish
+from foreserve.runtime.resting import Resting
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class EngineHost:
         self._context = leases.scope()  # other engines of this process have other weights by the same names
         self._engine: Engine | None = None
         self._requests: Requests | None = None
+        self._resting: Resting | None = None
         self._started = self._draining = self._exiting = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._outbox = Outbox(send, self._cut_off)
@@ -145,6 +147,9 @@ class EngineHost:
         self._requests = Requests(self._engine, static, self._outbox, self._spawn, self._drained)
         if hasattr(self._engine, "hand_over"):
             self._engine.hand_over(self._requests)
+        if any(ref.device is not None for ref in message.weights):
+            hold, tell = self._requests.hold, self._outbox.tell
+            self._resting = Resting(message.rest_s, hold, self._spawn, tell, self._fail)
         self._spawn(self._beat(self._engine, message.heartbeat_s))
         if hasattr(self._engine, "failed"):
             self._spawn(self._fate(self._engine))
@@ -157,9 +162,11 @@ class EngineHost:
             except Exception:
                 log.exception("the engine could not tell its load")
                 self._outbox.tell(Heartbeat(EngineLoad()))
-            if self._upkeep is not None and self._requests is not None:
+            if self._requests is not None:
                 idle, self._ran = self._requests.idle and not self._ran, False
-                if over := self._upkeep.look(idle, self._loop.time()):
+                if self._resting is not None:
+                    self._resting.look(idle, self._loop.time())
+                if self._upkeep is not None and (over := self._upkeep.look(idle, self._loop.time())):
                     await self._fail(over)
                     return
 
@@ -208,6 +215,8 @@ class EngineHost:
                 self._outbox.put(Chunk(id=work.id, index=0, attempt=work.attempt, finish=finish("rejected", words)))
         else:
             self._requests.run(works, plan)
+            if self._resting is not None:
+                self._resting.wanted()
 
     def _cut_off(self, chunk: Chunk) -> None:
         if self._requests:

@@ -22,6 +22,7 @@ import msgspec
 
 from foreserve.core import WeightsRef
 from foreserve.errors import EngineStartError
+from foreserve.runtime.placed import Placed
 from foreserve.runtime.safetensors import Layout, NotSafetensors, parse
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ class Mapped:
             raise WeightsError(f"{where} cannot be mapped: {error}") from error
         self.layout: Layout = parse(self.image, where)
 
+    @property
+    def data_begin(self) -> int:
+        """Where the data of the first tensor begins in the image."""
+        return min((tensor.begin for tensor in self.layout.values()), default=self.nbytes)
+
     def data(self, tensor: str) -> memoryview:
         """The bytes of one tensor. Raises KeyError."""
         found = self.layout[tensor]
@@ -69,6 +75,8 @@ class Pending:
         self.ref = ref
         self.waits = ""
         """Why they are not being loaded, in words, where that was told."""
+        self.placed = None if ref.device is None else Placed(ref.device)
+        """Their copy on a device, where they are wanted on one."""
         self._known = threading.Event()
         self._mapped: Mapped | None = None
         self._error: str | None = None
@@ -99,6 +107,8 @@ class Pending:
         """They cannot be had."""
         self._error = reason
         self._known.set()
+        if self.placed is not None:
+            self.placed.fail(reason)
 
 
 def resolved(ref: WeightsRef) -> WeightsRef:
@@ -163,6 +173,17 @@ def get(name: str) -> Pending:
     return pending
 
 
+def rest() -> list[Placed]:
+    """Give the copies on devices back that were begun in this `scope`; those that were. Blocks while a device works.
+
+    Nobody may look at them until each is awake again.
+    """
+    own = _own.get()
+    with _lock:
+        placed = [each.placed for each in (_pending if own is None else own).values() if each.placed is not None]
+    return [each for each in dict.fromkeys(placed) if each.rest()]
+
+
 def _forked() -> None:
     """A child has what was mapped, and its parent's leases while it lives; the parent's thread it has not."""
     global _client, _lock
@@ -198,6 +219,8 @@ def _get_here(wanted: Sequence[Pending]) -> None:
         for pending in wanted:
             try:
                 pending.give(_mapped_here(pending.ref))
+                if pending.placed is not None:
+                    pending.placed.fail("this process has no memory owner")
             except EngineStartError as error:
                 pending.fail(str(error))
             except Exception as error:

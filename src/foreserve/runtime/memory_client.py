@@ -25,8 +25,11 @@ from foreserve.runtime.leases import Mapped, Pending, resolved
 from foreserve.runtime.memory_messages import (
     Acquire,
     Adopt,
+    AdoptCopy,
     Given,
+    Place,
     Refused,
+    Release,
     ToClient,
     Waits,
     client_socket,
@@ -34,6 +37,7 @@ from foreserve.runtime.memory_messages import (
     receive,
     send,
 )  # fmt: skip
+from foreserve.runtime.placed import Placed
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,9 @@ class Client:
         self._asked: dict[int, Pending] = {}
         self._held: dict[int, tuple[WeightsRef, Given, int]] = {}
         """What this process has mapped: the descriptor stays open, to show it to the next owner."""
+        self._placing: dict[int, Placed] = {}
+        self._copies: dict[int, tuple[Placed, Given, int]] = {}
+        """The same of copies on devices, with the descriptor of what is mapped."""
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
 
@@ -70,6 +77,30 @@ class Client:
                 self._thread = threading.Thread(target=self._run, name="foreserve-leases", daemon=True)
                 self._thread.start()
 
+    def place(self, placed: Placed) -> None:
+        """Ask for the copy of what this process holds in the host's memory. Returns at once."""
+        with self._lock:
+            number = next(self._numbers)
+            if self._thread is None:
+                placed.fail(f"there is no memory owner at {self.path} any more")
+                return
+            self._placing[number] = placed
+            self._tell(Place(number, placed.of, placed.identity))
+
+    def withdraw(self, placed: Placed) -> None:
+        """It is not mapped any more. Returns at once."""
+        with self._lock:
+            for number, (each, _, fd) in list(self._copies.items()):
+                if each is placed:
+                    del self._copies[number]
+                    os.close(fd)
+                    self._tell(Release(number))
+
+    def _tell(self, message: Place | Release) -> None:
+        if self._socket is not None:
+            with suppress(OSError):  # see `want`; a lease ends with its line
+                send(self._socket, message)
+
     def _run(self) -> None:
         failures = 0
         while failures < TRIES:
@@ -85,6 +116,9 @@ class Client:
         log.warning("there is no memory owner at %s any more; weights are got without one", self.path)
         with self._lock:
             left, self._asked, self._thread = list(self._asked.values()), {}, None
+            unplaced, self._placing = list(self._placing.values()), {}
+        for placed in unplaced:
+            placed.fail(f"there is no memory owner at {self.path} any more")
         self._alone(left)
 
     def _connect(self) -> None:
@@ -97,6 +131,10 @@ class Client:
                     send(sock, adopt, [fd])
                 for number, pending in self._asked.items():
                     send(sock, Acquire(number, resolved(pending.ref), sys.executable))
+                for number, (placed, copy, fd) in self._copies.items():
+                    send(sock, AdoptCopy(number, placed.of, placed.identity, copy.size, copy.restore_s), [fd])
+                for number, placed in self._placing.items():
+                    send(sock, Place(number, placed.of, placed.identity))
                 self._socket = sock
         except BaseException:
             sock.close()
@@ -123,22 +161,48 @@ class Client:
     def _take(self, message: ToClient, fd: int | None) -> None:
         if isinstance(message, Waits):
             with self._lock:
-                if (waiting := self._asked.get(message.number)) is not None:
+                waiting = self._asked.get(message.number) or self._placing.get(message.number)
+                if waiting is not None:
                     waiting.waits = message.reason
             return
         with self._lock:
             pending = self._asked.pop(message.number, None)
+            placed = self._placing.pop(message.number, None)
         if isinstance(message, Given) and fd is not None and pending is not None:
-            try:
-                mapped = Mapped(pending.ref.name, fd, pending.ref.source, message.sha256)
-            except EngineStartError as error:
-                os.close(fd)
-                pending.fail(str(error))
-                return
-            with self._lock:
-                self._held[message.number] = (resolved(pending.ref), message, fd)
-            pending.give(mapped)
+            self._given(pending, message, fd)
+        elif isinstance(message, Given) and fd is not None and placed is not None:
+            self._shown(placed, message, fd)
         elif isinstance(message, Refused) and pending is not None:
             pending.fail(message.reason)
+        elif isinstance(message, Refused) and placed is not None:
+            placed.fail(message.reason)
         elif fd is not None:
             os.close(fd)
+
+    def _given(self, pending: Pending, message: Given, fd: int) -> None:
+        try:
+            mapped = Mapped(pending.ref.name, fd, pending.ref.source, message.sha256)
+        except EngineStartError as error:
+            os.close(fd)
+            pending.fail(str(error))
+            return
+        with self._lock:
+            self._held[message.number] = (resolved(pending.ref), message, fd)
+        pending.give(mapped)
+        if (placed := pending.placed) is not None:
+            try:
+                placed.open(mapped.data_begin, mapped.nbytes)
+            except EngineStartError as error:
+                placed.fail(str(error))
+                return
+            placed.client, placed.of = self, message.number
+            self.place(placed)
+
+    def _shown(self, placed: Placed, message: Given, fd: int) -> None:
+        with self._lock:  # before it is known to be there: it may be given back at once
+            self._copies[message.number] = (placed, message, fd)
+        try:
+            placed.show(fd, message.copied)
+        except EngineStartError as error:
+            self.withdraw(placed)
+            placed.fail(str(error))

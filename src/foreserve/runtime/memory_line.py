@@ -11,7 +11,18 @@ from typing import Final
 
 import msgspec
 
-from foreserve.runtime.memory_messages import Acquire, Adopt, Refused, ToClient, ToOwner, decode_to_owner, receive, send
+from foreserve.runtime.memory_messages import (
+    Acquire,
+    Adopt,
+    AdoptCopy,
+    Place,
+    Refused,
+    ToClient,
+    ToOwner,
+    decode_to_owner,
+    receive,
+    send,
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +98,7 @@ class Line:
                 os.close(fd)
             self.close()
             return
-        if len(self.leases) < MOST_LEASES or not isinstance(message, Acquire | Adopt):
+        if len(self.leases) < MOST_LEASES or not isinstance(message, Acquire | Adopt | Place | AdoptCopy):
             self._heard(self, message, fd)
             return
         if fd is not None:

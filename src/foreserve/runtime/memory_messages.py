@@ -56,6 +56,30 @@ class Adopt(_Message, frozen=True):
     sha256: str | None = None
 
 
+class Place(_Message, frozen=True):
+    """Lease a copy, on `device` (a `device.identity`), of what lease `of` of this line has in the host's memory.
+
+    Answered as an `Acquire`; the descriptor is that of the copy, which begins with the first tensor's first byte.
+    """
+
+    number: int
+    of: int
+    device: str
+
+
+class AdoptCopy(_Message, frozen=True):
+    """Lease such a copy that an earlier owner gave, as its `Given` told it; the descriptor comes along.
+
+    Answered as a quiet `Acquire`, or not at all where it cannot be taken over.
+    """
+
+    number: int
+    of: int
+    device: str
+    size: int
+    restore_s: float
+
+
 class Release(_Message, frozen=True):
     """The end of a lease."""
 
@@ -68,16 +92,21 @@ class Ask(_Message, frozen=True):
     number: int
 
 
-ToOwner = Acquire | Adopt | Release | Ask
+ToOwner = Acquire | Adopt | Place | AdoptCopy | Release | Ask
 
 
 class Given(_Message, frozen=True):
-    """A lease is there; the descriptor comes along. `key` is the identity of its content."""
+    """A lease is there; the descriptor comes along. `key` is the identity of its content.
+
+    `size` is that of a copy on a device, in bytes; it was `copied` for this lease.
+    """
 
     number: int
     key: str
     restore_s: float
     sha256: str | None = None
+    size: int = 0
+    copied: bool = False
 
 
 class Waits(_Message, frozen=True):
@@ -100,7 +129,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     `state` is one of `memory_entry.State`, or "waiting" while there is no room for it.
 
     `bytes` is the room kept for it, `restore_s` the seconds that loading it took, `bytes_read` what that read, `hits`
-    how many leases found it there or on its way.
+    how many leases found it there or on its way. `device` is where a copy is that is not in the host's memory.
     """
 
     names: tuple[str, ...]
@@ -113,10 +142,14 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     bytes_read: int
     hits: int
     sha256: str | None
+    device: str | None = None
 
 
 class Told(_Message, frozen=True, kw_only=True):
-    """The answer to `Ask`: at most `MOST_TOLD` entries, and counts since the owner's start, of all it has had."""
+    """The answer to `Ask`: at most `MOST_TOLD` entries, and counts since the owner's start, of all it has had.
+
+    Counts and `bytes` are of the host's memory; `uploads` and `device_bytes` are those of copies on devices.
+    """
 
     number: int
     pid: int
@@ -127,6 +160,9 @@ class Told(_Message, frozen=True, kw_only=True):
     bytes_read: int
     loads: int
     evictions: int
+    uploads: int = 0
+    device_evictions: int = 0
+    device_bytes: int = 0
 
 
 ToClient = Given | Waits | Refused | Told

@@ -9,18 +9,19 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from foreserve import clock
 from foreserve.core import WeightsRef
 from foreserve.errors import EngineStartError
+from foreserve.runtime.memory_copies import Copies, Source
 from foreserve.runtime.memory_digests import Digests, Stat
-from foreserve.runtime.memory_entry import Arm, Effect, Entry, Give, Refuse
+from foreserve.runtime.memory_entry import Arm, Effect, Entry, Give, Refuse, State
 from foreserve.runtime.memory_images import Images
 from foreserve.runtime.memory_line import Line
 from foreserve.runtime.memory_loader import Image, Loader, open_file
@@ -28,28 +29,35 @@ from foreserve.runtime.memory_messages import (
     MOST_TOLD,
     Acquire,
     Adopt,
+    AdoptCopy,
     Ask,
     Given,
+    Place,
     Refused,
     Release,
     Told,
     ToOwner,
     Waits,
 )
+from foreserve.runtime.memory_places import Placed, Places
 from foreserve.runtime.memory_sources import is_sealed
 from foreserve.runtime.memory_table import Table
+from foreserve.runtime.memory_timers import Timers
 from foreserve.runtime.safetensors import read
 
 log = logging.getLogger(__name__)
 
 MOST_LINES: Final = 1024
 
+_NOT_YET: Final = 0
+"""The lease of a copy that is being taken over, which may take a while."""
+
 AGAIN_S: Final = 0.2
 """After a client could not be taken, for want of descriptors: it stays at the door, and would be tried all the time."""
 
 
 class OwnerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """See `settings.RuntimeSettings`; `capacity` and `chunk_bytes` are bytes.
+    """See `settings.RuntimeSettings`; capacities and `chunk_bytes` are bytes.
 
     `digests` is the file where learned digests are kept; for `learn_after_s` see `Images`. `folder`, that of the
     socket, is removed when the gateway is gone.
@@ -57,12 +65,23 @@ class OwnerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     idle_s: float = 900.0
     capacity: int | None = None
+    device_idle_s: float = 60.0
+    device_capacity: int | None = None
     readers: int = 4
     chunk_bytes: int = 16 * 2**20
     sources: tuple[str, ...] = ()
     digests: str | None = None
     learn_after_s: float = 5.0
     folder: str | None = None
+
+
+class _Lease(NamedTuple):
+    """Whose it is, its number there, whether it is quiet, and where it is of a copy, of which."""
+
+    line: Line
+    number: int
+    quiet: bool
+    copies: Copies | None
 
 
 class Owner:
@@ -73,11 +92,19 @@ class Owner:
         self._digests = Digests(Path(settings.digests) if settings.digests else None)
         self._loader = Loader(settings.readers, settings.chunk_bytes, settings.sources)
         self._images = Images(self._table, self._loader, self._digests, self._do, settings.learn_after_s)
-        self._leases: dict[int, tuple[Line, int, bool]] = {}
-        """Whose each is, its number there and whether it is quiet."""
+        self._leases: dict[int, _Lease] = {}
         self._numbers = count(1)
         self._lines: set[Line] = set()
-        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._timers = Timers()
+        self._adopting: set[asyncio.Task[None]] = set()
+        self._places = Places(
+            settings.device_idle_s,
+            settings.device_capacity,
+            settings.readers,
+            settings.chunk_bytes,
+            self._placed,
+            self._refuse,
+        )
         self._loop = asyncio.get_running_loop()
         self._listening = listening
         listening.setblocking(False)
@@ -91,8 +118,10 @@ class Owner:
             self._again.cancel()
         for line in list(self._lines):
             line.close()
-        for timer in self._timers.values():
-            timer.cancel()
+        for task in self._adopting:
+            task.cancel()
+        self._timers.close()
+        self._places.close()
         self._images.close()
 
     # --- clients
@@ -128,6 +157,13 @@ class Owner:
                     self._acquire(line, message)
                 case Adopt() if fd is not None:
                     self._adopt(line, message, fd)
+                case Place():
+                    self._place(line, message)
+                case AdoptCopy() if fd is not None:
+                    line.leases.setdefault(message.number, _NOT_YET)
+                    task = self._loop.create_task(self._adopt_copy(line, message, os.dup(fd)))
+                    self._adopting.add(task)
+                    task.add_done_callback(self._adopting.discard)
                 case Release():
                     self._release(line, message.number)
                 case Ask():
@@ -190,27 +226,77 @@ class Owner:
         self._do(self._table.forget(entry))
         return False
 
+    # --- copies on devices
+
+    def _place(self, line: Line, message: Place) -> None:
+        try:
+            entry, image = self._of(line, message.of)
+        except EngineStartError as error:
+            line.send(Refused(message.number, str(error)))
+            return
+        copies = self._places.on(message.device)
+        lease = self._lease(line, message.number, False, copies)
+        source = Source(image.fd, self._images.held(entry))
+        if reason := self._places.place(copies, lease, _keys(entry), image.size, source):
+            log.warning("%s", reason)
+            line.send(Waits(message.number, reason))
+
+    async def _adopt_copy(self, line: Line, message: AdoptCopy, fd: int) -> None:
+        copies = self._places.on(message.device)
+
+        def lease() -> tuple[int, Sequence[str], Source]:
+            entry, image = self._of(line, message.of)
+            if message.number not in line.leases:
+                raise EngineStartError("it was let go of meanwhile")
+            made = self._lease(line, message.number, True, copies)
+            return made, _keys(entry), Source(image.fd, self._images.held(entry))
+
+        try:
+            await self._places.adopt(copies, fd, message.size, message.restore_s, lease)
+        except (EngineStartError, OSError) as error:
+            self._release(line, message.number)
+            log.warning("what a client has on %s is not taken over: %s", message.device, error)
+        finally:
+            os.close(fd)
+
+    def _of(self, line: Line, number: int) -> tuple[Entry, Image]:
+        """What this lease has in the host's memory. Raises EngineStartError where it has nothing there."""
+        lease = line.leases.get(number)
+        entry = None if lease is None else self._table.holders().get(lease)
+        image = None if entry is None or entry.state is not State.READY else self._images.find(entry)
+        if entry is None or image is None:
+            raise EngineStartError("a copy is made of what is held in this machine's memory, and this is not")
+        return entry, image
+
+    def _placed(self, lease: int, placed: Placed) -> None:
+        line, number, quiet, _ = self._leases[lease]
+        given = Given(number, placed.key, placed.restore_s, placed.sha256, placed.size, placed.copied)
+        line.send(given, None if quiet else placed.fd)
+
     # --- leases
 
-    def _lease(self, line: Line, number: int, quiet: bool) -> int:
+    def _lease(self, line: Line, number: int, quiet: bool, copies: Copies | None = None) -> int:
         self._release(line, number)
         lease = line.leases[number] = next(self._numbers)
-        self._leases[lease] = (line, number, quiet)
+        self._leases[lease] = _Lease(line, number, quiet, copies)
         return lease
 
     def _release(self, line: Line, number: int) -> None:
         if (lease := line.leases.pop(number, None)) is not None:
-            del self._leases[lease]
-            self._do(self._table.release(lease, clock.now()))
+            one = self._leases.pop(lease, None)
+            if one is not None and one.copies is not None:
+                self._places.release(one.copies, lease)
+            elif one is not None:
+                self._do(self._table.release(lease, clock.now()))
 
     def _give(self, lease: int, entry: Entry) -> None:
-        line, number, quiet = self._leases[lease]
+        line, number, quiet, _ = self._leases[lease]
         if (image := self._images.find(entry)) is not None:
             key = entry.keys[0] if entry.keys else ""
             line.send(Given(number, key, entry.restore_s, image.sha256), None if quiet else image.fd)
 
     def _refuse(self, lease: int, reason: str) -> None:
-        line, number, _ = self._leases.pop(lease)
+        line, number, _, _ = self._leases.pop(lease)
         del line.leases[number]
         line.send(Refused(number, reason))
 
@@ -224,35 +310,37 @@ class Owner:
                 case Refuse(lease, reason):
                     self._refuse(lease, reason)
                 case Arm(entry, generation, at):
-                    self._disarm(entry)
-                    self._timers[entry.number] = self._loop.call_at(at, self._fired, entry, generation)
+                    self._timers.arm(entry, at, lambda e=entry, g=generation: self._fired(e, g))  # type: ignore[misc]
                 case _:
                     self._images.carry_out(effect)
 
     def _fired(self, entry: Entry, generation: int) -> None:
-        self._disarm(entry)
         self._do(self._table.fired(entry, generation, clock.now()))
-
-    def _disarm(self, entry: Entry) -> None:
-        """The table knows a timer that is of no use any more; this one only takes no memory."""
-        if (timer := self._timers.pop(entry.number, None)) is not None:
-            timer.cancel()
 
     # --- what it tells
 
     def _told(self, number: int) -> Told:
-        entries = sorted(self._table.entries.values(), key=lambda entry: -entry.bytes)[:MOST_TOLD]
+        held = [self._images.held(entry) for entry in self._table.entries.values()]
+        held += [copies.held(entry) for copies in self._places.all for entry in copies.table.entries.values()]
         return Told(
             number=number,
             pid=os.getpid(),
-            entries=tuple(self._images.held(entry) for entry in entries),
+            entries=tuple(sorted(held, key=lambda each: -each.bytes)[:MOST_TOLD]),
             bytes=self._table.bytes,
             hits=self._table.hits,
             misses=self._table.misses,
             bytes_read=self._loader.bytes_read,
             loads=self._images.loads,
             evictions=self._images.evictions,
+            uploads=sum(copies.uploads for copies in self._places.all),
+            device_evictions=sum(copies.evictions for copies in self._places.all),
+            device_bytes=sum(copies.table.bytes for copies in self._places.all),
         )
+
+
+def _keys(entry: Entry) -> list[str]:
+    """Of its content; one whose file has changed since has none that others share."""
+    return entry.keys or [f"entry:{entry.number}"]
 
 
 def _stat(ref: WeightsRef) -> Stat | None:

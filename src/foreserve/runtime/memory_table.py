@@ -19,11 +19,15 @@ from foreserve.runtime.memory_entry import Arm, Deny, Effect, Entry, Evict, Give
 
 
 class Table:
-    """All entries. `capacity` bounds the bytes of all together (`None`: no bound). Leases are the caller's numbers."""
+    """All entries. `capacity` bounds the bytes of all together (`None`: no bound). Leases are the caller's numbers.
 
-    def __init__(self, idle_s: float, capacity: int | None = None) -> None:
+    `setting` is what people call that bound.
+    """
+
+    def __init__(self, idle_s: float, capacity: int | None = None, setting: str = "host_gb") -> None:
         self._idle_s = idle_s
         self._capacity = capacity
+        self.setting = setting
         self._numbers = count(1)
         self._by_key: dict[str, Entry] = {}
         self._held: dict[int, Entry] = {}
@@ -56,7 +60,7 @@ class Table:
         entry = self._by_key.get(key)
         if entry is None:
             if self._capacity is not None and size > self._capacity:
-                words = f"it has {size} bytes; all weights together may take {self._capacity} (host_gb)"
+                words = f"it has {size} bytes; all weights together may take {self._capacity} ({self.setting})"
                 return [Refuse(lease, words)]
             entry = self._new(key, size)
             self._waiting.append(entry)
@@ -146,6 +150,10 @@ class Table:
             return []
         return [*self._evict([entry]), *self._serve(now)]
 
+    def shed(self, wanted: int) -> list[Effect]:
+        """There is less room than we think: let `wanted` bytes go, or all that may, those of least value first."""
+        return self._evict(self._least(wanted - self._leaving())[0])
+
     # --- identities
 
     def learn(self, entry: Entry, key: str) -> None:
@@ -173,7 +181,7 @@ class Table:
             lacking = self._lacking(entry)
             if lacking > self._going() and entry.started:
                 self._waiting.popleft()
-                words = f"it needs {entry.wants} bytes; all weights together may take {self._capacity} (host_gb)"
+                words = f"it needs {entry.wants} bytes; all weights together may take {self._capacity} ({self.setting})"
                 effects.append(Deny(entry, f"{words}, and {self.bytes - entry.bytes} are in use"))
             elif lacking > 0:
                 return effects + self._evict(self._victims(lacking))
@@ -198,15 +206,19 @@ class Table:
 
     def _victims(self, lacking: int) -> list[Entry]:
         """The idle entries of least value whose going is enough; none where all of them would not be."""
-        lacking -= self._leaving()
+        victims, lacking = self._least(lacking - self._leaving())
+        return victims if lacking <= 0 else []
+
+    def _least(self, wanted: int) -> tuple[list[Entry], int]:
+        """The idle entries of least value that have `wanted` bytes together, and what is still wanted beyond all."""
         idle = sorted((each for each in self.entries.values() if each.idle), key=lambda e: (e.density, e.idle_since))
         victims = []
         for entry in idle:
-            if lacking <= 0:
+            if wanted <= 0:
                 break
             victims.append(entry)
-            lacking -= entry.bytes
-        return victims if lacking <= 0 else []
+            wanted -= entry.bytes
+        return victims, wanted
 
     def _evict(self, entries: Sequence[Entry]) -> list[Effect]:
         for entry in entries:

@@ -54,7 +54,7 @@ class Requests:
         self._spawn = spawn
         self._freed = freed
         self._loop = asyncio.get_running_loop()
-        self._paused = self._abandoned = False
+        self._paused = self._held = self._abandoned = False
         self._running: dict[str, Running] = {}
         self._pulls: dict[Pull, None] = {}
         self._batch: Pull | None = None
@@ -118,6 +118,12 @@ class Requests:
         for pull in self._pulls:
             pull.wake()
 
+    def hold(self, yes: bool) -> None:
+        """Let no request reach the engine that it has not heard of yet, or (False) let them."""
+        self._held = yes
+        for pull in () if yes else self._pulls:
+            pull.wake()
+
     def abandon(self) -> None:
         """Forget all of them without a finish."""
         self._abandoned = True
@@ -166,7 +172,7 @@ class Requests:
         try:
             if before is not None and before.task is not None and not before.task.done():
                 await asyncio.wait({before.task})  # one batch at a time: the last one may still be tidying up
-            while self._blocked(pull):
+            while self._blocked(pull) or (pull.live and self._held):
                 await pull.asleep()
             works = [work for work in works if work.id in pull.live]
             if not works:

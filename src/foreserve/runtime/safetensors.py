@@ -84,6 +84,11 @@ def read(fd: int, where: str) -> dict[str, Tensor]:
         return parse(image, where)
 
 
+def data_begin(fd: int) -> int:
+    """Where the data of the first tensor begins, in an image that was read before."""
+    return _LENGTH_BYTES + int.from_bytes(os.pread(fd, _LENGTH_BYTES, 0), "little")
+
+
 def arranged(tensors: Mapping[str, tuple[str, tuple[int, ...]]], where: str) -> tuple[bytes, dict[str, Tensor]]:
     """The beginning of an image of tensors with these dtypes and shapes, and the place of each, in the image's order.
 

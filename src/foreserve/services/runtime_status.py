@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from foreserve import clock
 from foreserve.fleet.contexts import Contexts, ContextStats
-from foreserve.fleet.memory import Memory, MemoryStats, ready_sources
-from foreserve.fleet.replica import State
+from foreserve.fleet.memory import Memory, MemoryStats, copied_sources, ready_sources
+from foreserve.fleet.replica import Replica, State
 from foreserve.fleet.stages import Present, all_held, pays, stage
 from foreserve.runtime.footprint import Footprint, footprint
 from foreserve.runtime.leases import resolved
@@ -114,12 +114,14 @@ class RuntimeView:
         replicas = service.replicas
         spec = replicas.spec
         refs = [] if spec is None else [resolved(ref) for ref in spec.weights]
+        placed = [ref for ref in refs if ref.device is not None]
         up = spec is not None and self._contexts is not None and self._contexts.up(spec)
         present = Present(
             workers=sum(one.state is not State.GONE for one in replicas.all),
             wants=bool(refs),
             weights=all_held(refs, ready_sources(entries)),
             context=up,
+            copies=not _all_rest(replicas.ready) or all_held(placed, copied_sources(entries)),
         )
         own = [one for one in entries if any(all_held([ref], {(one.kind, one.source)}) for ref in refs)]
         return ServiceRuntime(
@@ -131,6 +133,11 @@ class RuntimeView:
             pays=pays(present),
             return_s={origin.value: seconds for origin, seconds in replicas.returns.medians().items()},
         )
+
+
+def _all_rest(ready: Sequence[Replica]) -> bool:
+    """Whether there are some and all have let go of their weights on a device."""
+    return bool(ready) and all(replica.rests for replica in ready)
 
 
 def _totals(
