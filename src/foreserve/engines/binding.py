@@ -42,9 +42,9 @@ def bind(
 ) -> None:
     """Let every parameter of `module`, nested ones too, be the tensor `prefix` + its name, and give it own buffers.
 
-    `names` are the tensors that there are; `read(name, guarded)` gives one, without a copy, on `device`. Parameters may be on the
-    `meta` device; what is tied stays tied, under whichever of its names it is stored. Persistent buffers are copied
-    from the weights, others from what the module has. Parameters are frozen (`requires_grad` is False).
+    `names` are the tensors that there are; `read(name, guarded)` gives one, without a copy, on `device`. Parameters may
+    be on the `meta` device; what is tied stays tied, under whichever of its names it is stored. Persistent buffers are
+    copied from the weights, others from what the module has. Parameters are frozen (`requires_grad` is False).
 
     Raises WeightsError, before anything is changed, that names what is missing, what nobody asks for (under `prefix`),
     what has another shape or dtype, and buffers without a value.

@@ -40,7 +40,7 @@ class Weights:
     """Tensors by name, of weights that are there or on their way: every method waits until they are.
 
     `timeout_s` bounds that wait; WeightsError says why they cannot be had. Those that are declared on a device are
-    tensors of torch there, in the copy that all workers share, or in one of this process's own where none can be shared.
+    tensors of torch there: in the copy that all workers share, or in one of this process's own where that cannot be.
     """
 
     def __init__(self, pending: Pending, timeout_s: float | None = None) -> None:
@@ -174,7 +174,7 @@ def _of_device(window: Window, begin: int, size: int) -> torch.Tensor:
 
 
 class _CudaArray:
-    """Bytes on a GPU as other libraries show theirs (CUDA array interface, version 2). torch holds it, it the window."""
+    """Bytes on a GPU, shown as libraries do (CUDA array interface, version 2). torch holds it, it the window."""
 
     def __init__(self, window: Window, begin: int, size: int) -> None:
         self.window = window

@@ -20,7 +20,7 @@ from foreserve import clock
 from foreserve.core import WeightsRef
 from foreserve.errors import EngineStartError
 from foreserve.runtime.memory_copies import Copies, Source
-from foreserve.runtime.memory_digests import Digests, Stat
+from foreserve.runtime.memory_digests import Digests, Stat, sha256_key
 from foreserve.runtime.memory_entry import Arm, Effect, Entry, Give, Refuse, State
 from foreserve.runtime.memory_images import Images
 from foreserve.runtime.memory_line import Line
@@ -237,7 +237,7 @@ class Owner:
         copies = self._places.on(message.device)
         lease = self._lease(line, message.number, False, copies)
         source = Source(image.fd, self._images.held(entry))
-        if reason := self._places.place(copies, lease, _keys(entry), image.size, source):
+        if reason := self._places.place(copies, lease, _keys(entry, image), image.size, source):
             log.warning("%s", reason)
             line.send(Waits(message.number, reason))
 
@@ -249,7 +249,7 @@ class Owner:
             if message.number not in line.leases:
                 raise EngineStartError("it was let go of meanwhile")
             made = self._lease(line, message.number, True, copies)
-            return made, _keys(entry), Source(image.fd, self._images.held(entry))
+            return made, _keys(entry, image), Source(image.fd, self._images.held(entry))
 
         try:
             await self._places.adopt(copies, fd, message.size, message.restore_s, lease)
@@ -338,9 +338,15 @@ class Owner:
         )
 
 
-def _keys(entry: Entry) -> list[str]:
-    """Of its content; one whose file has changed since has none that others share."""
-    return entry.keys or [f"entry:{entry.number}"]
+def _keys(entry: Entry, image: Image) -> list[str]:
+    """Of its content; one whose file has changed since has none that others share.
+
+    Where two files were loaded before they were known to be equal, one of them has not the key that both could have.
+    """
+    if not entry.keys:
+        return [f"entry:{entry.number}"]
+    known = [] if image.sha256 is None else [sha256_key(image.sha256)]
+    return [*dict.fromkeys([*known, *entry.keys])]
 
 
 def _stat(ref: WeightsRef) -> Stat | None:

@@ -9,7 +9,6 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from foreserve import clock
 from foreserve.errors import EngineStartError
 from foreserve.runtime.device import Window, identity, open_window
 
@@ -93,17 +92,16 @@ class Placed:
             self.client.withdraw(self)
             return True
 
-    def wake(self) -> tuple[float, bool]:
-        """Have it again, at the same address. Seconds that it took, and whether it had to be copied anew.
+    def wake(self) -> bool:
+        """Have it again, at the same address. Whether it had to be copied anew.
 
         Blocks for as long as there is no room for it.
         Raises EngineStartError where it cannot be had any more.
         """
         with self._busy:
-            began = clock.precise()
             assert self.client is not None
             self.client.place(self)
             self._known.wait()
             if self._error:
                 raise EngineStartError(f"the weights on {self.device} cannot be had again: {self._error}")
-            return clock.precise() - began, self._copied
+            return self._copied

@@ -15,6 +15,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, Literal, TypeVar
 
+from foreserve import clock
 from foreserve.errors import EngineStartError
 from foreserve.messages import FromWorker, Rested, Woke
 from foreserve.runtime import leases
@@ -85,12 +86,13 @@ class Resting:
 
     async def _wake(self) -> None:
         try:
-            woke = await _aside(lambda: [placed.wake() for placed in self._placed])
+            began = clock.precise()
+            copied = await _aside(lambda: [placed.wake() for placed in self._placed])
         except EngineStartError as error:
             await self._failed(str(error))
             return
         self._state, self._idle_since, self._tried = "awake", None, False
-        self._tell(Woke(sum(seconds for seconds, _ in woke), any(copied for _, copied in woke)))
+        self._tell(Woke(clock.precise() - began, any(copied)))
         self._hold(False)
 
 
