@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from foreserve.devices import check_device
 from foreserve.settings_base import Settings, above, at_least
 
 ROUTE: Final = re.compile(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-])+")
@@ -175,7 +176,7 @@ class LLMSettings(ServiceSettings, frozen=True, kw_only=True):
     `auto`. `weights` is the precision kept in memory; `exact` makes answers independent of who else is in the
     batch, at about half the speed. `max_running` bounds the sequences that run at once, `kv_cache_gb` (GiB) their
     memory (with engine `transformers` at least one context), `max_batched_tokens` one engine step. `default_max_tokens`
-    holds for requests that name none (`None`: up to the context).
+    holds for requests that name none (`None`: up to the context). `device` is where the engine `transformers` computes.
     """
 
     model: str
@@ -190,10 +191,12 @@ class LLMSettings(ServiceSettings, frozen=True, kw_only=True):
     prefix_caching: bool = True
     default_max_tokens: int | None = None
     foresight: ForesightSettings = ForesightSettings()
+    device: str = "cpu"
     engine_options: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_device(self.device)
         for name in ("max_running", "max_batched_tokens"):
             at_least(name, getattr(self, name), 1)
         for name in ("threads", "context_tokens", "default_max_tokens"):
@@ -321,13 +324,15 @@ class FunctionSettings(ServiceSettings, frozen=True, kw_only=True):
     it twice does no harm.
 
     `weights` are a safetensors file, an address or a loader, or several by name; relative paths are meant from the
-    function's own file. `memory_mb` (MiB) bounds what a worker may write to, beyond what it has when it is ready.
-    `route` is a path of its own, such as `/predict`. `imports` are the modules that its processes have imported before
-    they are wanted (`None`: those that its file imports, and with `runtime.learn_imports` what its workers import).
+    function's own file. On a `device` such as `cuda:0` they are tensors of torch there. `memory_mb` (MiB) bounds what a
+    worker may write to, beyond what it has when it is ready. `route` is a path of its own, such as `/predict`.
+    `imports` are the modules that its processes have imported before they are wanted (`None`: those that its file
+    imports, and with `runtime.learn_imports` what its workers import).
     """
 
     target: str
     weights: str | dict[str, str | WeightsSettings] | None = None
+    device: str = "cpu"
     memory_mb: float | None = None
     batch: int = 1
     batch_wait_s: float = 0.01
@@ -347,6 +352,9 @@ class FunctionSettings(ServiceSettings, frozen=True, kw_only=True):
                 above(name, getattr(self, name), 0)
         if ":" not in self.target:
             raise ValueError(f'`target` is {self.target!r}; valid: "module:name" or "file.py:name"')
+        check_device(self.device)
+        if self.device != "cpu" and self.weights is None:
+            raise ValueError(f"`device` is {self.device!r}, where its `weights` would be copied to, and it has none")
         for name, source in self.weights_by_name.items():
             if not name.isidentifier():
                 raise ValueError(f"`weights`: {name!r} is no name for weights; valid: a Python word")

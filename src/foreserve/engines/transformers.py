@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from foreserve import clock
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
+from foreserve.devices import torch_name
 from foreserve.engines.answer import Numbered, generate_of, refusal
 from foreserve.engines.generation import Generate
 from foreserve.engines.transformers_batch import Batch, OutOfMemory, Row
@@ -45,7 +46,8 @@ class TransformersEngine:
     batch. A stop token is counted and not given out.
 
     `shared_weights` names the declared weights that are the model's files. They are used where they lie; where they do
-    not fit the model, it is loaded as ever and the log says why. The fact `weights_shared` tells which it was.
+    not fit the model, it is loaded as ever and the log says why. The fact `weights_shared` tells which it was. On a
+    `device` they are one copy for all workers there too.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class TransformersEngine:
         weights: Literal["bf16", "f16", "f32"] = "bf16",
         context_tokens: int | None = None,
         kv_tokens: int | None = None,
+        device: str = "cpu",
         shared_weights: Sequence[str] = (),
     ) -> None:
         if weights not in _DTYPES:
@@ -69,6 +72,7 @@ class TransformersEngine:
         self._weights = weights
         self._context_wanted = context_tokens
         self._kv_wanted = kv_tokens
+        self._device = torch_name(device)
         self._shared_weights = shared_weights
         self._kv_tokens = 0
         self._context = 0
@@ -93,9 +97,11 @@ class TransformersEngine:
             raise EngineStartError(f"{self._folder} is no Hugging Face folder: it has no config.json")
         if self._threads:
             torch.set_num_threads(self._threads)
+        if self._device != "cpu" and not torch.cuda.is_available():
+            raise EngineStartError(f"`device` is {self._device!r}, and torch {torch.__version__} sees no GPU")
         transformers_logging.disable_progress_bar()
         model = self._shared()
-        weights_shared = model is not None
+        weights_shared = model is not None and self._in_one_copy()
         if model is None:
             model = self._loaded()
         model.eval()
@@ -135,9 +141,16 @@ class TransformersEngine:
         from transformers import AutoModelForCausalLM
 
         try:
-            return AutoModelForCausalLM.from_pretrained(self._folder, dtype=self._dtype(), local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(self._folder, dtype=self._dtype(), local_files_only=True)
+            return model.to(self._device)
         except (OSError, ValueError, RuntimeError, KeyError, MemoryError) as error:
             raise EngineStartError(f"transformers cannot load {self._folder}: {error}") from error
+
+    def _in_one_copy(self) -> bool:
+        from foreserve.engines.weights import Weights
+        from foreserve.runtime import leases
+
+        return all(Weights(leases.get(name)).shared for name in self._shared_weights)
 
     def _dtype(self) -> Any:
         import torch

@@ -105,6 +105,7 @@ class Batch:
         steps = min(max(row.most for row in self.rows), self._kv_tokens // len(self.rows) - prompt)
         # One mask for all steps, of which each reads its part; a row's positions begin after its padding.
         mask = torch.cat([mask, torch.ones((len(self.rows), max(0, steps)), dtype=mask.dtype)], dim=1)
+        ids, mask = ids.to(model.device), mask.to(model.device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = cache_for(model)
         begin, end = 0, prompt
@@ -120,7 +121,7 @@ class Batch:
             tokens = self._choose(out.logits[:, -1])
             if self._advance(tokens):
                 return
-            ids = torch.tensor(tokens).unsqueeze(1)
+            ids = torch.tensor(tokens, device=model.device).unsqueeze(1)
             begin, end = end, end + 1
         raise OutOfMemory(f"{len(self.rows)} rows hold no more than {self._kv_tokens} tokens")
 
@@ -129,7 +130,7 @@ class Batch:
         tokens: list[int] = logits.argmax(dim=-1).tolist()
         for index, row in enumerate(self.rows):
             if not row.done and not row.simple:
-                tokens[index] = row.choose(logits[index].float())
+                tokens[index] = row.choose(logits[index].float().cpu())
         return tokens
 
     def _advance(self, tokens: Sequence[int]) -> bool:

@@ -11,8 +11,8 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from foreserve.devices import torch_name
 from foreserve.engines.binding import bind
-from foreserve.runtime.device import Window, torch_name
 from foreserve.runtime.leases import Mapped, Pending, WeightsError
 from foreserve.runtime.safetensors import DTYPES, Tensor
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
+
+    from foreserve.runtime.device import Window
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +113,10 @@ class Weights:
     def _on_device(self, name: str, tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:
         import torch
 
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise WeightsError(
+                f"{self._where()} are wanted on {self.device}, and torch {torch.__version__} sees no GPU"
+            )
         placed, mapped, window = self._pending.placed, self.mapped, self._window()
         assert placed is not None
         begin, size = tensor.begin - placed.begin, tensor.end - tensor.begin

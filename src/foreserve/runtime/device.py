@@ -10,16 +10,10 @@ everything else runs in tests as it does on one: a second copy in this machine's
 
 from __future__ import annotations
 
-import re
-from typing import Final, Protocol
+from typing import Protocol
 
+from foreserve.devices import VALID, is_device
 from foreserve.errors import EngineStartError
-
-VALID: Final = "cpu, cuda, cuda:0, cuda:1, …"
-"""What is told to people. The stand-in is for tests."""
-
-_CUDA: Final = re.compile(r"cuda(:\d+)?")
-_STAND_IN: Final = re.compile(r"host-copy(:\d+)?")
 
 
 class DeviceError(EngineStartError):
@@ -86,17 +80,12 @@ class Window(Protocol):
         ...
 
 
-def known(name: str) -> bool:
-    """Whether `name` is that of a device that weights can be copied to."""
-    return bool(_CUDA.fullmatch(name) or _STAND_IN.fullmatch(name))
-
-
 def identity(name: str) -> str:
     """What this process calls `name`, as every other process of this machine understands it. Raises DeviceError.
 
     Processes may number GPUs otherwise (`CUDA_VISIBLE_DEVICES`), so those are named by what is burnt into them.
     """
-    if not known(name):
+    if not is_device(name):
         raise DeviceError(f"{name!r} is no device; valid: {VALID}")
     if name.startswith("cuda"):
         from foreserve.runtime.device_cuda import uuid_of
@@ -112,7 +101,7 @@ def open_memory(identified: str) -> DeviceMemory:
         from foreserve.runtime.device_cuda import CudaMemory
 
         return CudaMemory(rest)
-    if _STAND_IN.fullmatch(identified):
+    if is_device(identified):
         from foreserve.runtime.device_host import HostCopy
 
         return HostCopy(int(rest) * 2**20 if rest else None)
@@ -128,8 +117,3 @@ def open_window(name: str, size: int) -> Window:
     from foreserve.runtime.device_host import HostWindow
 
     return HostWindow(size)
-
-
-def torch_name(name: str) -> str:
-    """What torch calls it."""
-    return name if name.startswith("cuda") else "cpu"

@@ -6,7 +6,10 @@ import hashlib
 import re
 from pathlib import Path
 
+import msgspec
+
 from foreserve.core import WeightsRef
+from foreserve.devices import wanted_on
 from foreserve.errors import ConfigError
 from foreserve.services.function_target import file_of
 from foreserve.settings import FunctionSettings, WeightsSettings
@@ -19,7 +22,9 @@ def weights_of(settings: FunctionSettings) -> tuple[WeightsRef, ...]:
     """One for each name. Relative paths are seen from the function's file, or from here where a module is named."""
     file = file_of(settings.target)
     folder = file.parent if file is not None else Path.cwd()
-    return tuple(_ref(name, source, folder) for name, source in settings.weights_by_name.items())
+    device = wanted_on(settings.device)
+    refs = (_ref(name, source, folder) for name, source in settings.weights_by_name.items())
+    return tuple(msgspec.structs.replace(ref, device=device) for ref in refs)
 
 
 def _ref(name: str, given: str | WeightsSettings, folder: Path) -> WeightsRef:

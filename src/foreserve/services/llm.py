@@ -63,6 +63,9 @@ class LLM:
         self.where = where
         self._engine = engine_name(settings)
         self._factory = entry("engine", self._engine, f"{where}: engine").value
+        if settings.device != "cpu" and self._engine != "transformers":
+            words = f"`device` is {settings.device!r}, and the engine {self._engine!r} computes on the CPU"
+            raise ConfigError(f"{where}: {words}; valid here: cpu, or engine: transformers")
         if (settings.model == SIMULATED) != (self._engine == SIMULATED):
             raise ConfigError(f'{where}: model "{SIMULATED}" and engine "{SIMULATED}" go together only')
         self._text: Text | None = None

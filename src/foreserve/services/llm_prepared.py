@@ -81,5 +81,5 @@ def _options(settings: LLMSettings, engine: str, model: PreparedModel) -> dict[s
             }
         case "transformers":
             tokens = static_kv_tokens(settings, model.facts, model.weights)
-            options |= {"weights": model.weights or "bf16", "kv_tokens": tokens}
+            options |= {"weights": model.weights or "bf16", "kv_tokens": tokens, "device": settings.device}
     return options

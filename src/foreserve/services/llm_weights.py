@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from foreserve.core import WeightsRef
+from foreserve.devices import wanted_on
 from foreserve.runtime.safetensors import NotSafetensors, read
 
 INDEX: Final = "model.safetensors.index.json"
@@ -37,7 +38,8 @@ def shared_weights(engine: str, options: Mapping[str, Any]) -> tuple[WeightsRef,
     files = _files(folder)
     if not all(_has(file, wanted) for file in files):
         return ()
-    return tuple(WeightsRef(name=str(file), source=str(file)) for file in files)
+    device = wanted_on(options.get("device", "cpu"))
+    return tuple(WeightsRef(name=str(file), source=str(file), device=device) for file in files)
 
 
 def _files(folder: Path) -> list[Path]:
