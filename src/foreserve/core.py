@@ -305,7 +305,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     `weights` are loaded while the process comes up, once for all workers of this machine. `imports` are modules that
     its process may have imported before it is wanted; with `learn`, those too that its workers are seen to import, but
     for the package `own`. `memory_bytes` bounds what it may write to, beyond what it has when it is ready (`None`: no
-    bound). Once it has been idle for `rest_s` it lets go of its weights on a device until it is wanted.
+    bound). Once it has been idle for `rest_s` it lets go of its weights on a device until it is wanted; the
+    fleet's settings say how long that is.
     """
 
     factory: str

@@ -130,10 +130,10 @@ class RuntimeSettings(Settings, frozen=True, kw_only=True):
     interpreter. Such a process stays for `context_s` after its last worker. With `learn_imports` it also imports what
     its workers are seen to import before they are ready, and remembers that in the state folder. Read-only weights are
     held once for all workers of this machine, and for `host_s` after the last one let go of them; together at most
-    `host_gb` (GiB; `None`: no bound). Their copies on a GPU are, for `device_s` after the last worker has become idle,
-    and at most `device_gb` on each GPU (GiB; `None`: what it has). Weights are read by `readers` threads in chunks of
-    `chunk_mb` (MiB). `sources` has the beginnings of addresses that weights may come from, such as
-    `https://models.example.org/`; files need none.
+    `host_gb` (GiB; `None`: no bound). So are their copies on a GPU: a worker that has been idle for `rest_s` lets go of
+    them, and `device_s` after the last one they go; on each GPU at most `device_gb` (GiB; `None`: what it has). Weights
+    are read by `readers` threads in chunks of `chunk_mb` (MiB). `sources` has the beginnings of addresses that weights
+    may come from, such as `https://models.example.org/`; files need none.
     """
 
     fork: bool = True
@@ -141,6 +141,7 @@ class RuntimeSettings(Settings, frozen=True, kw_only=True):
     context_s: float = 1800.0
     host_s: float = 900.0
     host_gb: float | None = None
+    rest_s: float = 5.0
     device_s: float = 60.0
     device_gb: float | None = None
     readers: int = 4
@@ -148,7 +149,7 @@ class RuntimeSettings(Settings, frozen=True, kw_only=True):
     sources: list[str] = msgspec.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for name in ("context_s", "host_s", "device_s"):
+        for name in ("context_s", "host_s", "device_s", "rest_s"):
             at_least(name, getattr(self, name), 0)
         for name in ("readers", "chunk_mb"):
             at_least(name, getattr(self, name), 1)

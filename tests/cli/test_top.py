@@ -42,7 +42,8 @@ def test_once_and_as_json(tmp_path: Path):
 def _screen(ready: int, source: str = "w.safetensors") -> str:
     service = {"name": "s", "kind": "function", "stage": "running", "ready": ready, "references": 0}
     entry = {"source": source, "state": "ready", "bytes": 2**20, "references": 1, "hits": 0, "restore_s": 0.5}
-    owner = {"pid": 4711, "loads": 1, "hits": 0, "entries": [entry]}
+    entry["device"] = None
+    owner = {"pid": 4711, "loads": 1, "hits": 0, "uploads": 0, "entries": [entry]}
     told = {
         "services": [service | {"pays": [], "return_s": {}}],
         "workers": [],

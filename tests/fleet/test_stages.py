@@ -6,6 +6,7 @@ import pytest
 
 from foreserve.core import WeightsRef
 from foreserve.fleet.stages import KEPT, Present, Returns, Stage, all_held, pays, stage
+from foreserve.runtime.memory_messages import mark
 
 ROWS = [
     # workers, wants, weights, context, stage, pays
@@ -26,10 +27,16 @@ def test_what_is_there_tells_the_stage(workers, wants, weights, context, is_in, 
     assert (stage(present), pays(present)) == (is_in, pay)
 
 
+def test_workers_whose_weights_are_not_on_their_device_are_a_stage_of_their_own():
+    present = Present(workers=1, wants=True, weights=True, context=True, copies=False)
+    assert (stage(present), pays(present)) == ("workers", ("copying the weights to their device",))
+    assert stage(Present(workers=0, wants=True, weights=True, context=True, copies=False)) == "weights"
+
+
 def test_weights_are_held_when_each_of_them_is():
     one, two = WeightsRef(name="a", source="/a"), WeightsRef(name="b", source="/b", kind="loader")
-    assert all_held([one, two], {("file", "/a"), ("loader", "/b")})
-    assert not all_held([one, two], {("file", "/a"), ("file", "/b")}), "of another kind"
+    assert all_held([one, two], {mark(one), mark(two), 7})
+    assert not all_held([one, two], {mark(one), mark(WeightsRef(name="b", source="/b"))}), "of another kind"
     assert all_held([], set())
 
 

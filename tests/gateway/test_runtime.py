@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from foreserve import App
 from foreserve.services.function import Function
+from tests.devices import use
 from tests.gateway.house import serving
 
 CODE = """
@@ -23,6 +24,18 @@ import foreserve as fs
 class Sum:
     def __init__(self, weights: fs.Weights) -> None:
         self.weights = weights.numpy("w")
+
+    def __call__(self, by: int) -> int:
+        return int(self.weights.sum()) * by
+"""
+
+
+DEVICE_CODE = """
+import foreserve as fs
+
+class Sum:
+    def __init__(self, weights: fs.Weights) -> None:
+        self.weights = weights.torch("w")
 
     def __call__(self, by: int) -> int:
         return int(self.weights.sum()) * by
@@ -100,3 +113,35 @@ def test_who_works_is_told_with_what_it_holds(tmp_path):
         assert totals["all_bytes"] == sum(parts)
         asked = now["weights"]["hits"] + now["weights"]["misses"]
         assert now["hit_rate"] == now["weights"]["hits"] / asked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["host-copy", pytest.param("gpu", marks=pytest.mark.gpu)])
+def test_the_copy_on_a_device_goes_first_then_the_workers_and_the_next_call_has_it_again(tmp_path, monkeypatch, kind):
+    pytest.importorskip("torch")
+    device = use(kind, tmp_path, monkeypatch)
+    kinds = app(tmp_path, rest_s=0.2, device_s=0, host_s=600, context_s=600)
+    (tmp_path / "code.py").write_text(DEVICE_CODE)
+    words = {"replicas": [0, 1], "imports": ["torch"], "device": device, "idempotent": True}
+    kinds.services["total"] = Function(
+        f"{tmp_path / 'code.py'}:Sum",
+        weights=str(tmp_path / "w.safetensors"),
+        scaling={"idle_s": 8, "every_s": 0.1},
+        **words,
+    )
+    with serving(kinds) as house, httpx.Client(base_url=house.url, timeout=60) as client:
+        assert client.post("/v1/functions/total", json={"by": 2}).json()["result"] == 12
+        there = until(client, lambda now: now["services"][0]["stage"] == "workers")
+        (service,), (worker,) = there["services"], there["workers"]
+        assert (service["ready"], service["pays"]) == (1, ["copying the weights to their device"])
+        assert [(one["device"], one["state"]) for one in there["weights"]["entries"]] == [(None, "ready")]
+        assert (there["weights"]["loads"], there["weights"]["uploads"]) == (1, 1)
+        answers = [client.post("/v1/functions/total", json={"by": by}).json()["result"] for by in range(4)]
+        assert answers == [0, 6, 12, 18]
+        back = until(client, lambda now: "workers" in now["services"][0]["return_s"])
+        assert back["workers"][0]["pid"] == worker["pid"]  # the same one
+        assert (back["weights"]["loads"], back["weights"]["uploads"]) == (1, 2)
+        until(client, lambda now: now["services"][0]["stage"] == "workers")
+        left = until(client, lambda now: now["services"][0]["stage"] == "weights")
+        assert left["workers"] == []
+        assert client.post("/v1/functions/total", json={"by": 5}).json()["result"] == 30

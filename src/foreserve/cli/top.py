@@ -85,14 +85,15 @@ def _workers(told: dict[str, Any]) -> Table:
 
 def _weights(told: dict[str, Any]) -> Table:
     held, rate = told["weights"], told["hit_rate"]
-    table = Table(_long("weights"), "state", "size", "references", "hits", "restore")
+    table = Table(_long("weights"), "on", "state", "size", "references", "hits", "restore")
     if held is not None:
         share = f", hit rate {rate:.0%}" if rate is not None else ""
-        table.caption = f"owner {held['pid']}: loads {held['loads']}, hits {held['hits']}{share}"
+        uploads = f", copies to devices {held['uploads']}" if held["uploads"] else ""
+        table.caption = f"owner {held['pid']}: loads {held['loads']}, hits {held['hits']}{share}{uploads}"
     for one in held["entries"] if held else ():
         table.add_row(
-            _end(one["source"]), one["state"], _size(one["bytes"]), str(one["references"]), str(one["hits"]),
-            f"{one['restore_s']:.3f} s",
+            _end(one["source"]), _end(one["device"] or "host", 16), one["state"], _size(one["bytes"]),
+            str(one["references"]), str(one["hits"]), f"{one['restore_s']:.3f} s",
         )  # fmt: skip
     return table
 

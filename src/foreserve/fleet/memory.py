@@ -110,7 +110,7 @@ class Memory:
 
         The third tells what of its weights waits for room, in words; empty where nothing does.
         """
-        spec = msgspec.structs.replace(spec, env={**self.env(), **spec.env})
+        spec = msgspec.structs.replace(spec, env={**self.env(), **spec.env}, rest_s=self._settings.rest_s)
         if not spec.weights:
             return spec, listener, str
         hold = self.prefetch(spec.weights, spec.python)
@@ -146,7 +146,7 @@ class Memory:
 
     async def _held(self, refs: Sequence[WeightsRef], answer: Awaitable[Told | None]) -> bool:
         told = await answer
-        return told is not None and all_held([resolved(ref) for ref in refs], ready_sources(told.entries))
+        return told is not None and all_held([resolved(ref) for ref in refs], ready_marks(told.entries))
 
     async def close(self) -> None:
         """End the owner. Workers should be gone before."""
@@ -238,14 +238,10 @@ class Memory:
         self._restart = asyncio.get_running_loop().call_later(self._pause_s, self._await_need)
 
 
-def copied_sources(entries: Sequence[Held]) -> frozenset[tuple[str, str]]:
-    """Kind and source of those that are on a device."""
-    return frozenset((each.kind, each.source) for each in entries if each.state == "ready" and each.device is not None)
-
-
-def ready_sources(entries: Sequence[Held]) -> frozenset[tuple[str, str]]:
-    """Kind and source of those that can be had at once from the host's memory, for `stages.all_held`."""
-    return frozenset((each.kind, each.source) for each in entries if each.state == "ready" and each.device is None)
+def ready_marks(entries: Sequence[Held], on_device: bool = False) -> frozenset[int]:
+    """Of those that can be had at once from the host's memory, or that are on a device, for `stages.all_held`."""
+    found = [each for each in entries if each.state == "ready" and (each.device is not None) == on_device]
+    return frozenset(each for entry in found for each in entry.marks)
 
 
 def _listening(path: Path) -> socket.socket:

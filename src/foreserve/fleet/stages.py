@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from foreserve.core import WeightsRef
-from foreserve.runtime.memory_messages import SOURCE_CHARACTERS
+from foreserve.runtime.memory_messages import mark
 
 KEPT: Final = 9
 """Returns that are remembered of each stage."""
@@ -68,12 +68,9 @@ def pays(present: Present) -> tuple[str, ...]:
     return process, "mapping the weights" if present.weights else "reading the weights"
 
 
-def all_held(refs: Sequence[WeightsRef], ready: Collection[tuple[str, str]]) -> bool:
-    """Whether all of `refs` are among `ready`, pairs of kind and source as the memory owner tells them.
-
-    Paths are absolute in both.
-    """
-    return all((ref.kind, ref.source[-SOURCE_CHARACTERS:]) in ready for ref in refs)
+def all_held(refs: Sequence[WeightsRef], ready: Collection[int]) -> bool:
+    """Whether all of `refs`, with absolute paths, are among `ready`, the marks that the memory owner tells."""
+    return all(mark(ref) in ready for ref in refs)
 
 
 class Returns:

@@ -19,7 +19,7 @@ from foreserve.errors import EngineStartError
 from foreserve.runtime.device import Allocation, DeviceMemory, NoRoom, open_memory
 from foreserve.runtime.memory_digests import Stat
 from foreserve.runtime.memory_entry import Deny, Effect, Entry, Evict, Grant, Load, State, Stop
-from foreserve.runtime.memory_messages import SOURCE_CHARACTERS, Held
+from foreserve.runtime.memory_messages import MOST_MARKS, SOURCE_CHARACTERS, Held
 from foreserve.runtime.memory_sources import to_its_end
 from foreserve.runtime.memory_table import Table
 from foreserve.runtime.safetensors import data_begin
@@ -43,6 +43,7 @@ class Source:
         self.source = held.source
         self.kind = held.kind
         self.sha256 = held.sha256
+        self.marks = held.marks
 
     @property
     def fd(self) -> int:
@@ -64,6 +65,7 @@ class Source:
 class _Kept:
     def __init__(self, source: Source) -> None:
         self.source = source
+        self.marks: dict[int, None] = {}
         self.allocation: Allocation | None = None
         self.load: asyncio.Task[None] | None = None
         self.room: asyncio.Future[None] | None = None
@@ -117,6 +119,8 @@ class Copies:
         for number in self._kept.keys() - self.table.entries.keys():
             self._kept.pop(number).source.close()
         kept = self._kept.setdefault(entry.number, _Kept(source))
+        others = [each for each in kept.marks if each not in source.marks]
+        kept.marks = dict.fromkeys([*others, *source.marks][-MOST_MARKS:])
         if kept.source is source:
             return
         if entry.waits or entry.state is State.EVICTING:  # it is still to be made, and may be gone from elsewhere
@@ -155,6 +159,7 @@ class Copies:
             hits=entry.hits,
             sha256=source.sha256,
             device=self.identity,
+            marks=tuple(self._kept[entry.number].marks),
         )
 
     # --- what is decided

@@ -18,7 +18,7 @@ from foreserve.errors import EngineStartError
 from foreserve.runtime.memory_digests import Digests, Stat, sha256_key
 from foreserve.runtime.memory_entry import Deny, Effect, Entry, Evict, Grant, Load, State, Stop
 from foreserve.runtime.memory_loader import Image, Loader
-from foreserve.runtime.memory_messages import SOURCE_CHARACTERS, Held
+from foreserve.runtime.memory_messages import MOST_MARKS, SOURCE_CHARACTERS, Held, mark
 from foreserve.runtime.memory_table import Table
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ class _Kept:
         self.python = python
         self.stat = stat  # of a file
         self.names: dict[str, None] = {}
+        self.marks: dict[int, None] = {}
         self.image: Image | None = None
         self.load: asyncio.Task[None] | None = None
         self.learning: asyncio.Task[None] | None = None
@@ -88,6 +89,7 @@ class Images:
             kept.ref, kept.python, kept.stat = ref, python, stat
         if len(kept.names) < MOST_NAMES:
             kept.names[ref.name] = None
+        kept.marks = dict.fromkeys([*(each for each in kept.marks if each != mark(ref)), mark(ref)][-MOST_MARKS:])
 
     def find(self, entry: Entry) -> Image | None:
         """Its image, while it is there."""
@@ -117,6 +119,7 @@ class Images:
             bytes_read=entry.bytes_read,
             hits=entry.hits,
             sha256=kept.image.sha256 if kept.image else None,
+            marks=tuple(kept.marks),
         )
 
     # --- what is decided

@@ -7,6 +7,7 @@ which the answer carries; the number of an `Acquire` or `Adopt` names the lease 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from collections.abc import Sequence
@@ -123,6 +124,15 @@ class Refused(_Message, frozen=True):
     reason: str
 
 
+MOST_MARKS: Final = 16
+"""Of one image; the oldest goes first."""
+
+
+def mark(ref: WeightsRef) -> int:
+    """A number for where weights come from, by which one entry may tell of many such places. Paths are absolute."""
+    return int.from_bytes(hashlib.blake2b(f"{ref.kind}:{ref.source}".encode(), digest_size=8).digest(), "big")
+
+
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """One image of weights: by what `names` its holders call it, and where it stood when this was told.
 
@@ -130,6 +140,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
 
     `bytes` is the room kept for it, `restore_s` the seconds that loading it took, `bytes_read` what that read, `hits`
     how many leases found it there or on its way. `device` is where a copy is that is not in the host's memory.
+    `marks` are of the places that it was asked for as, of which `source` is one.
     """
 
     names: tuple[str, ...]
@@ -143,6 +154,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     hits: int
     sha256: str | None
     device: str | None = None
+    marks: tuple[int, ...] = ()
 
 
 class Told(_Message, frozen=True, kw_only=True):

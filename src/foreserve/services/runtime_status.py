@@ -10,7 +10,7 @@ import msgspec
 
 from foreserve import clock
 from foreserve.fleet.contexts import Contexts, ContextStats
-from foreserve.fleet.memory import Memory, MemoryStats, copied_sources, ready_sources
+from foreserve.fleet.memory import Memory, MemoryStats, ready_marks
 from foreserve.fleet.replica import Replica, State
 from foreserve.fleet.stages import Present, all_held, pays, stage
 from foreserve.runtime.footprint import Footprint, footprint
@@ -119,11 +119,11 @@ class RuntimeView:
         present = Present(
             workers=sum(one.state is not State.GONE for one in replicas.all),
             wants=bool(refs),
-            weights=all_held(refs, ready_sources(entries)),
+            weights=all_held(refs, ready_marks(entries)),
             context=up,
-            copies=not _all_rest(replicas.ready) or all_held(placed, copied_sources(entries)),
+            copies=not _all_rest(replicas.ready) or all_held(placed, ready_marks(entries, on_device=True)),
         )
-        own = [one for one in entries if any(all_held([ref], {(one.kind, one.source)}) for ref in refs)]
+        own = [one for one in entries if one.device is None and any(all_held([ref], one.marks) for ref in refs)]
         return ServiceRuntime(
             name=service.name,
             kind=service.kind.name,
