@@ -19,7 +19,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install dev test test-slow test-peers lint format bench soak clean
+.PHONY: help serve install dev test test-slow test-peers test-gpu lint format bench soak clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -42,6 +42,10 @@ test-peers: dev ## upstream mode against real llama.cpp and vLLM servers, made i
 	tests/peer/setup.sh .venv/peers
 	FORESERVE_PEER_LLAMACPP=$(CURDIR)/.venv/peers/llamacpp/bin/python \
 	FORESERVE_PEER_VLLM=$(CURDIR)/.venv/peers/vllm/bin/python $(BIN)/python -m pytest -m peer tests/peer $(ARGS)
+
+test-gpu: dev ## what shares weights on a GPU, on one that torch sees (with -rs: why a test is skipped)
+	$(BIN)/python -m pytest -n 0 -rs tests/runtime/test_device.py tests/fleet/test_device.py \
+	    tests/engines/test_device_weights.py tests/engines/test_transformers_shared.py tests/gateway/test_runtime.py $(ARGS)
 
 lint: dev ## ruff, the import direction, strict types
 	$(BIN)/ruff check .

@@ -4,13 +4,19 @@ import importlib.util
 import json
 import logging
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from foreserve.core import WeightsRef
+from foreserve.errors import EngineStartError
+from foreserve.fleet.memory import Memory
 from foreserve.runtime import leases
+from foreserve.settings import RuntimeSettings
+from tests.devices import use
 from tests.engines.contract import Subject, work
+from tests.fleet.holding import until
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -33,8 +39,9 @@ def saved(folder: Path, kind="Llama", dtype=torch.float32, shard="5GB", **more) 
     return folder
 
 
-def declared(folder: Path) -> list[str]:
-    refs = [WeightsRef(name=str(file), source=str(file)) for file in sorted(folder.glob("*.safetensors"))]
+def declared(folder: Path, device: str | None = None) -> list[str]:
+    files = sorted(folder.glob("*.safetensors"))
+    refs = [WeightsRef(name=str(file), source=str(file), device=device) for file in files]
     leases.begin(refs)
     return [ref.name for ref in refs]
 
@@ -111,6 +118,34 @@ async def test_the_engine_answers_as_over_weights_of_its_own(tmp_path, tied, cap
     told, found = await answers(folder, shared_weights=declared(folder))
     assert (own, told) == (False, True)
     assert found == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors are handed out on Linux")
+@pytest.mark.parametrize("kind", ["host-copy", pytest.param("gpu", marks=pytest.mark.gpu)])
+async def test_the_engine_answers_over_a_copy_on_a_device_as_over_weights_of_its_own(tmp_path, monkeypatch, kind):
+    device = use(kind, tmp_path, monkeypatch)
+    folder = saved(tmp_path, shard="20KB", tie_word_embeddings=True)
+    _, expected = await answers(folder)
+    memory = Memory(RuntimeSettings())
+    for name, value in memory.env().items():
+        monkeypatch.setenv(name, value)
+    names = declared(folder, device)
+    try:
+        await until(lambda: memory.pid is not None)  # from here on this loop may stand still
+        for _ in range(2):
+            told, found = await answers(folder, device=device, shared_weights=names)
+            assert told
+            assert [ids for ids, _ in found] == [ids for ids, _ in expected]
+        stats = await memory.stats()
+        assert (stats.uploads, stats.device_evictions) == (len(names), 0)
+    finally:
+        await memory.close()
+
+
+@pytest.mark.skipif("torch.cuda.is_available()", reason="there is a GPU")
+async def test_a_gpu_that_is_not_there_is_told_before_anything_is_loaded(tmp_path):
+    with pytest.raises(EngineStartError, match=r"`device` is 'cuda:1', and torch .* sees no GPU"):
+        await answers(saved(tmp_path), device="cuda:1")
 
 
 def config(folder, **more):

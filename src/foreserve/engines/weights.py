@@ -94,7 +94,8 @@ class Weights:
         if tensor.begin == tensor.end:
             return torch.empty(tensor.shape, dtype=dtype, device=self.device)
         if self._pending.placed is not None:
-            return self._on_device(name, tensor, dtype)
+            on_device: torch.Tensor = self._on_device(name, tensor, dtype)
+            return on_device
         if (address(mapped) + tensor.begin) % DTYPES[tensor.dtype]:
             return torch.frombuffer(bytearray(mapped.data(name)), dtype=dtype).reshape(tensor.shape)
         made = torch.frombuffer(_window(mapped, tensor), dtype=dtype).reshape(tensor.shape)
@@ -110,7 +111,7 @@ class Weights:
         _ = self.mapped  # where they cannot be had at all that is what is told
         return placed.wait(self._timeout_s)
 
-    def _on_device(self, name: str, tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _on_device(self, name: str, tensor: Tensor, dtype: Any) -> Any:
         import torch
 
         if self.device != "cpu" and not torch.cuda.is_available():
