@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -106,6 +107,9 @@ class Wiring:
             drain_s=settings.scaling.drain_s,
             in_order=isinstance(settings, UpstreamSettings),
         )
+        dispatcher.retry_s = replicas.retry_s
+        if hasattr(kind, "retry_s"):
+            kind.retry_s = lambda: replicas.retry_s(asyncio.get_running_loop().time())
         outside = None
         if self._only is None and isinstance(settings, UpstreamSettings) and settings.scaled:
             outside = _outside(name, settings, replicas, lambda urls: expect(self.services[name], urls))

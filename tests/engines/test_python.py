@@ -421,13 +421,14 @@ def endless_after_one():
 
 
 @pytest.mark.parametrize(("target", "items"), [(endless, []), (endless_later, []), (endless_after_one, [1])])
-async def test_a_call_that_runs_too_long_ends_in_words_and_its_code_is_stopped(target, items):
+async def test_a_call_that_runs_too_long_ends_in_words_and_its_code_is_stopped(target, items, caplog):
     made = await engine(target, max_running=1, timeout_s=0.05)
     fate = asyncio.create_task(made.failed())
     for _ in range(3):  # with one thread: the next could not begin behind code that was not stopped
         chunks = [chunk async for chunk in made.run(call())]
         assert [chunk.data for chunk in chunks[:-1]] == items
         assert chunks[-1].finish.error == "the call ran longer than its `timeout_s`, 0.05 s"
+    assert caplog.text.count("request a: the call ran longer than its `timeout_s`, 0.05 s") == 3
     assert not fate.done()
     assert (await made.load()).running == 0
     fate.cancel()

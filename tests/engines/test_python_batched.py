@@ -161,12 +161,13 @@ def spin(n: list[int]) -> list[int]:
         pass
 
 
-async def test_a_batch_that_runs_too_long_ends_and_python_code_is_stopped():
+async def test_a_batch_that_runs_too_long_ends_and_python_code_is_stopped(caplog):
     made = await engine(spin, timeout_s=0.05)
     fate = asyncio.create_task(made.failed())
     for _ in range(2):
         steps = [step async for step in made.run_batch(works({"n": 1}, {"n": 2}))]
         assert [chunk.finish.error for chunk in steps[0]] == ["the call ran longer than its `timeout_s`, 0.05 s"] * 2
+    assert caplog.text.count("r0, r1: the call ran longer than its `timeout_s`, 0.05 s") == 2
     assert not fate.done()
     fate.cancel()
     await made.close()

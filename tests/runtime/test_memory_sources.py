@@ -3,11 +3,13 @@ import os
 import socket
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from foreserve.errors import EngineStartError
 from foreserve.runtime.memory_sources import fetch, is_sealed, memory, refusal, run_loader, seal
+from tests.fleet.holding import until
 
 SOURCES = ["https://models.example.org/", "http://10.0.0.1:8080/weights/"]
 
@@ -154,6 +156,12 @@ def loads(tmp_path):
         "def complex(): return {'a': numpy.ones(3, 'complex128')}\n"
         "def number(): return {1: numpy.ones(3)}\n"
         "def ends(): raise SystemExit(5)\n"
+        "def leaves():\n"
+        "    import subprocess, sys, os\n"
+        "    child = subprocess.Popen(['sleep', '60'])\n"
+        "    open(__file__ + '.pid', 'w').write(str(child.pid))\n"
+        "    time.sleep(60 if os.path.exists(__file__ + '.late') else 0)\n"
+        "    return quick()\n"
     )
 
     async def run(name, room=room, python=sys.executable, limit_s=30.0):
@@ -164,7 +172,27 @@ def loads(tmp_path):
         finally:
             os.close(fd)
 
+    run.path = path
     return run
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_a_loader_has_started_ends_with_it(loads, late):
+    if late:
+        loads.path.with_name("loads.py.late").touch()
+        with pytest.raises(EngineStartError, match="longer than"):
+            await loads("leaves", limit_s=5.0)
+    else:
+        assert await loads("leaves")
+    pid = int(loads.path.with_name("loads.py.pid").read_text())
+
+    def running():
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    await until(lambda: not running())
 
 
 async def test_a_loader_writes_an_image_once_there_is_room(loads):

@@ -51,6 +51,8 @@ class Dispatcher:
     ) -> None:
         self.service = service
         self.unavailable: str | None = None
+        self.retry_s: Callable[[float], float] = lambda now: early.RETRY_S
+        """By the loop's time: when it may be otherwise."""
         """Why nothing can be served, in words: before the first replica is ready, and while the fleet has given up."""
         self._policy = policy
         self._ahead = policy.ahead if isinstance(policy, Ahead) else None
@@ -220,7 +222,7 @@ class Dispatcher:
     def _refusal(self, flight: Flight, now: float) -> Outcome | None:
         """The outcome of a request that is not taken in."""
         if self.unavailable is not None:
-            return early.unavailable(flight, self.unavailable, now)
+            return early.unavailable(flight, self.unavailable, now, self.retry_s(now))
         return early.refused(flight, self.view(flight.work), self._admission, now)
 
     def feed(self, request_id: str, data: Any, *, last: bool = False) -> None:

@@ -23,9 +23,9 @@ def refused(flight: Flight, view: QueueView, admission: Admission, now: float) -
     return None
 
 
-def unavailable(flight: Flight, reason: str, now: float) -> Outcome:
-    """Nothing can be served for now."""
-    return verdict(flight, OutcomeKind.FAILED, Unavailable, reason, now, retry=RETRY_S)
+def unavailable(flight: Flight, reason: str, now: float, retry_s: float = RETRY_S) -> Outcome:
+    """Nothing can be served for now; perhaps in `retry_s`."""
+    return verdict(flight, OutcomeKind.FAILED, Unavailable, reason, now, retry=retry_s)
 
 
 def not_begun(flight: Flight, why: str | None, limit_s: float, *, cold: bool, now: float) -> Outcome | None:

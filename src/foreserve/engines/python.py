@@ -96,6 +96,7 @@ class PythonEngine:
                 usage = {"items": float(items), "seconds": clock.precise() - began}
                 yield numbered.chunk(finish=Finish(reason="cancelled" if call.cancelled else "stop", usage=usage))
             except TimeoutError:
+                log.warning("request %s: %s", work.id, too_late(self._timeout_s))
                 yield numbered.chunk(finish=Finish(reason="error", error=too_late(self._timeout_s)))
             finally:
                 call.left = True

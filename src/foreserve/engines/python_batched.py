@@ -92,6 +92,11 @@ class BatchedPythonEngine:
                     async with asyncio.timeout(self._timeout_s):
                         chunks = await asyncio.shield(running)
                 except TimeoutError:
+                    log.warning(
+                        "requests %s: %s",
+                        ", ".join(each.numbered.work.id for each in members),
+                        too_late(self._timeout_s),
+                    )
                     late = Finish(reason="error", error=too_late(self._timeout_s))
                     yield [member.numbered.chunk(finish=late) for member in members]
                     await self._told_to_stop(run, running)

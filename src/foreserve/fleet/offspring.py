@@ -64,13 +64,17 @@ class Offspring:
     def heard(self, message: Forked | NotForked | Ended, fds: Sequence[int]) -> None:
         """What the context says of one of them."""
         match message:
+            case Forked() if not fds:
+                # It ends by itself: the other end of its line is closed with this.
+                self._asked.pop(message.id).fail(CannotFork("it cannot be watched: this process can open no more"))
             case Forked():
                 self._came(self._asked.pop(message.id), message.pid, fds[0])
             case NotForked():
                 self._asked.pop(message.id).fail(CannotFork(message.reason))
             case Ended():
                 self._heirs.discard(message.pid)
-                self._running.pop(message.pid).told(message.returncode)
+                if (process := self._running.pop(message.pid, None)) is not None:
+                    process.told(message.returncode)
 
     def orphan(self, reason: str) -> None:
         """The context is gone: what it has not told of will not come, and what runs ends untold."""

@@ -35,6 +35,9 @@ MOVE_S: Final = 1.0
 STARTS: Final = 9
 """Starts that are remembered for how long one takes."""
 
+MOST_RETRY_S: Final = 30.0
+"""The longest that a client is told to stay away, however long a start takes."""
+
 
 class Replicas:
     """Starts, watches, restarts and ends the replicas of one service and tells its dispatcher who takes work.
@@ -149,6 +152,16 @@ class Replicas:
         starting = [one for one in self.all if one.state is State.STARTING]
         waits += [max(self.start_s - (now - one.launched_at), 0.0) for one in starting]
         return min(waits, default=self.start_s)
+
+    def retry_s(self, now: float) -> float:
+        """When to come again while none is ready: once one should be.
+
+        Where no start has been measured it is taken to last twice as long as it has already.
+        """
+        if self._starts:
+            return min(max(self.ready_in(now), 1.0), MOST_RETRY_S)
+        begun = [one.launched_at for one in self.all if one.state is State.STARTING]
+        return min(max(now - min(begun), 1.0), MOST_RETRY_S) if begun else 1.0
 
     # --- all of them
 

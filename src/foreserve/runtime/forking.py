@@ -14,6 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from foreserve.messages import Message
+from foreserve.runtime.packets import receive_packet
 
 PACKET_BYTES = 1 << 17
 """The longest message. Far more than any has: a worker's whole environment does not travel here."""
@@ -136,14 +137,20 @@ def send(sock: socket.socket, message: ToForker | FromForker, fds: Sequence[int]
 
 
 def receive(sock: socket.socket, decoder: msgspec.msgpack.Decoder[M]) -> tuple[M, list[int]] | None:
-    """One message and its descriptors, which are the caller's to close; `None` at the end.
+    """One message and its descriptors, which are the caller's to close; `None` at the end, or where it broke.
 
-    Raises BlockingIOError where nothing is there on a socket that does not block, msgspec.DecodeError.
+    Where not all descriptors came there are none. Raises BlockingIOError where nothing is there on a socket that does
+    not block, msgspec.DecodeError.
     """
     try:
-        data, fds, _, _ = socket.recv_fds(sock, PACKET_BYTES, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+        data, fds = receive_packet(sock, PACKET_BYTES, MOST_DESCRIPTORS)
     except ConnectionError:
         return None
     if not data:
         return None
-    return decoder.decode(data), fds
+    try:
+        return decoder.decode(data), fds or []
+    except msgspec.DecodeError:
+        for fd in fds or ():
+            os.close(fd)
+        raise

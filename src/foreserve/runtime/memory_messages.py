@@ -8,7 +8,6 @@ which the answer carries; the number of an `Acquire` or `Adopt` names the lease 
 from __future__ import annotations
 
 import hashlib
-import os
 import socket
 from collections.abc import Sequence
 from typing import Final
@@ -16,6 +15,7 @@ from typing import Final
 import msgspec
 
 from foreserve.core import WeightsRef
+from foreserve.runtime.packets import receive_packet
 
 MAX_PACKET_BYTES: Final = 128 * 1024
 """Of any message; no limit of the kernel's for such sockets is lower."""
@@ -199,11 +199,9 @@ def send(sock: socket.socket, message: ToOwner | ToClient, fds: Sequence[int] = 
 
 def receive(sock: socket.socket) -> tuple[bytes, int | None]:
     """One packet and the descriptor that came with it, which is the caller's; no bytes at the end. Raises OSError."""
-    data, fds, flags, _ = socket.recv_fds(sock, MAX_PACKET_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-        for fd in fds:
-            os.close(fd)
-        raise OSError("a packet was longer than any message is, or brought more than one descriptor")
+    data, fds = receive_packet(sock, MAX_PACKET_BYTES, 1)
+    if fds is None:
+        raise OSError("a packet brought more than one descriptor, or one for which there was no room")
     return data, fds[0] if fds else None
 
 

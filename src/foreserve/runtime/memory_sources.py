@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from foreserve import clock
 from foreserve.errors import EngineStartError
 from foreserve.runtime import bootstrap
+from foreserve.runtime.ends import kill_group
 
 FETCH_S: Final = 1800.0
 """The longest that fetching may take in all; `READ_S` that a server may stay silent."""
@@ -119,7 +120,9 @@ async def _told(address: str, fn: Callable[[], T]) -> T:
 
 
 async def run_loader(loader: str, python: str, fd: int, room: Room, limit_s: float = LOADER_S) -> None:
-    """Run `loader` by `python` in a process of its own, which writes its image to `fd` and is gone at the end.
+    """Run `loader` by `python` in a process of its own, which writes its image to `fd`.
+
+    It is gone at the end, with all that it has started and left in its session.
 
     Raises EngineStartError with what the loader raised, or how its process ended.
     """
@@ -130,7 +133,9 @@ async def run_loader(loader: str, python: str, fd: int, room: Room, limit_s: flo
             env.pop(name, None)
     pipe = asyncio.subprocess.PIPE
     try:
-        process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=env, pass_fds=(fd,))
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=pipe, stdout=pipe, env=env, pass_fds=(fd,), start_new_session=True
+        )
     except OSError as error:
         raise EngineStartError(f"{loader}: the interpreter {python} cannot be run: {error.strerror}") from None
     try:
@@ -140,8 +145,8 @@ async def run_loader(loader: str, python: str, fd: int, room: Room, limit_s: flo
     except TimeoutError:
         raise EngineStartError(f"{loader}: it took longer than {limit_s:g} s") from None
     finally:
+        kill_group(process.pid)  # also of one that has ended: its number is not another's while it has left somebody
         if process.returncode is None:
-            process.kill()
             await asyncio.shield(process.wait())
     if reason is not None:
         raise EngineStartError(reason)

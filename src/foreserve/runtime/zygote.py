@@ -104,6 +104,9 @@ class Zygote:
         send(self._control, Importing(module))
 
     def _fork(self, message: Fork, fds: list[int]) -> Child | None:
+        if not fds:
+            send(self._control, NotForked(message.id, "its descriptors did not arrive: no more can be open here"))
+            return None
         _flush()
         try:
             pid = os.fork()

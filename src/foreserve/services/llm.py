@@ -72,6 +72,8 @@ class LLM:
         self._options: dict[str, Any] = {}
         self._limits: Limits | None = None
         self._preparing = Preparing()
+        self.retry_s: Callable[[], float] = lambda: 1.0
+        """When to come again while no replica has been ready; whoever starts them knows better."""
         self._static = self._engine == "transformers" or settings.engine_options.get("batching") == "static"
         self.foreseer = Foreseer(settings.foresight, words=self._engine != SIMULATED)
 
@@ -189,7 +191,7 @@ class LLM:
     def limits(self) -> Limits:
         """What can be asked for. Raises Unavailable until a replica has been ready."""
         if self._limits is None:
-            raise Unavailable("the first replica of this model is still starting", retry_after=1.0)
+            raise Unavailable("the first replica of this model is still starting", retry_after=self.retry_s())
         return self._limits
 
     async def chat(self, messages: Sequence[Mapping[str, Any]], sampling: Sampling) -> Generate:
