@@ -119,6 +119,7 @@ class House:
             settled=lambda outcome: None,
         )
         self.infos: list[EngineInfo] = []
+        self.launcher = launcher
         specs = [EngineSpec(factory="x:y", most_backoff_s=most_backoff_s)] * count
         self.replicas = Replicas("chat", lambda: specs, launcher, self.dispatcher, self.infos.append, **words)
 
@@ -150,6 +151,25 @@ def test_replicas_start_side_by_side_and_have_names():
         assert house.infos == [INFO] * 3
         await house.replicas.stop(1.0)
         assert not house.replicas.ready
+
+    run(main())
+
+
+def test_who_finds_none_ready_is_told_when_one_should_be():
+    async def main() -> None:
+        house = House(FakeLauncher(start_s=20.0))
+        loop, replicas = asyncio.get_running_loop(), house.replicas
+        assert replicas.retry_s(loop.time()) == 1.0  # none starts
+        starting = asyncio.create_task(replicas.start())
+        await asyncio.sleep(8)
+        assert replicas.retry_s(loop.time()) == 8.0  # as long again as it has taken
+        await starting
+        house.launcher.connections[0].kill()
+        await asyncio.sleep(5)
+        assert replicas.retry_s(loop.time()) == 15.0  # what is left of a start as it was measured
+        await asyncio.sleep(14.5)
+        assert replicas.retry_s(loop.time()) == 1.0
+        await replicas.stop(1.0)
 
     run(main())
 
