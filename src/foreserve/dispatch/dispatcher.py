@@ -51,9 +51,9 @@ class Dispatcher:
     ) -> None:
         self.service = service
         self.unavailable: str | None = None
-        self.retry_s: Callable[[float], float] = lambda now: early.RETRY_S
-        """By the loop's time: when it may be otherwise."""
         """Why nothing can be served, in words: before the first replica is ready, and while the fleet has given up."""
+        self.retry_s: Callable[[float], float] = lambda now: early.RETRY_S
+        """By the loop's time: in how many seconds that may be otherwise."""
         self._policy = policy
         self._ahead = policy.ahead if isinstance(policy, Ahead) else None
         self._admission = admission
