@@ -8,7 +8,7 @@ An edit is *prepared* first, which reads and changes nothing that a reader sees,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,30 @@ def spans(start: Ints, length: Ints) -> tuple[Ints, Ints]:
     owner = np.repeat(np.arange(len(start)), length)
     ends = np.cumsum(length)
     return owner, np.arange(len(owner)) + np.repeat(start - (ends - length), length)
+
+
+def ordered(key: NDArray[Any]) -> tuple[Ints, Ints]:
+    """The places of `key` in rising order, equal ones as they come, and the key in that order. Keys have 31 bits.
+
+    Sorting both as one number is several times as fast as a stable argsort.
+    """
+    both = np.sort((key.astype(np.int64) << 32) | np.arange(len(key)))
+    return both & 0xFFFFFFFF, both >> 32
+
+
+def united(parts: Sequence[Ints], size: int) -> Ints:
+    """All ids, below `size`, that are in one of `parts`, each once. They rise, as those of each part do."""
+    parts = [part for part in parts if len(part)]
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return np.empty(0, np.int64)
+    if 64 * sum(len(part) for part in parts) < size:
+        return np.unique(np.concatenate(parts))
+    flags = np.zeros(size, bool)
+    for part in parts:
+        flags[part] = True
+    return np.flatnonzero(flags)
 
 
 def ranks(key: NDArray[Any]) -> Ints:
@@ -185,8 +209,7 @@ class Adjacency:
 
         What is appended to one list keeps its order. Owners beyond the present ones must have been given place before.
         """
-        order = np.argsort(owner, kind="stable")
-        owner = owner[order]
+        order, owner = ordered(owner)
         owners = np.union1d(removed_owner, owner)
         old = self.degree(owners)
         gone = np.bincount(np.searchsorted(owners, removed_owner), minlength=len(owners))

@@ -35,6 +35,8 @@ class Split:
     level: int
     stages: tuple[Stage, ...]
     kept: frozenset[int]
+    passed_on: frozenset[int]
+    """Those of the kept that something else kept is made of."""
     asked: tuple[Value, ...]
     """What the inference phase may have to compute, in order."""
 
@@ -59,7 +61,8 @@ def split(program: Program, level: int) -> Split:
             kept.add(value.id)
     stages = tuple(_stage(program, stage, kept, n) for n in range(level + 1))
     asked = tuple(value for value in values if stage[value.id] > level)
-    return Split(program, level, stages, frozenset(kept), asked)
+    read = {each for value in values if stage[value.id] <= level for each in value.inputs}
+    return Split(program, level, stages, frozenset(kept), frozenset(kept & read), asked)
 
 
 def _stage(program: Program, stage: list[int], kept: set[int], n: int) -> Stage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foreserve.graphs.adjacency import Ints
+from foreserve.graphs.adjacency import Ints, ordered
 from foreserve.graphs.edges import EdgeEdit, EdgeStore
 from foreserve.graphs.program import Feature, Gathered, Topology, Value
 from foreserve.graphs.split import Split
@@ -25,6 +26,44 @@ class Rows(NamedTuple):
 
 Dirty = dict[int, Rows]
 
+MOST_SCRATCH = 2**26
+"""Bytes of new rows of one value that are kept for the next batch to write to."""
+
+
+class Reader:
+    """The rows of `ids` block by block, with what is dirty in place of what is kept: what fits a cache is read once."""
+
+    def __init__(self, tables: Tables, value: Value, ids: Ints, dirty: Dirty) -> None:
+        self._tables, self._value, self._ids = tables, value, ids
+        self._new: Tensor | None = None
+        self._same = False
+        self._hit = self._at = np.empty(0, np.int64)
+        new = dirty.get(value.id)
+        if new is None or not len(new.ids):
+            return
+        self._new = new.rows
+        if new.ids is ids or (len(new.ids) == len(ids) and bool((new.ids == ids).all())):
+            self._same = True
+            return
+        at = np.minimum(np.searchsorted(new.ids, ids), len(new.ids) - 1)
+        self._hit = np.flatnonzero(new.ids[at] == ids)
+        self._at = at[self._hit]
+
+    def __call__(self, start: int, end: int) -> Tensor:
+        """Those of `ids[start:end]`; not to be written to."""
+        tables = self._tables
+        if self._same:
+            assert self._new is not None
+            return self._new[start:end].to(tables.store.dtype)
+        part = tables.index(self._ids[start:end])
+        rows = tables.table(self._value).index_select(0, part).to(tables.store.dtype)
+        if self._new is not None:
+            first, last = np.searchsorted(self._hit, (start, end))
+            if last > first:
+                put = tables.index(self._hit[first:last] - start)
+                rows[put] = self._new[tables.index(self._at[first:last])].to(rows.dtype)
+        return rows
+
 
 class Tables:
     """A table for each kept value. What edges decide is kept in float64, so that its sums do not drift."""
@@ -34,6 +73,7 @@ class Tables:
         self.store = store
         self.device = store.device
         self._tables: dict[int, Tensor] = {}
+        self._scratch: dict[int, Tensor] = {}
         for value in cut.program.values:
             if value.id in cut.kept and not isinstance(value.op, Feature):
                 size = (store.nodes[value.type].capacity, *value.shape)
@@ -97,6 +137,17 @@ class Tables:
         """As torch takes it, on the device."""
         return torch.from_numpy(np.ascontiguousarray(ids)).to(self.device)
 
+    def scratch(self, value: Value, count: int) -> Tensor:
+        """Place for new rows of a value until the next batch: memory that was written before is faster than fresh."""
+        kept = self._scratch.get(value.id)
+        if kept is None or len(kept) < count:
+            width = math.prod(value.shape) * self.store.dtype.itemsize
+            most = min(count + count // 4, self.store.nodes[value.type].capacity, MOST_SCRATCH // max(1, width))
+            kept = torch.empty((max(most, count), *value.shape), dtype=self.store.dtype, device=self.device)
+            if kept.nbytes <= MOST_SCRATCH:
+                self._scratch[value.id] = kept
+        return kept[:count]
+
     # --- edges
 
     def gathered(
@@ -111,8 +162,7 @@ class Tables:
         if edit is not None and len(edit.inserted["source"]) and len(targets):
             at = np.minimum(np.searchsorted(targets, edit.inserted["target"]), len(targets) - 1)
             mine = targets[at] == edit.inserted["target"]
-            order = np.argsort(np.append(of, at[mine]), kind="stable")
-            of = np.append(of, at[mine])[order]
+            order, of = ordered(np.append(of, at[mine]))
             new = {"neighbour": edit.inserted["source"]} | edit.inserted
             columns = {name: np.concatenate((c, new[name][mine].astype(c.dtype)))[order] for name, c in columns.items()}
         if not loops:

@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foreserve.graphs.adjacency import Ints
+from foreserve.graphs.adjacency import Ints, ordered, united
 from foreserve.graphs.program import Aggregate, Feature, Topology, Value
 from foreserve.graphs.reduces import summed
 from foreserve.graphs.split import Stage
 from foreserve.graphs.store import Prepared
-from foreserve.graphs.tables import Dirty, Rows, Tables, topology_rows
+from foreserve.graphs.tables import Dirty, Reader, Rows, Tables, topology_rows
 from foreserve.graphs.whole import aggregated
 
 LEAST_DENSE = 1024
 """Differences that are pushed in any case."""
+
+BLOCK_ROWS = 2048
+"""What a layer makes of so many rows stays in a cache."""
 
 DENSE_SHARE = 0.25
 """Of a layer's edges: where more of them would carry a difference the layer is computed in full."""
@@ -90,7 +93,7 @@ def _aggregate(tables: Tables, value: Value, prepared: Prepared, update: Update,
     edges = tables.store.edges[op.key]
     edit = prepared.edges.get(op.key)
     sent = [update.dirty[each].ids for each in op.sources if each in update.dirty]
-    senders = np.unique(np.concatenate(sent)) if len(sent) > 1 else sent[0] if sent else np.empty(0, np.int64)
+    senders = united(sent, tables.store.nodes[op.key[0]].capacity)
     pushes = int(edges.out.degree(senders).sum())
     if not pushes and edit is None and not any(each in update.dirty for each in op.targets):
         return
@@ -140,14 +143,19 @@ def _push(tables: Tables, value: Value, op: Aggregate, prepared: Prepared, updat
         at, to, times = at[apart], to[apart], times[apart]
     if not len(to):
         return
-    order = np.argsort(to, kind="stable")
-    to = to[order]
+    order, to = ordered(to)
     first = np.flatnonzero(np.append(True, to[1:] != to[:-1]))
-    targets = to[first].astype(np.int64)
+    targets = to[first]
     plain = not with_weight and edit is None
     weight = None if plain else tables.index(times[order]).to(tables.store.dtype)
-    box = summed(torch.cat(rows), tables.index(at[order]), tables.index(first), weight)
-    box += tables.rows(value, targets)
+    given, index_, ends = torch.cat(rows), tables.index(at[order]), np.append(first, len(to))
+    box = tables.scratch(value, len(targets))
+    for start in range(0, len(targets), BLOCK_ROWS):
+        part = slice(start, min(start + BLOCK_ROWS, len(targets)))
+        low, high = int(ends[part.start]), int(ends[part.stop])
+        offsets = tables.index(first[part] - low)
+        more = summed(given, index_[low:high], offsets, None if weight is None else weight[low:high])
+        torch.add(tables.rows(value, targets[part]), more, out=box[part])
     if edit is not None:
         # What has no edge left is nothing, not what rounding left of it.
         bare = edit.into.owners[edit.into.length == 0]
@@ -187,17 +195,45 @@ def _locals(tables: Tables, stage: Stage, prepared: Prepared, update: Update) ->
         touched = [update.dirty[leaf.id].ids for leaf in stage.leaves[type_] if leaf.id in update.dirty]
         if type_ in prepared.nodes:
             touched.append(prepared.nodes[type_].fresh)
-        if not touched:
-            continue
-        ids = np.unique(np.concatenate(touched)) if len(touched) > 1 else touched[0]
+        ids = united(touched, tables.store.nodes[type_].capacity)
         if not len(ids):
             continue
-        rows = {leaf.id: tables.rows(leaf, ids, update.dirty) for leaf in stage.leaves[type_]}
-        for value in steps:
-            assert callable(value.op)
-            rows[value.id] = value.op(rows)
+        readers = {leaf.id: Reader(tables, leaf, ids, update.dirty) for leaf in stage.leaves[type_]}
+        made = [_Made(tables, value, len(ids)) for value in stage.outputs[type_]]
+        for at in range(0, len(ids), BLOCK_ROWS):
+            part = ids[at : at + BLOCK_ROWS]
+            rows = {id_: reader(at, at + len(part)) for id_, reader in readers.items()}
+            for value in steps:
+                assert callable(value.op)
+                rows[value.id] = value.op(rows)
+            for each in made:
+                each.add(part, rows[each.value.id])
         update.effort.rows += len(ids)
-        for value in stage.outputs[type_]:
-            new = _changed(ids, tables.rows(value, ids), rows[value.id])
-            if new is not None:
-                update.dirty[value.id] = new
+        for each in made:
+            if each.count:
+                update.dirty[each.value.id] = each.rows()
+
+
+class _Made:
+    """New rows of a value, block by block: those that differ from what is kept, and all where nobody reads them on."""
+
+    def __init__(self, tables: Tables, value: Value, most: int) -> None:
+        self.value = value
+        self.count = 0
+        self._tables = tables
+        self._compares = value.id in tables.split.passed_on
+        self._rows = tables.scratch(value, most)
+        self._ids: list[Ints] = []
+
+    def add(self, ids: Ints, rows: Tensor) -> None:
+        if self._compares:
+            new = _changed(ids, self._tables.rows(self.value, ids), rows)
+            if new is None:
+                return
+            ids, rows = new
+        self._rows[self.count : self.count + len(ids)] = rows
+        self._ids.append(ids)
+        self.count += len(ids)
+
+    def rows(self) -> Rows:
+        return Rows(np.concatenate(self._ids), self._rows[: self.count])
