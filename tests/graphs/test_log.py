@@ -45,16 +45,60 @@ def test_a_log_cut_off_anywhere_gives_its_whole_entries(tmp_path: Path) -> None:
     assert set(counts) == {0, 1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("at", [30, 60, 100])
-def test_a_byte_that_changed_ends_the_log_there(tmp_path: Path, at: int) -> None:
-    _written(tmp_path, 4)
-    path = files(tmp_path)[0]
+def _flipped(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 255
     path.write_bytes(bytes(data))
-    found = [entry.sequence for entry in read(tmp_path, 0)]
-    assert found == list(range(1, len(found) + 1))
-    assert len(found) < 4
+
+
+def _starts(path: Path) -> list[int]:
+    """The first byte of each entry, and the end."""
+    return [len(log_.MAGIC), *(end for _, end in log_.entries(path))]
+
+
+def test_a_byte_that_changed_before_a_whole_entry_is_refused_with_its_place(tmp_path: Path) -> None:
+    """It was on the disk before the entry behind it was written, so no crash made it."""
+    _written(tmp_path, 4)
+    path = files(tmp_path)[0]
+    starts = _starts(path)
+    for at in range(len(log_.MAGIC), starts[-2]):
+        _flipped(path, at)
+        broken = sum(start <= at for start in starts)
+        with pytest.raises(LogBroken) as told:
+            list(read(tmp_path, 0))
+        assert str(path) in str(told.value)
+        assert f"the entry at byte {starts[broken - 1]} does not read, but entry" in str(told.value)
+        assert f"cut it to {starts[broken - 1]} bytes" in str(told.value)
+        _flipped(path, at)
+    # As the message says.
+    path.write_bytes(path.read_bytes()[: starts[2]])
+    assert [entry.sequence for entry in read(tmp_path, 0)] == [1, 2]
+
+
+def test_a_byte_that_changed_in_the_last_entry_ends_the_log_unless_it_was_acknowledged(tmp_path: Path) -> None:
+    _written(tmp_path, 4)
+    path = files(tmp_path)[0]
+    _flipped(path, -1)
+    assert [entry.sequence for entry in read(tmp_path, 0)] == [1, 2, 3]
+    made = Log(tmp_path, 3)
+    made.acknowledge(4)
+    made.close()
+    with pytest.raises(LogBroken, match="reads up to entry 3, but 4 was acknowledged"):
+        list(read(tmp_path, 0))
+    # One that was acknowledged before it was on the disk may be lost.
+    made = Log(tmp_path, 3)
+    made.acknowledge(4, durable=False)
+    made.close()
+    assert [entry.sequence for entry in read(tmp_path, 0)] == [1, 2, 3]
+    assert log_.acknowledged(tmp_path) == (4, 3)
+
+
+def test_what_is_not_acknowledged_is_not_read_by_those_that_follow(tmp_path: Path) -> None:
+    _written(tmp_path, 4)
+    assert [entry.sequence for entry in read(tmp_path, 0, most=2)] == [1, 2]
+    assert log_.acknowledged(tmp_path / "none") == (0, 0)
+    (tmp_path / log_.ACKNOWLEDGED).write_bytes(b"12345678123")
+    assert log_.acknowledged(tmp_path) == (0, 0)
 
 
 def test_a_hole_between_files_is_an_error(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Machine(RuleBasedStateMachine):
     """Changes are gathered in a batch, which is applied at any time."""
 
     graph: LiveGraph
+    finish: Callable[[], None] | None = None
 
     @initialize(
         kind=st.sampled_from(sorted(KINDS)),
@@ -109,6 +111,7 @@ class Machine(RuleBasedStateMachine):
     def crash(self, torn: int) -> None:
         """The process ends, in the middle of an entry that nobody was told of; the batch that was gathered is lost."""
         self.writer.close()
+        self.finish = None
         with log.files(self.folder)[-1].open("ab") as file:
             file.write(bytes(range(torn)))
         store = GraphStore(self.graph.store.schema, torch.float64)
@@ -120,9 +123,18 @@ class Machine(RuleBasedStateMachine):
         self.batch = Changes()
         self.there = set(store.alive(NODE).tolist())
 
+    @precondition(lambda self: self.finish is None)
     @rule()
-    def snapshot(self) -> None:
-        self.writer.snapshot()()
+    def begin_snapshot(self) -> None:
+        self.finish = self.writer.snapshot()
+
+    @precondition(lambda self: self.finish is not None)
+    @rule()
+    def finish_snapshot(self) -> None:
+        """After any number of batches; a crash may come first."""
+        assert self.finish is not None
+        self.finish()
+        self.finish = None
 
     def teardown(self) -> None:
         if hasattr(self, "writer"):

@@ -14,8 +14,9 @@ from foreserve.graphs import log as log_
 from foreserve.graphs import snapshot as snapshot_
 from foreserve.graphs import writer as writer_
 from foreserve.graphs.changes import Changes
+from foreserve.graphs.follower import Follower
 from foreserve.graphs.live import LiveGraph
-from foreserve.graphs.log import LogBroken
+from foreserve.graphs.log import Log, LogBroken
 from foreserve.graphs.schema import EDGE, NODE, EdgeType, Schema
 from foreserve.graphs.store import GraphStore
 from foreserve.graphs.taking_apart import take_apart
@@ -233,3 +234,45 @@ def test_keys_are_forgotten_oldest_first(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [*writer._keys] == ["b", "c"]
     with pytest.raises(ConfigError, match="without a log"):
         writer.snapshot()
+
+
+def test_those_that_follow_see_only_what_was_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = _new(tmp_path)
+    graph, _ = _recovered(tmp_path)
+    follower = Follower(graph, tmp_path)
+    sync, seen = Log.sync, []
+
+    def synced(log: Log) -> None:
+        """Just before the writer knows that its entry is on the disk."""
+        follower.catch_up()
+        store = GraphStore(SCHEMA, torch.float64)
+        recover(store, tmp_path, follow=True)
+        seen.append((graph.store.version, store.version, writer.graph.store.version))
+        sync(log)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "sync", synced)
+        for n in range(3):
+            writer.write([Submitted(Changes().insert_edges(EDGE, [0], [n]))], 0.0)
+    assert seen == [(1, 1, 1), (2, 2, 2), (3, 3, 3)]
+    assert follower.catch_up() == 1
+    writer.snapshot()()
+    writer.write([Submitted(Changes().insert_edges(EDGE, [0], [7]))], 0.0)
+    assert follower.catch_up() == 1
+    assert _same(graph, writer.graph)
+    writer.close()
+
+
+def test_a_snapshot_is_begun_when_the_last_one_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_, "SNAPSHOT_BYTES", 0)
+    writer = _new(tmp_path)
+    update = Submitted(Changes().insert_edges(EDGE, [0], [1]))
+    assert not writer.wants_snapshot
+    writer.write([update], 0.0)
+    assert writer.wants_snapshot
+    finish = writer.snapshot()
+    writer.write([update], 0.0)
+    assert not writer.wants_snapshot
+    finish()
+    assert writer.wants_snapshot
+    writer.close()

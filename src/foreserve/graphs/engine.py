@@ -93,7 +93,7 @@ class GraphEngine:
             elif folder is not None:
                 self._held = lock(folder)
             wall = clock.wall()
-            self._opened = await self._on(self._writing, lambda: opened(self._options, wall))
+            self._opened = await self._on(self._writing, lambda: opened(self._options, wall, follow=self._follow))
             graph = self._opened.graph
             if self._follow:
                 assert folder is not None
@@ -180,7 +180,9 @@ class GraphEngine:
                 if self._updates:
                     await self._batch(writer)
                 if writer.wants_snapshot:
+                    began = clock.now()
                     finish = await self._on(self._writing, writer.snapshot)
+                    writer.totals.longest_pause_s = max(writer.totals.longest_pause_s, clock.now() - began)
                     asyncio.ensure_future(self._on(self._snapshots, finish)).add_done_callback(self._snapshot_done)
             except Exception as error:
                 self._fail(f"{type(error).__name__}: {error}")

@@ -12,9 +12,9 @@ from foreserve.graphs.recomputed import RecomputedGraph
 
 
 class Follower:
-    """Reads the log in `folder` on from the version of `graph`. Not for several threads at once.
+    """Reads the log in `folder` on from the version of `graph`, as far as its writer has acknowledged what is there.
 
-    It may show an update that the writer has not yet acknowledged.
+    Not for several threads at once.
     """
 
     def __init__(self, graph: LiveGraph | RecomputedGraph, folder: Path) -> None:
@@ -26,9 +26,12 @@ class Follower:
     def catch_up(self) -> int:
         """Apply all that is there; how many entries. Raises LogBroken where the log has gone on without it."""
         applied = 0
-        while True:
+        most = log_.acknowledged(self._folder).seen
+        while self._graph.store.version < most:
             if self._path is not None and self._path.exists():
                 for entry, end in log_.entries(self._path, self._at):
+                    if entry.sequence > most:
+                        return applied
                     self._at = end
                     if entry.sequence <= self._graph.store.version:
                         continue
@@ -38,6 +41,7 @@ class Follower:
                     applied += 1
             if not self._next():
                 return applied
+        return applied
 
     def _next(self) -> bool:
         """Turn to the newest file that may have the next entry, if that is another one."""

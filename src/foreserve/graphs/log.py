@@ -2,7 +2,8 @@
 
 A file `SEQUENCE.log` begins with the line `foreserve-graph-log 1` and holds entries from that sequence number on: the
 length (4 bytes) and CRC-32 (4 bytes) of what follows, both little-endian, then an `Entry` in MessagePack. A writer that
-starts begins a new file, so what a crash left of the last entry stays at the end of a file and is passed over.
+starts begins a new file, so what a crash left of the last entry stays at the end of a file and is passed over. What
+does not read and has a whole entry behind it, or was acknowledged, is no such end: the log is refused.
 """
 
 from __future__ import annotations
@@ -11,14 +12,21 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from foreserve.errors import ConfigError
 
+ACKNOWLEDGED = "acknowledged"
+"""The file that says how far the writer has come: two sequence numbers, each in 8 bytes, little-endian, twice. Never
+synced, so it may lag behind the log."""
+
 MAGIC = b"foreserve-graph-log 1\n"
 MOST_ENTRY = 2**30
 _HEAD = 8
+_BEGINS = b"\x94"
+"""How every entry begins in MessagePack: as an array of four."""
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -45,7 +53,12 @@ class Log:
         self._size = 0
         self._before = 0
         self._fd = -1
+        self._told = os.open(folder / ACKNOWLEDGED, os.O_CREAT | os.O_RDWR, 0o644)
+        # What a writer that was killed left without waiting for the disk is taken as it is: now it has to stay.
+        for path in files(folder)[-1:]:
+            _sync_file(path)
         self.rotate(sequence + 1)
+        self.acknowledge(sequence)
 
     @property
     def size(self) -> int:
@@ -81,6 +94,12 @@ class Log:
         self._before = self._size
         self._size += _HEAD + len(data)
 
+    def acknowledge(self, sequence: int, durable: bool = True) -> None:
+        """Let those that follow see the entries up to `sequence`, which are on the disk if `durable`."""
+        os.pwrite(self._told, 2 * sequence.to_bytes(8, "little"), 0)
+        if durable:
+            os.pwrite(self._told, 2 * sequence.to_bytes(8, "little"), 16)
+
     def undo(self) -> None:
         """Take back the last entry, which was not applied. Where that fails the log takes nothing more."""
         self._size = self._before
@@ -114,7 +133,37 @@ class Log:
                 self.sync()
             finally:
                 os.close(self._fd)
+                os.close(self._told)
                 self._fd = -1
+
+
+class Told(NamedTuple):
+    """The last entry that may be seen, and the last that was told to be on the disk; 0 where nothing is said (yet)."""
+
+    seen: int
+    durable: int
+
+
+def acknowledged(folder: Path) -> Told:
+    """How far the writer of the log in `folder` has come."""
+    try:
+        data = (folder / ACKNOWLEDGED).read_bytes()
+    except FileNotFoundError:
+        data = b""
+    found = []
+    for at in (0, 16):
+        # Twice the same, so that half a write is not taken for another number.
+        first, second = data[at : at + 8], data[at + 8 : at + 16]
+        found.append(int.from_bytes(first, "little") if first == second else 0)
+    return Told(*found)
+
+
+def _sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -142,11 +191,13 @@ def first_of(path: Path) -> int:
     return int(path.stem)
 
 
-def read(folder: Path, after: int) -> Iterator[Entry]:
-    """The whole entries with a sequence number above `after`, in order. Changes nothing.
+def read(folder: Path, after: int, most: int | None = None) -> Iterator[Entry]:
+    """The whole entries with a sequence number above `after`, in order; with `most` those up to it. Changes nothing.
 
-    Raises LogBroken where an entry is missing, and where what does not read is not the end of all.
+    Without `most` nobody may be writing. Raises LogBroken where an entry is missing, and where what does not read is
+    not the end of all.
     """
+    told = acknowledged(folder).durable
     every = files(folder)
     for n, path in enumerate(every):
         if n + 1 < len(every) and first_of(every[n + 1]) <= after + 1:
@@ -156,13 +207,47 @@ def read(folder: Path, after: int) -> Iterator[Entry]:
             at = end
             if entry.sequence <= after:
                 continue
+            if most is not None and entry.sequence > most:
+                return
             if entry.sequence != after + 1:
                 raise LogBroken(f"{path}: entry {entry.sequence} follows {after}; those between are missing")
             after = entry.sequence
             yield entry
+        at = max(at, len(MAGIC))
+        if most is not None or path.stat().st_size <= at:
+            continue
         # A file that another one follows was whole when that began, unless a crash ended its writer.
-        if n + 1 < len(every) and path.stat().st_size > max(at, len(MAGIC)) and first_of(every[n + 1]) > after + 1:
+        if n + 1 < len(every) and first_of(every[n + 1]) > after + 1:
             raise LogBroken(f"{path}: the entry at byte {at} does not read and is not the last one")
+        if (behind := _whole_after(path, at, after)) is not None:
+            raise LogBroken(
+                f"{path}: the entry at byte {at} does not read, but entry {behind.sequence} behind it does; "
+                f"restore the file, or cut it to {at} bytes to go on without what came after entry {after}"
+            )
+    if most is None and told > after:
+        raise LogBroken(
+            f"{folder}: the log reads up to entry {after}, but {told} was acknowledged; restore "
+            f"{every[-1].name if every else 'its files'}, or remove the file {ACKNOWLEDGED!r} to go on without the rest"
+        )
+
+
+def _whole_after(path: Path, at: int, after: int) -> Entry | None:
+    """A whole entry with a sequence number above `after`, anywhere behind byte `at` of a file."""
+    data = path.read_bytes()
+    place = data.find(_BEGINS, at + _HEAD)
+    while place >= 0:
+        head = data[place - _HEAD : place]
+        body = memoryview(data)[place : place + int.from_bytes(head[:4], "little")]
+        if len(body) == int.from_bytes(head[:4], "little") and zlib.crc32(body) == int.from_bytes(head[4:], "little"):
+            try:
+                entry = msgspec.msgpack.decode(body, type=Entry)
+            except msgspec.MsgspecError:
+                pass
+            else:
+                if entry.sequence > after:
+                    return entry
+        place = data.find(_BEGINS, place + 1)
+    return None
 
 
 def entries(path: Path, start: int = 0) -> Iterator[tuple[Entry, int]]:

@@ -117,10 +117,11 @@ def schema_of(options: GraphOptions, data: GraphData | None) -> Schema:
     return Schema(nodes, edges)
 
 
-def opened(options: GraphOptions, at: float) -> Opened:
+def opened(options: GraphOptions, at: float, *, follow: bool = False) -> Opened:
     """Go on from the log where there is one; else begin with the data, and a log. Raises ConfigError.
 
-    `at` is the wall time of edges of the data that bring none.
+    With `follow` there is a log, and another process may be writing it. `at` is the wall time of edges of the data that
+    bring none.
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -138,7 +139,7 @@ def opened(options: GraphOptions, at: float) -> Opened:
     model = model_of(options)
     program = None if options.mode == "recompute" else take_apart(model, schema, options.target)
     store = GraphStore(schema, device=options.device)
-    keys = recover(store, folder) if folder is not None else None
+    keys = recover(store, folder, follow=follow) if folder is not None else None
     if keys is None:
         if data is not None:
             load(store, data, str(options.graph), at)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from foreserve.graphs.frozen import Frozen
 from foreserve.graphs.log import LogBroken, sync_folder
 from foreserve.graphs.schema import EdgeKey, EdgeType, NodeType, Schema, written
 from foreserve.graphs.store import GraphStore
@@ -42,14 +43,7 @@ class _Words(msgspec.Struct):
 
 def take(store: GraphStore, keys: dict[str, int]) -> Snapshot:
     """The graph as it is: nothing may be committed meanwhile, anything afterwards."""
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, nodes in store.nodes.items():
-        arrays[f"nodes/{name}/features"] = nodes.features[: nodes.count].cpu().numpy().copy()
-        arrays[f"nodes/{name}/alive"] = nodes.alive[: nodes.count].copy()
-    for key, edges in store.edges.items():
-        for name, values in edges.columns().items():
-            arrays[f"edges/{written(key)}/{name}"] = values
-    return Snapshot(store.schema, store.version, dict(keys), arrays)
+    return Snapshot(store.schema, store.version, dict(keys), Frozen(store).copy())
 
 
 def write(snapshot: Snapshot, folder: Path) -> Path:

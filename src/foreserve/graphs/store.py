@@ -17,6 +17,7 @@ from torch import Tensor
 from foreserve.graphs.adjacency import Columns, Ints
 from foreserve.graphs.changes import Changes
 from foreserve.graphs.edges import EdgeEdit, EdgeStore
+from foreserve.graphs.frozen import Frozen
 from foreserve.graphs.net import EdgeNet, NodeNet, edge_net, groups_of, node_net
 from foreserve.graphs.schema import EdgeKey, Schema
 from foreserve.graphs.validation import key_of, validate
@@ -67,6 +68,7 @@ class GraphStore:
         self.nodes = {name: NodeStore(node.features, dtype, self.device) for name, node in schema.nodes.items()}
         self.edges = {key: EdgeStore(edge, _NUMPY[dtype]) for key, edge in schema.edges.items()}
         self.version = 0
+        self._frozen: Frozen | None = None
 
     def load(
         self, features: Mapping[str, Any], edges: Mapping[EdgeKey, Columns], alive: Mapping[str, Any] | None = None
@@ -125,8 +127,11 @@ class GraphStore:
 
     def commit(self, prepared: Prepared) -> None:
         """Write a prepared batch: the next version. Nothing may have been committed since it was prepared."""
+        frozen = self._frozen
         for name, net in prepared.nodes.items():
             store = self.nodes[name]
+            if frozen is not None:
+                frozen.features[name].before(store.features, np.append(net.ids, net.dead))
             if len(net.ids):
                 rows = torch.as_tensor(net.features, dtype=self.dtype, device=self.device)
                 store.features[torch.from_numpy(net.ids)] = rows
@@ -135,8 +140,22 @@ class GraphStore:
             store.alive[net.dead] = False
             store.count = prepared.counts[name]
         for key, edit in prepared.edges.items():
-            self.edges[key].commit(edit)
+            edges = self.edges[key]
+            if frozen is not None and edit.into.pool is None:
+                frozen.edges[key].before(edges.into.columns, edit.into.slots)
+            edges.commit(edit)
         self.version += 1
+
+    def freeze(self) -> Frozen:
+        """This version, kept until `thaw`: commits put aside what they overwrite of it. Between two commits."""
+        if self._frozen is not None:
+            raise RuntimeError("another version is being kept")
+        self._frozen = Frozen(self)
+        return self._frozen
+
+    def thaw(self) -> None:
+        """Nothing needs to be put aside any more. In any thread."""
+        self._frozen = None
 
     def alive(self, type_: str) -> Ints:
         """The ids of the nodes that are there."""

@@ -54,6 +54,9 @@ class Totals:
     changes: int = 0
     ignored: int = 0
     expired: int = 0
+    snapshots: int = 0
+    longest_pause_s: float = 0.0
+    """For which a snapshot has kept the writer waiting."""
     effort: Effort = field(default_factory=Effort)
 
 
@@ -72,7 +75,7 @@ class GraphWriter:
         self._folder = folder
         self._durable = durable
         self._log = None if folder is None else Log(folder, graph.store.version)
-        self._snapshot_at = graph.store.version
+        self._finishing = False
         self._logged_bytes = 0
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="graph-log")
 
@@ -140,6 +143,8 @@ class GraphWriter:
         if synced is not None:
             synced.result()
         applied = self.graph.commit(prepared, update)
+        if self._log is not None:
+            self._log.acknowledge(sequence, self._durable)
         for key in keys:
             self._keys[key] = sequence
         while len(self._keys) > MOST_KEYS:
@@ -168,17 +173,30 @@ class GraphWriter:
     @property
     def wants_snapshot(self) -> bool:
         """Whether so much was logged since the last one that a restart would take long."""
-        return self._log is not None and self._logged_bytes > SNAPSHOT_BYTES
+        return self._log is not None and not self._finishing and self._logged_bytes > SNAPSHOT_BYTES
 
     def snapshot(self) -> Callable[[], None]:
-        """Copy the graph, and return what brings it to the disk and lets go of the log before it: for any thread."""
+        """Keep this version, and return what copies it, brings it to the disk and lets go of the log before it: for any
+        thread, while this one goes on. Another one may be begun when that has returned."""
         if self._folder is None or self._log is None:
             raise ConfigError("a graph without a log has no snapshots; set `log`")
-        folder, taken = self._folder, snapshot_.take(self.graph.store, dict(self._keys))
-        self._log.rotate(taken.sequence + 1)
+        folder, store, keys = self._folder, self.graph.store, dict(self._keys)
+        frozen = store.freeze()
+        try:
+            self._log.rotate(frozen.version + 1)
+        except BaseException:
+            store.thaw()
+            raise
+        self._finishing = True
         self._logged_bytes = 0
+        self.totals.snapshots += 1
 
         def finish() -> None:
+            try:
+                arrays = frozen.copy()
+            finally:
+                store.thaw()
+            taken = snapshot_.Snapshot(frozen.schema, frozen.version, keys, arrays)
             snapshot_.write(taken, folder)
             for path in folder.glob("*.safetensors"):
                 if path.stem.isdigit() and int(path.stem) < taken.sequence:
@@ -186,6 +204,7 @@ class GraphWriter:
             for path in log_.files(folder):
                 if log_.first_of(path) <= taken.sequence:
                     path.unlink()
+            self._finishing = False
 
         return finish
 
@@ -196,11 +215,13 @@ class GraphWriter:
             self._log.close()
 
 
-def recover(store: GraphStore, folder: Path) -> dict[str, int] | None:
+def recover(store: GraphStore, folder: Path, *, follow: bool = False) -> dict[str, int] | None:
     """Bring an empty store to where the log in `folder` ends; the idempotency keys. None where there is no log.
 
-    The tables are to be computed afterwards. Raises LogBroken for what cannot be read.
+    With `follow` another process may be writing, and only what that has acknowledged is taken. The tables are to be
+    computed afterwards. Raises LogBroken for what cannot be read.
     """
+    most = log_.acknowledged(folder).seen if follow else None
     path = snapshot_.newest(folder)
     if path is None:
         if log_.files(folder):
@@ -209,7 +230,7 @@ def recover(store: GraphStore, folder: Path) -> dict[str, int] | None:
     taken = snapshot_.read(path)
     snapshot_.restore(taken, store, str(path))
     keys: OrderedDict[str, int] = OrderedDict(taken.keys)
-    for entry in log_.read(folder, store.version):
+    for entry in log_.read(folder, store.version, most):
         store.commit(store.prepare(Changes.decode(entry.changes), entry.at))
         for key in entry.keys:
             keys[key] = entry.sequence
