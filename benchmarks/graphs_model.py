@@ -57,6 +57,16 @@ def loaded(nodes: int, edges: int, random: np.random.Generator) -> GraphStore:
     return store
 
 
+def expiring(nodes: int, edges: int, random: np.random.Generator) -> GraphStore:
+    """A store with a power-law graph of which one edge is a second older than the next one."""
+    store = GraphStore(Schema.homogeneous(WIDTH, EdgeType(multi=True, expire_s=1.0)))
+    source, target = power_law(nodes, edges, random)
+    time = random.permutation(len(source)).astype(np.float64) + 1.0
+    features = random.standard_normal((nodes, WIDTH), dtype=np.float32)
+    store.load({NODE: features}, {EDGE: {"source": source, "target": target, "time": time}})
+    return store
+
+
 class Stream:
     """Batches of directed edge changes: as many edges go, of those that were there, as come."""
 
