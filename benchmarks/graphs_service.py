@@ -25,7 +25,7 @@ from foreserve.simulation.machine import cores
 from foreserve.tensors import tensor_of
 
 HERE = Path(__file__).resolve().parent
-CLIENTS = 96
+CLIENTS = 128
 QUERIES_PER_S = 200
 DRAIN_S = 20.0
 """How long what was asked is waited for when a load has ended."""

@@ -48,8 +48,9 @@ class GraphSettings(ServiceSettings, frozen=True, kw_only=True):
     `mode: incremental` keeps the first `level` layers up to date (`None`: all but the last, or as few as let 99 of 100
     queries of a node read at most `query_edges` edges) and computes the others for the nodes of a query; `recompute`
     runs the model's own forward over all nodes once a version. A batch of updates is closed at `batch_changes`, or when
-    its oldest has waited `batch_wait_s`. The first of `replicas` writes, the others read its log. `device` and
-    `threads` are torch's.
+    its oldest has waited `batch_wait_s`. The first of `replicas` writes, the others read its log; of a range it always
+    stays. Outputs of nodes that are asked for again are kept in at most `hot_bytes` until they may have changed (0:
+    none). `device` and `threads` are torch's.
     """
 
     target: str
@@ -63,8 +64,9 @@ class GraphSettings(ServiceSettings, frozen=True, kw_only=True):
     mode: Literal["incremental", "recompute"] = "incremental"
     level: int | None = None
     query_edges: int | None = None
-    batch_changes: int = 16_384
+    batch_changes: int = 32_768
     batch_wait_s: float = 0.0
+    hot_bytes: int = 0
     device: str = "cpu"
     threads: int | None = None
 
@@ -72,11 +74,9 @@ class GraphSettings(ServiceSettings, frozen=True, kw_only=True):
         super().__post_init__()
         if ":" not in self.target:
             raise ValueError(f'`target` is {self.target!r}; valid: "module:name" or "file.py:name"')
-        if not isinstance(self.replicas, int) or self.replicas < 1:
-            raise ValueError(
-                f"`replicas` is {self.replicas}; a graph has a fixed number: one that writes, others that read"
-            )
-        if self.replicas > 1 and self.log is None:
+        if self.bounds[0] < 1:
+            raise ValueError(f"`replicas` is {self.replicas}; a graph has at least the one that writes")
+        if self.bounds[1] > 1 and self.log is None:
             raise ValueError(f"`replicas` is {self.replicas}; those that read follow the `log`, which is not set")
         for word in self.edges:
             if word.count(":") != 2:
@@ -91,3 +91,4 @@ class GraphSettings(ServiceSettings, frozen=True, kw_only=True):
             at_least("threads", self.threads, 1)
         at_least("batch_changes", self.batch_changes, 1)
         at_least("batch_wait_s", self.batch_wait_s, 0)
+        at_least("hot_bytes", self.hot_bytes, 0)

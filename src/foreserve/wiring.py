@@ -40,7 +40,7 @@ from foreserve.services.base import Service
 from foreserve.services.joining import expect
 from foreserve.services.scaling import ServiceScaling
 from foreserve.services.served import Served, policy_name
-from foreserve.settings import AppSettings, Environment, ServiceSettings, UpstreamSettings
+from foreserve.settings import AppSettings, Environment, GraphSettings, ServiceSettings, UpstreamSettings
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +106,7 @@ class Wiring:
             least=self._least(settings),
             drain_s=settings.scaling.drain_s,
             in_order=isinstance(settings, UpstreamSettings),
+            first_stays=isinstance(settings, GraphSettings),
         )
         dispatcher.retry_s = replicas.retry_s
         if hasattr(kind, "retry_s"):

@@ -211,6 +211,26 @@ def test_the_only_one_stays_when_only_one_is_wanted_and_it_crashes():
     run(main())
 
 
+def test_the_first_place_stays_where_it_does_what_the_others_cannot():
+    async def main() -> None:
+        launcher = FakeLauncher()
+        house = House(launcher, count=3, least=1, first_stays=True)
+        await house.replicas.start()
+        house.replicas.scale(3)
+        await asyncio.sleep(2)
+        stream = house.submit("a", 5.0)  # the first has it, so the others hold less
+        house.replicas.scale(2)
+        assert next(name for name, phase in house.phases() if phase == "ready") == "chat/0.1"
+        launcher.connections[0].kill()
+        house.replicas.scale(1)
+        await asyncio.sleep(20)
+        assert house.phases() == [("chat/0.2", "ready")]
+        assert stream.outcome is not None
+        await house.replicas.stop(0)
+
+    run(main())
+
+
 def test_stopping_while_one_starts_one_leaves_and_one_waits_to_be_started():
     async def main() -> None:
         launcher = FakeLauncher(starts=[1.0, 1.0, 60.0], fails=[None, None, None, "no", "no", "no"])

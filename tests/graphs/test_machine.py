@@ -50,17 +50,18 @@ class Machine(RuleBasedStateMachine):
         multi=st.booleans(),
         level=st.integers(0, 2),
         share=st.sampled_from([0.0, 0.25]),
+        hot=st.sampled_from([0, 100, 2_000]),
     )
-    def begin(self, kind: str, weighted: bool, multi: bool, level: int, share: float) -> None:
+    def begin(self, kind: str, weighted: bool, multi: bool, level: int, share: float, hot: int) -> None:
         weighted = weighted and kind in WEIGHTED
         store = GraphStore(_schema(weighted, multi), torch.float64)
         none: dict[str, Any] = {name: np.empty(0, np.int64) for name in ("source", "target", "weight", "time")}
         store.load({NODE: np.ones((4, 2))}, {EDGE: none})
         self.model, program = _taken_apart(kind, weighted, multi)
-        self.level, self.share, self.program = level, share, program
+        self.program, self.words = program, {"level": level, "dense_share": share, "hot_bytes": hot}
         self.folder = Path(tempfile.mkdtemp(prefix="foreserve-machine-"))
         begin(store, self.folder)
-        self.graph = LiveGraph(program, store, level, share)
+        self.graph = LiveGraph(program, store, **self.words)
         self.writer = GraphWriter(self.graph, self.folder, {}, durable=False)
         self.there = set(range(4))
         self.random = np.random.default_rng(0)
@@ -118,7 +119,7 @@ class Machine(RuleBasedStateMachine):
         keys = recover(store, self.folder)
         assert keys is not None
         assert store.version == self.graph.store.version
-        self.graph = LiveGraph(self.program, store, self.level, self.share)
+        self.graph = LiveGraph(self.program, store, **self.words)
         self.writer = GraphWriter(self.graph, self.folder, keys, durable=False)
         self.batch = Changes()
         self.there = set(store.alive(NODE).tolist())
@@ -154,7 +155,8 @@ class Machine(RuleBasedStateMachine):
     def equals_full_recompute(self) -> None:
         assert self.graph.store.alive(NODE).tolist() == sorted(self.there)
         if self.there:
-            assert error(self.graph, self.model) < 1e-11
+            for _ in range(3):  # the second time some answers are kept, the third time they are found
+                assert error(self.graph, self.model) < 1e-11
         assert self.graph.drift() < 1e-11
 
 

@@ -32,13 +32,17 @@ def test_updates_go_to_the_one_that_writes_and_are_never_run_again() -> None:
     assert update == Price(cost={"slots": 1.0, "writes": 1.0}, idempotent=False)
     assert kind.price(_request(Ask())).idempotent is True
     assert [spec.options["follow"] for spec in kind.engines()] == [False, True, True]
+    ranged = Graph(Net, **words("log", replicas=(1, 3)))
+    assert [spec.options["follow"] for spec in ranged.engines()] == [False, True, True]
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"replicas": 2, "log": None}, "`replicas` is 2; those that read follow the `log`"),
-        ({"replicas": (1, 3)}, "a graph has a fixed number"),
+        ({"replicas": (0, 3), "log": "log"}, "a graph has at least the one that writes"),
+        ({"replicas": (1, 3), "log": None}, "`replicas` is (1, 3); those that read follow the `log`"),
+        ({"hot_bytes": -1}, "`hot_bytes`"),
         ({"graph": None}, "`graph` names no data"),
         ({"edges": {"buys": {}}}, "'buys' is no edge type; valid: source:relation:target"),
         ({"mode": "quick"}, "mode"),

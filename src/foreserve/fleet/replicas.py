@@ -45,8 +45,9 @@ class Replicas:
     `specs` gives one engine for each replica that there may be; it is asked at the start, when the service has been
     prepared. `least` of them are started then (`None`: all), `scale` tells the number later. With `least` 0 a service
     is available without any: the first request wants one. With `in_order` the last place is the first to be left,
-    however much its replica holds: for servers that others stop in that order. `on_info` hears what an engine is each
-    time one becomes ready, each of `started` how many seconds a start took.
+    however much its replica holds: for servers that others stop in that order. With `first_stays` the first place is
+    never left while others are wanted, also while its replica is down: it does what they cannot. `on_info` hears what
+    an engine is each time one becomes ready, each of `started` how many seconds a start took.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Replicas:
         least: int | None = None,
         drain_s: float = DRAIN_S,
         in_order: bool = False,
+        first_stays: bool = False,
     ) -> None:
         self.service = service
         self.started: list[Callable[[float], None]] = []
@@ -72,6 +74,7 @@ class Replicas:
         self._least = least
         self._drain_s = drain_s
         self._in_order = in_order
+        self._first_stays = first_stays
         self._seats: list[Seat] = []
         self._seats_made = 0
         self._starts: deque[float] = deque(maxlen=STARTS)
@@ -214,7 +217,10 @@ class Replicas:
             for seat in first_to_take(seat for seat in seats if not seat.wanted)[:more]:
                 self._want(seat)
         elif more < 0:
-            for seat in first_to_leave((seat for seat in seats if seat.wanted), self._in_order)[:-more]:
+            wanted_ones = [seat for seat in seats if seat.wanted]
+            if self._first_stays and wanted_ones[0] is seats[0] and -more < len(wanted_ones):
+                del wanted_ones[0]
+            for seat in first_to_leave(wanted_ones, self._in_order)[:-more]:
                 self._unwant(seat)
         if self.on_demand and not self.wanted:
             self._dispatcher.unavailable = None  # what went wrong with the last one need not befall the next

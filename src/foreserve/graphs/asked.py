@@ -68,3 +68,6 @@ class Standing(msgspec.Struct, frozen=True):
     staleness_ms: float
     totals: dict[str, Any]
     drift: float | None = None
+    hot_rows: int = 0
+    """Outputs that are kept since their nodes are asked for again and again, and how often one was found."""
+    hot_hits: int = 0

@@ -7,27 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 
 from foreserve import clock
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish, Work
 from foreserve.errors import BadRequest, EngineStartError, ForeserveError
 from foreserve.graphs import snapshot
+from foreserve.graphs.answers import answers, standing
 from foreserve.graphs.asked import Answered, Ask, Asked, Made, Query, Standing, Update
 from foreserve.graphs.changes import Changes
 from foreserve.graphs.follower import Follower
+from foreserve.graphs.intake import Intake
 from foreserve.graphs.log import LogBroken
 from foreserve.graphs.making import GraphOptions, Opened, opened
 from foreserve.graphs.schema import written
 from foreserve.graphs.writer import GraphWriter, Receipt, Submitted, lock
-from foreserve.tensors import Tensor, array, tensor_of
+from foreserve.tensors import tensor_of
 
 T = TypeVar("T")
 
@@ -40,33 +40,19 @@ EXPIRE_SHARE = 0.01
 MOST_RUNNING = 1024
 
 
-class _Waiting:
-    """An update on its way: what it asks, when it came, and who waits."""
-
-    def __init__(self, submitted: Submitted, at: float) -> None:
-        self.submitted = submitted
-        self.at = at
-        self.done: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-
-
 class GraphEngine:
     """Serves the graph of `options`. With `follow` it is a read replica of the one that writes the same log.
 
-    A batch is closed at `batch_changes` changes, or when its oldest update has waited `batch_wait_s`; while one is
-    applied the next one gathers.
+    `batch_changes` and `batch_wait_s` are `Intake`'s.
     """
 
     def __init__(
-        self, follow: bool = False, batch_changes: int = 16_384, batch_wait_s: float = 0.0, **options: Any
+        self, follow: bool = False, batch_changes: int = 32_768, batch_wait_s: float = 0.0, **options: Any
     ) -> None:
         self._options = msgspec.convert(options, GraphOptions)
         self._follow = follow
-        self._batch_changes = batch_changes
-        self._batch_wait_s = batch_wait_s
-        self._updates: deque[_Waiting] = deque()
-        self._applying: list[_Waiting] = []
+        self._intake = Intake(batch_changes, batch_wait_s)
         self._queries: list[tuple[Query, asyncio.Future[tuple[int, Any]]]] = []
-        self._news = asyncio.Event()
         self._asked = asyncio.Event()
         self._committed = asyncio.Condition()
         self._failed: asyncio.Future[str] | None = None
@@ -154,9 +140,7 @@ class GraphEngine:
     async def _update(self, asked: Update) -> Made:
         if self._writer is None:
             raise BadRequest("this is a read replica; updates go to the writer")
-        waiting = _Waiting(Submitted(Changes.decode(asked.changes), asked.key), clock.now())
-        self._updates.append(waiting)
-        self._news.set()
+        waiting = self._intake.add(Submitted(Changes.decode(asked.changes), asked.key), clock.now())
         # Whoever leaves does not take back what may be in the log already.
         receipt = await asyncio.shield(waiting.done)
         return Made(receipt.version, receipt.changes, receipt.again)
@@ -169,7 +153,7 @@ class GraphEngine:
         while True:
             try:
                 async with asyncio.timeout_at(expires if every < float("inf") else None):
-                    await self._news.wait()
+                    await self._intake.news.wait()
             except TimeoutError:
                 pass
             try:
@@ -177,7 +161,7 @@ class GraphEngine:
                     wall = clock.wall()
                     await self._on(self._writing, lambda wall=wall: writer.expire(wall))  # type: ignore[misc]
                     expires = clock.now() + every
-                if self._updates:
+                if self._intake.waiting:
                     await self._batch(writer)
                 if writer.wants_snapshot:
                     began = clock.now()
@@ -190,33 +174,17 @@ class GraphEngine:
 
     async def _batch(self, writer: GraphWriter) -> None:
         """Apply the updates that wait, as many as a batch may have."""
-        left = self._updates[0].at + self._batch_wait_s - clock.now()
-        if left > 0 and sum(len(each.submitted.changes) for each in self._updates) < self._batch_changes:
+        if (left := self._intake.wait_s(clock.now())) > 0:
             await asyncio.sleep(left)
-        count = 0
-        while self._updates and (not count or count + len(self._updates[0].submitted.changes) <= self._batch_changes):
-            waiting = self._updates.popleft()
-            self._applying.append(waiting)
-            count += len(waiting.submitted.changes)
-        if not self._updates:
-            self._news.clear()
-        batch, wall = list(self._applying), clock.wall()
+        batch, wall = self._intake.take(), clock.wall()
         made: list[Receipt | ForeserveError] = [LogBroken("the service is stopping")] * len(batch)
         try:
-            made = await self._on(self._writing, lambda: writer.write([each.submitted for each in batch], wall))
+            made = await self._on(self._writing, lambda: writer.write(batch, wall))
         except Exception as error:
             made = [error if isinstance(error, ForeserveError) else LogBroken(str(error))] * len(batch)
             raise
         finally:
-            self._applying.clear()
-            for each, result in zip(batch, made, strict=True):
-                if each.done.cancelled():
-                    continue
-                if isinstance(result, Receipt):
-                    each.done.set_result(result)
-                else:
-                    each.done.set_exception(result)
-                    each.done.exception()  # whoever asked may have gone
+            self._intake.settle(made)
             async with self._committed:
                 self._committed.notify_all()
 
@@ -256,8 +224,8 @@ class GraphEngine:
         """How long ago the oldest update came that no answer has yet."""
         if self._follow:
             return max(0.0, clock.now() - self._caught_up)
-        oldest = self._applying[0] if self._applying else self._updates[0] if self._updates else None
-        return 0.0 if oldest is None else clock.now() - oldest.at
+        oldest = self._intake.oldest
+        return 0.0 if oldest is None else clock.now() - oldest
 
     async def _fresher(self, most: float) -> None:
         """Wait until the staleness is at most this; the request's own deadline ends the wait."""
@@ -268,11 +236,14 @@ class GraphEngine:
 
     async def _read(self) -> None:
         """Answer together what was asked while the last answers were made."""
+        assert self._opened is not None
+        graph = self._opened.graph
         while True:
             await self._asked.wait()
             self._asked.clear()
             queries, self._queries = self._queries, []
-            results = await self._on(self._reading, lambda queries=queries: self._answers([q for q, _ in queries]))  # type: ignore[misc]
+            asked = [query for query, _ in queries]
+            results = await self._on(self._reading, lambda asked=asked: answers(graph, asked))  # type: ignore[misc]
             for (_, answered), result in zip(queries, results, strict=True):
                 if answered.done():
                     continue
@@ -281,61 +252,16 @@ class GraphEngine:
                 else:
                     answered.set_result(result)
 
-    def _answers(self, queries: list[Query]) -> list[tuple[int, Any] | Exception]:
-        """In the reader's thread: one pass for each node type, or one for each query where one of them is wrong."""
-        results: list[tuple[int, Any] | Exception] = [BadRequest("nothing was asked")] * len(queries)
-        by_type: dict[str, list[int]] = {}
-        for n, query in enumerate(queries):
-            by_type.setdefault(query.type, []).append(n)
-        for type_, members in by_type.items():
-            ids = [np.asarray(_ids(queries[n].ids)) for n in members]
-            try:
-                version, rows = self._rows(type_, np.concatenate(ids))
-                ends = np.cumsum([len(each) for each in ids])
-                for n, end, each in zip(members, ends, ids, strict=True):
-                    results[n] = (version, rows[end - len(each) : end])
-            except Exception as error:
-                for n, each in zip(members, ids, strict=True):
-                    if len(members) == 1:
-                        results[n] = error
-                        continue
-                    try:
-                        results[n] = self._rows(type_, each)
-                    except Exception as own:
-                        results[n] = own
-        return results
-
-    def _rows(self, type_: str, ids: Any) -> tuple[int, Any]:
-        assert self._opened is not None
-        graph = self._opened.graph
-        answer = graph.query(type_ or next(iter(graph.outputs), ""), ids)
-        return answer.version, answer.rows.cpu()
-
     # --- the rest
 
     async def _standing(self, asked: Ask) -> Standing:
         assert self._opened is not None
-        graph, store = self._opened.graph, self._opened.graph.store
-        drift = None
+        graph, drift = self._opened.graph, None
         if asked.refresh:
             drift = await self._on(self._writing, graph.drift)
             await self._on(self._writing, graph.refresh)
-        tables = getattr(graph, "tables", None)
-        totals = {} if self._writer is None else msgspec.to_builtins(self._writer.totals)
-        return Standing(
-            version=store.version,
-            nodes={name: int(nodes.alive.sum()) for name, nodes in store.nodes.items()},
-            edges={written(key): len(edges) for key, edges in store.edges.items()},
-            layers=getattr(getattr(graph, "program", None), "depth", 0),
-            level=graph.level,
-            edge_bytes=store.nbytes,
-            table_bytes=0 if tables is None else tables.nbytes,
-            feature_bytes=sum(nodes.features.nbytes for nodes in store.nodes.values()),
-            waiting_updates=len(self._updates) + len(self._applying),
-            staleness_ms=1000 * self._staleness(),
-            totals=totals,
-            drift=drift,
-        )
+        totals = None if self._writer is None else self._writer.totals
+        return standing(graph, totals, len(self._intake), self._staleness(), drift)
 
     async def _on(self, threads: ThreadPoolExecutor, fn: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(threads, fn)
@@ -358,7 +284,7 @@ class GraphEngine:
 
     async def load(self) -> EngineLoad:
         """See `Engine`."""
-        return EngineLoad(running=len(self._running), waiting=len(self._updates))
+        return EngineLoad(running=len(self._running), waiting=self._intake.waiting)
 
     async def close(self) -> None:
         """Bring the log to the disk."""
@@ -378,7 +304,3 @@ class GraphEngine:
         if self._held is not None:
             os.close(self._held)
             self._held = None
-
-
-def _ids(tensor: Tensor) -> Any:
-    return array(tensor)

@@ -13,6 +13,7 @@ from torch import Tensor
 from foreserve.errors import BadRequest
 from foreserve.graphs.adjacency import Ints
 from foreserve.graphs.changes import Changes
+from foreserve.graphs.hot import hot_rows, stale
 from foreserve.graphs.inference import infer
 from foreserve.graphs.program import Program
 from foreserve.graphs.split import split
@@ -42,10 +43,16 @@ class LiveGraph:
     """`program` over `store`, maintained up to layer `level` (of `program.depth`; by default all but the last).
 
     `apply` is for one thread at a time, `query` for any. A query waits for a commit at most, never for an update.
+    Outputs of nodes that are asked for again are kept in at most `hot_bytes` until they may have changed.
     """
 
     def __init__(
-        self, program: Program, store: GraphStore, level: int | None = None, dense_share: float = DENSE_SHARE
+        self,
+        program: Program,
+        store: GraphStore,
+        level: int | None = None,
+        dense_share: float = DENSE_SHARE,
+        hot_bytes: int = 0,
     ) -> None:
         self.program = program
         self.store = store
@@ -55,6 +62,9 @@ class LiveGraph:
         self._dense_share = dense_share
         self._lock = threading.Lock()
         self.tables = Tables(split(program, self.level), store)
+        self.hot = hot_rows(self.tables, program.outputs, hot_bytes)
+        # What is written unchanged would be forgotten for nothing.
+        self.tables.compares = bool(self.hot)
         self.refresh()
 
     @property
@@ -71,11 +81,16 @@ class LiveGraph:
         """What a prepared batch does to the tables."""
         self.tables.grow()
         with torch.no_grad():
-            return propagate(self.tables, prepared, self._dense_share)
+            update = propagate(self.tables, prepared, self._dense_share)
+        if self.hot:
+            update.stale = stale(self.tables, prepared, update.dirty, self.program.outputs)
+        return update
 
     def commit(self, prepared: Prepared, update: Update) -> Applied:
         """Make it the next version."""
         with self._lock:
+            for type_, rows in self.hot.items():
+                rows.forget(update.stale[type_])
             self.store.commit(prepared)
             self.tables.commit(update.dirty)
         return Applied(self.store.version, prepared.ignored, update.effort)
@@ -93,9 +108,24 @@ class LiveGraph:
         distinct, place = np.unique(asked, return_inverse=True)
         with self._lock, torch.no_grad():
             self._check(type_, asked)
-            found = infer(self.tables, self.program.outputs[type_], distinct)
+            rows, edges = self._rows(type_, distinct)
             version = self.store.version
-        return Answer(version, found.rows[self.tables.index(place)], found.edges)
+        return Answer(version, rows[self.tables.index(place)], edges)
+
+    def _rows(self, type_: str, ids: Ints) -> tuple[Tensor, int]:
+        output, hot = self.program.outputs[type_], self.hot.get(type_)
+        if hot is None:
+            return infer(self.tables, output, ids)
+        found = hot.find(ids)
+        if found.hit.all():
+            return found.rows, 0
+        missed = ids[~found.hit]
+        made = infer(self.tables, output, missed)
+        hot.offer(missed, made.rows)
+        rows = made.rows.new_empty((len(ids), *made.rows.shape[1:]))
+        rows[self.tables.index(np.flatnonzero(found.hit))] = found.rows
+        rows[self.tables.index(np.flatnonzero(~found.hit))] = made.rows
+        return rows, made.edges
 
     def _check(self, type_: str, asked: Ints) -> None:
         there = known(self.store.nodes[type_].alive, asked)
@@ -109,6 +139,8 @@ class LiveGraph:
             self.tables.grow()
             dirty = compute(self.tables)
         with self._lock:
+            for rows in self.hot.values():
+                rows.forget(None)
             self.tables.commit(dirty)
 
     def drift(self) -> float:

@@ -39,6 +39,7 @@ class GraphOptions(msgspec.Struct, frozen=True, kw_only=True):
     mode: str = "incremental"
     level: int | None = None
     query_edges: int | None = None
+    hot_bytes: int = 0
     device: str = "cpu"
     threads: int | None = None
 
@@ -78,7 +79,10 @@ def model_of(options: GraphOptions) -> torch.nn.Module:
             model.load_state_dict(state)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(f"weights: {options.weights} do not fit {options.target}: {error}") from None
-    return model.to(options.device).eval()
+    try:
+        return model.to(options.device).eval()
+    except (RuntimeError, AssertionError) as error:  # torch's own words for what it was not built for
+        raise ConfigError(f"device: torch cannot use {options.device!r} here: {error}") from None
 
 
 def _state(path: Path) -> dict[str, torch.Tensor]:
@@ -152,7 +156,7 @@ def opened(options: GraphOptions, at: float, *, follow: bool = False) -> Opened:
     level = options.level
     if level is None and options.query_edges is not None:
         level = choose_level(program, store, options.query_edges)
-    return Opened(LiveGraph(program, store, level), keys or {})
+    return Opened(LiveGraph(program, store, level, hot_bytes=options.hot_bytes), keys or {})
 
 
 def _expiring(key: EdgeKey, edge: EdgeType, options: GraphOptions) -> EdgeType:

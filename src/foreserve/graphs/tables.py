@@ -74,6 +74,8 @@ class Tables:
         self.device = store.device
         self._tables: dict[int, Tensor] = {}
         self._scratch: dict[int, Tensor] = {}
+        self.compares = False
+        """Whether what is dirty must differ from what is kept also where nothing kept is made of it."""
         for value in cut.program.values:
             if value.id in cut.kept and not isinstance(value.op, Feature):
                 size = (store.nodes[value.type].capacity, *value.shape)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from foreserve.graphs.adjacency import Ints, ordered, united
@@ -46,6 +47,8 @@ class Update:
 
     dirty: Dirty = field(default_factory=dict)
     effort: Effort = field(default_factory=Effort)
+    stale: dict[str, NDArray[np.bool_] | None] = field(default_factory=dict)
+    """By node type whose outputs may change (`None`: any), where some are kept."""
 
 
 def propagate(tables: Tables, prepared: Prepared, dense_share: float = DENSE_SHARE) -> Update:
@@ -221,7 +224,7 @@ class _Made:
         self.value = value
         self.count = 0
         self._tables = tables
-        self._compares = value.id in tables.split.passed_on
+        self._compares = tables.compares or value.id in tables.split.passed_on
         self._rows = tables.scratch(value, most)
         self._ids: list[Ints] = []
 

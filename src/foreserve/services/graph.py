@@ -78,6 +78,7 @@ class Graph:
             "mode": settings.mode,
             "level": settings.level,
             "query_edges": settings.query_edges,
+            "hot_bytes": settings.hot_bytes,
             "device": settings.device,
             "threads": settings.threads,
         }
