@@ -1,5 +1,7 @@
 import asyncio
 
+import pytest
+
 from foreserve.errors import BadRequest
 from foreserve.graphs.changes import Changes
 from foreserve.graphs.intake import Intake
@@ -33,7 +35,7 @@ def test_the_next_one_gathers_until_it_is_old_or_large_enough() -> None:
     async def main() -> None:
         intake = Intake(10, 0.5)
         first = intake.add(_update(4), 1.0)
-        assert intake.wait_s(1.2) == 0.3
+        assert intake.wait_s(1.2) == pytest.approx(0.3)
         assert intake.wait_s(9.0) == 0.0
         second = intake.add(_update(6), 1.1)
         assert intake.wait_s(1.2) == 0.0
