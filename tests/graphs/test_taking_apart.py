@@ -6,14 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import dropout, relu, softmax
 from torch_geometric.nn import (
-    GATConv,
     GCNConv,
     GINConv,
-    HeteroConv,
     SAGEConv,
     TransformerConv,
     global_mean_pool,
-    to_hetero,
 )
 from torch_geometric.utils import add_self_loops
 
@@ -23,123 +20,31 @@ from foreserve.graphs.layers import edges_of, takes_apart
 from foreserve.graphs.live import LiveGraph
 from foreserve.graphs.recording import CannotTakeApart
 from foreserve.graphs.reduces import Sum
-from foreserve.graphs.schema import EdgeKey, EdgeType, NodeType, Schema
+from foreserve.graphs.schema import EdgeType, Schema
 from foreserve.graphs.store import GraphStore
 from foreserve.graphs.taking_apart import take_apart
 from tests.graphs.models import error, live, loaded, mixed_batch, mlp
-
-
-class Shop(torch.nn.Module):
-    """Two layers over users and items, as the documentation of PyTorch Geometric writes it."""
-
-    def __init__(self, aggr: str) -> None:
-        super().__init__()
-        self.layers = torch.nn.ModuleList()
-        for width in (8, 4):
-            convs: dict[Any, Any] = {
-                BUYS: SAGEConv((-1, -1), width),
-                SOLD: GATConv((-1, -1), width, add_self_loops=False, edge_dim=2),
-                KNOWS: GCNConv(-1, width),
-            }
-            self.layers.append(HeteroConv(convs, aggr=aggr))
-        self.head = torch.nn.Linear(4, 3)
-
-    def forward(self, x_dict: Any, edge_index_dict: Any, edge_attr_dict: Any) -> Any:
-        for layer in self.layers:
-            x_dict = layer(x_dict, edge_index_dict, edge_attr_dict=edge_attr_dict)
-            x_dict = {name: relu(x) for name, x in x_dict.items()}
-        return {"user": self.head(x_dict["user"])}
-
-
-BUYS: EdgeKey = ("user", "buys", "item")
-SOLD: EdgeKey = ("item", "sold", "user")
-KNOWS: EdgeKey = ("user", "knows", "user")
-SHOP = Schema(
-    {"user": NodeType(3), "item": NodeType(5)},
-    {BUYS: EdgeType(multi=True), SOLD: EdgeType(attributes=2), KNOWS: EdgeType()},
-)
-
-
-class Homogeneous(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = SAGEConv((-1, -1), 8)
-        self.b = SAGEConv((-1, -1), 4, aggr="sum")
-        self.lin = torch.nn.Linear(8, 8)
-
-    def forward(self, x: Any, edge_index: Any) -> Any:
-        x = self.lin(self.a(x, edge_index).relu())
-        return self.b(x, edge_index)
-
-
-def _shop_store(random: np.random.Generator) -> GraphStore:
-    store = GraphStore(SHOP, torch.float64)
-    edges = {}
-    for (source, relation, target), edge in SHOP.edges.items():
-        count = {"user": 20, "item": 12}
-        pairs = np.unique(np.stack([random.integers(0, count[end], 60) for end in (source, target)]), axis=1)
-        edges[source, relation, target] = {"source": pairs[0], "target": pairs[1]}
-        if edge.attributes:
-            edges[source, relation, target]["attributes"] = random.normal(size=(pairs.shape[1], 2))
-    store.load({"user": random.normal(size=(20, 3)), "item": random.normal(size=(12, 5))}, edges)
-    return store
-
-
-def _shop_batch(store: GraphStore, step: int, random: np.random.Generator) -> Changes:
-    changes = Changes()
-    users, items = store.alive("user"), store.alive("item")
-    if step % 3 == 0:
-        changes.insert_nodes("user", [store.nodes["user"].count], random.normal(size=(1, 3)))
-    changes.insert_edges(BUYS, random.choice(users, 3), random.choice(items, 3))
-    changes.insert_edges(SOLD, random.choice(items, 2), random.choice(users, 2), attributes=random.normal(size=(2, 2)))
-    changes.insert_edges(KNOWS, random.choice(users, 2), random.choice(users, 2))
-    for key, edges in store.edges.items():
-        there = edges.columns()
-        at = random.integers(0, len(there["source"]), 2)
-        changes.delete_edges(key, there["source"][at], there["target"][at])
-    changes.set_features("item", [random.choice(items)], random.normal(size=(1, 5)))
-    if step % 5 == 4:
-        changes.delete_nodes("item", [random.choice(items)])
-    return changes
-
-
-def _shop_model(aggr: str) -> torch.nn.Module:
-    torch.manual_seed(0)
-    model = Shop(aggr).double()
-    _make_lazy(model)
-    return model
-
-
-def _make_lazy(model: torch.nn.Module) -> None:
-    x = {"user": torch.randn(2, 3).double(), "item": torch.randn(2, 5).double()}
-    edges = {key: torch.tensor([[0, 1], [1, 0]]) for key in SHOP.edges}
-    model(x, edges, {SOLD: torch.randn(2, 2).double()})
+from tests.graphs.typed import BUYS, KNOWS, SHOP, SOLD, hetero_model, shop_batch, shop_model, shop_store
 
 
 @pytest.mark.parametrize("aggr", ["sum", "mean", "max"])
 def test_typed_nodes_and_edges_by_hetero_conv(aggr: str) -> None:
     random = np.random.default_rng(0)
-    model = _shop_model(aggr)
+    model = shop_model(aggr)
     program = take_apart(model, SHOP)
     for level in range(3):
-        graph = LiveGraph(program, _shop_store(random), level)
+        graph = LiveGraph(program, shop_store(random), level)
         for step in range(20):
-            graph.apply(_shop_batch(graph.store, step, random))
+            graph.apply(shop_batch(graph.store, step, random))
         assert error(graph, model) < 1e-12
 
 
 @pytest.mark.parametrize("aggr", ["sum", "mean"])
 def test_a_model_made_for_types_by_to_hetero(aggr: str) -> None:
     random = np.random.default_rng(0)
-    torch.manual_seed(0)
     schema = Schema(SHOP.nodes, {key: EdgeType() for key in (BUYS, SOLD)} | {KNOWS: EdgeType(multi=True)})
-    model: Any = to_hetero(Homogeneous(), (list(schema.nodes), list(schema.edges)), aggr=aggr).double()
-    with torch.no_grad():
-        model(
-            {"user": torch.randn(2, 3).double(), "item": torch.randn(2, 5).double()},
-            {key: torch.tensor([[0, 1], [1, 0]]) for key in schema.edges},
-        )
-    store = _shop_store(random)
+    model = hetero_model(schema, aggr)
+    store = shop_store(random)
     typed = GraphStore(schema, torch.float64)
     typed.load(
         {name: nodes.features for name, nodes in store.nodes.items()},
