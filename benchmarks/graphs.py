@@ -75,7 +75,7 @@ def main() -> None:
 
     def left(share: float) -> float:
         """Seconds until this share of the time is over."""
-        return began + 60 * asked.minutes * share - time.monotonic()
+        return began + 60 * float(asked.minutes) * share - time.monotonic()
 
     some, all_models = Sizes(40, 10, 3), [(kind, layers) for layers in (2, 3) for kind in ("gcn", "sage", "gin")]
     parts: dict[str, Callable[[], object]] = {
@@ -83,7 +83,7 @@ def main() -> None:
         "the service": lambda: service(report, quick),
         "exactness": lambda: errors(report, 10**4 if quick else 10**5),
         "the typed example": lambda: typed(report, 5 if quick else 20),
-        "memory": lambda: [memory(report, edges) for edges in ((10**5,) if quick else (10**5, 10**6, 10**7))],
+        "memory": lambda: memory(report, (10**5,) if quick else (10**5, 10**6, 10**7)),
         "streams of real events": lambda: streams(report, 10 if quick else 200),
         "real graphs": lambda: still(report, 8 if quick else 24),
         "expiry": lambda: with_expiry(report, 10_000 if quick else 100_000, 10**5 if quick else 10**6, 10),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -83,17 +86,15 @@ def typed(report: Report, steps: int) -> None:
     console.print(f"the typed example after {steps} batches: off a nightly job by {difference:.1e}", highlight=False)
 
 
-def memory(report: Report, edges: int) -> None:
+def memory(report: Report, sizes: Sequence[int]) -> None:
     """Of the edges in both directions, without features."""
-    random = np.random.default_rng(0)
-    nodes = edges // 10
-    a = np.minimum((nodes * random.random(edges) ** 1.5).astype(np.int32), nodes - 1)
-    store = GraphStore(SCHEMA)
-    took = seconds(
-        lambda: store.load(
-            {NODE: np.zeros((nodes, WIDTH), np.float32)}, {EDGE: {"source": a, "target": random.permutation(a)}}
-        )
-    )
-    name = f"1e{round(np.log10(edges))}"
-    report.add(f"mb_at_{name}_edges", store.nbytes / 1e6, "a few hundred" if edges == 10**7 else "")
-    report.add(f"load_s_at_{name}_edges", took)
+    for edges in sizes:
+        random = np.random.default_rng(0)
+        nodes = edges // 10
+        a = np.minimum((nodes * random.random(edges) ** 1.5).astype(np.int32), nodes - 1)
+        features, columns = np.zeros((nodes, WIDTH), np.float32), {"source": a, "target": random.permutation(a)}
+        store = GraphStore(SCHEMA)
+        took = seconds(partial(store.load, {NODE: features}, {EDGE: columns}))
+        name = f"1e{round(np.log10(edges))}"
+        report.add(f"mb_at_{name}_edges", store.nbytes / 1e6, "a few hundred" if edges == 10**7 else "")
+        report.add(f"load_s_at_{name}_edges", took)

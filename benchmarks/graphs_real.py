@@ -59,16 +59,13 @@ def held(source: NDArray[np.int64], target: NDArray[np.int64]) -> GraphStore:
 
 def still(report: Report, batches: int) -> None:
     """Citations and friendships, with the same stream of changes as the generated graphs."""
-    found = {
-        "cora": lambda: citations(folder() / "graphs" / "npz" / "cora.npz"),
-        "facebook": lambda: friends(folder() / "graphs" / "facebook" / "facebook_edges.csv.xz"),
+    there = folder() / "graphs"
+    graphs = {
+        "cora": citations(there / "npz" / "cora.npz"),
+        "facebook": friends(there / "facebook" / "facebook_edges.csv.xz"),
     }
-    for name, read in found.items():
-        store = held(*read())
-        made = compared(report, store, "gcn", 2, Sizes(batches, batches // 4, 3))
-        for figures in (report.figures, report.spread):
-            for key in [key for key in figures if key.endswith(made)]:
-                figures[key.removesuffix(made) + name] = figures.pop(key)
+    for name, pairs in graphs.items():
+        compared(report, held(*pairs), "gcn", 2, Sizes(batches, batches // 4, 3), name=name)
 
 
 def streams(report: Report, most: int) -> None:

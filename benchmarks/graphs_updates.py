@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +39,15 @@ def seconds(fn: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def compared(report: Report, store: GraphStore, kind: str, layers: int, sizes: Sizes, hubs: bool = False) -> str:
+def compared(
+    report: Report,
+    store: GraphStore,
+    kind: str,
+    layers: int,
+    sizes: Sizes,
+    hubs: bool = False,
+    name: str | None = None,
+) -> str:
     """All sides at one model and graph; the name under which its figures are.
 
     Every batch goes through ours and through differences of all layers; the first `affected` of them through the
@@ -46,7 +55,7 @@ def compared(report: Report, store: GraphStore, kind: str, layers: int, sizes: S
     the medians, and its spread that of the batches. The graph that the forward is given is made beforehand.
     """
     edges = len(store.edges[EDGE])
-    name = f"{kind}_{layers}_1e{round(np.log10(edges))}" + ("_hubs" if hubs else "")
+    name = name or f"{kind}_{layers}_1e{round(np.log10(edges))}" + ("_hubs" if hubs else "")
     model = Net(kind, layers)
     program = take_apart(model, SCHEMA)
     ours, every = LiveGraph(program, store), LiveGraph(program, store, layers) if sizes.affected else None
@@ -56,17 +65,17 @@ def compared(report: Report, store: GraphStore, kind: str, layers: int, sizes: S
     pushes, fulls = [], _spread(sizes.batches, sizes.full)
     for n in range(-2, sizes.batches):  # two to warm up
         batch = stream.batch(CHANGES)
-        prepared, prepare_s = _timed(lambda batch=batch: store.prepare(batch))
-        update, update_s = _timed(lambda prepared=prepared: ours.propagate(prepared))
+        prepared, prepare_s = _timed(partial(store.prepare, batch))
+        update, update_s = _timed(partial(ours.propagate, prepared))
         times, efforts = {"ours": prepare_s + update_s}, {"ours": update.effort.dense}
         if every is not None:
-            more, more_s = _timed(lambda prepared=prepared: every.propagate(prepared))
+            more, more_s = _timed(partial(every.propagate, prepared))
             times["all_layers"], efforts["all_layers"] = prepare_s + more_s, more.effort.dense
         reached = affected(store, model, prepared) if 0 <= n < sizes.affected else None
-        commit_s = seconds(lambda prepared=prepared: store.commit(prepared))
-        times["ours"] += commit_s + seconds(lambda update=update: ours.tables.commit(update.dirty))
+        commit_s = seconds(partial(store.commit, prepared))
+        times["ours"] += commit_s + seconds(partial(ours.tables.commit, update.dirty))
         if every is not None:
-            times["all_layers"] += commit_s + seconds(lambda more=more: every.tables.commit(more.dirty))
+            times["all_layers"] += commit_s + seconds(partial(every.tables.commit, more.dirty))
         if n < 0:
             continue
         for side, taken in times.items():
@@ -149,8 +158,8 @@ def with_expiry(report: Report, nodes: int, edges: int, batches: int) -> None:
     graph = LiveGraph(take_apart(Net("gcn", 2), SCHEMA), store)
     half, took, dense = CHANGES // 2, [], 0
     for n in range(1, batches + 1):
-        ends = random.integers(0, nodes, (2, half))
-        batch = Changes().insert_edges(EDGE, *ends, time=np.full(half, float(edges + n * half)))
+        source, target = random.integers(0, nodes, (2, half))
+        batch = Changes().insert_edges(EDGE, source, target, time=np.full(half, float(edges + n * half)))
         expiry = Changes().expire_edges(EDGE, float(n * half))
         before = len(store.edges[EDGE])
         applied = []

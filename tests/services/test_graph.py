@@ -71,6 +71,18 @@ def _asked(client: httpx.Client, **more: Any) -> Any:
     return reply.json()
 
 
+def test_of_a_range_the_one_that_writes_is_there_first_and_stays(tmp_path: Path) -> None:
+    app = App(net=Graph(Net, **words(str(tmp_path / "log"), replicas=(1, 3))))
+    with serving(app) as house, httpx.Client(base_url=house.url, timeout=60) as client:
+        update = {"changes": [{"op": "insert_edge", "source": 5, "target": 7}]}
+        version = client.post("/v1/graphs/net/updates", json=update).json()["version"]
+        assert _asked(client)["version"] == version
+        for wanted in (3, 1):
+            house.ask(lambda running, wanted=wanted: running.services["net"].replicas.scale(wanted))
+            assert min(each["name"] for each in _replicas(house)) == "net/0.1"
+        assert client.post("/v1/graphs/net/updates", json=update).json()["version"] == version + 1
+
+
 def test_a_writer_that_is_killed_comes_back_while_a_read_replica_answers(tmp_path: Path) -> None:
     app = App(net=Graph(Net, **words(str(tmp_path / "log"), launcher="local", replicas=2)))
     with serving(app) as house, httpx.Client(base_url=house.url, timeout=60) as client:
