@@ -8,6 +8,8 @@ run, in turn and on the same batches:
 - affected region: the rows that a batch reaches, layer by layer, each from all its in-edges;
 - all layers: our differences, brought to the last layer too.
 
+With one thread of torch (`OMP_NUM_THREADS=1`) these are seconds of the processor, else of the wall.
+
 Then the service: changes a second with the durable log, and answers while updates come, against computing an answer
 only after all updates (`infer-after-update`) and answering from a full table that lags (`infer-on-stale`). Last what
 the named figures do not need, as long as there are minutes left; what was left out is said.

@@ -37,10 +37,15 @@ def friends(path: Path) -> Pairs:
 
 
 def timed(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Source, target and time, in the order of time, with ids from 0 on."""
+    """Source, target and time, in the order of time, with ids from 0 on. Lines that are no numbers are passed over."""
+    text, made = path.name.endswith(".txt.xz"), []
     with lzma.open(path, "rt") as file:
-        text = path.name.endswith(".txt.xz")
-        rows = np.loadtxt(file, delimiter=None if text else ",", skiprows=1 if text else 0)
+        for line in file:
+            try:
+                made.append([float(word) for word in line.split(None if text else ",")])
+            except ValueError:
+                continue  # the heading, and one line of the ratings that has lost a figure
+    rows = np.array(made)
     time = rows[:, 2 if text else 3]
     rows = rows[np.argsort(time, kind="stable")]
     _, ids = np.unique(rows[:, :2], return_inverse=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import Report, console, picture
@@ -21,7 +20,6 @@ from foreserve.graphs.asked import Ask, Query, Update
 from foreserve.graphs.engine import GraphEngine
 from foreserve.graphs.schema import EDGE, NODE
 from foreserve.graphs.store import GraphStore
-from foreserve.simulation.machine import cores
 from foreserve.tensors import tensor_of
 
 HERE = Path(__file__).resolve().parent
@@ -46,22 +44,19 @@ def save(folder: Path, nodes: int, edges: int) -> GraphStore:
 
 @asynccontextmanager
 async def engine(folder: Path, level: int, log: bool) -> AsyncIterator[GraphEngine]:
-    """The service's engine, in this process, on the graph in `folder`; torch has as many threads as there are cores."""
-    threads = torch.get_num_threads()
+    """The service's engine, in this process, on the graph in `folder`, with as many threads as torch has anyway."""
     made = GraphEngine(
         target=f"{HERE / 'graphs_model.py'}:Net",
         graph=str(folder / "graph.npz"),
         edges={"node:to:node": {"multi": True}},
         log=str(folder / "log") if log else None,
         level=level,
-        threads=cores(),
     )
     await made.start()
     try:
         yield made
     finally:
         await made.close()
-        torch.set_num_threads(threads)
 
 
 async def ask(made: GraphEngine, payload: Any) -> Any:

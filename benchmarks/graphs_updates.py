@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ from foreserve.graphs.store import GraphStore, Prepared
 from foreserve.graphs.taking_apart import take_apart
 
 CHANGES = 256
+BUSY = 1.1
+"""Seconds of the wall for one of the processor, above which others had a good part of it."""
+
 SIDES = ("full", "full_sparse", "affected", "all_layers")
 """What ours is compared with. The forward is given the edges as an index, and as a sparse matrix."""
 
@@ -32,11 +36,20 @@ class Sizes(NamedTuple):
     full: int
 
 
+def now() -> float:
+    """In seconds, of the processor that this process uses while torch has one thread, and else of the wall.
+
+    On a quiet machine the two are the same. On a busy one a short call waits for the processor many times as long as it
+    runs, a long one only a few times: ratios of wall times then say nothing.
+    """
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def seconds(fn: Callable[[], Any]) -> float:
-    """How long a call takes."""
-    began = time.perf_counter()
+    """How long a call takes; see `now`."""
+    began = now()
     fn()
-    return time.perf_counter() - began
+    return now() - began
 
 
 def compared(
@@ -63,6 +76,7 @@ def compared(
     took: dict[str, list[float]] = {"ours": [], "all_layers": [], "affected": [], "full": [], "full_sparse": []}
     dense = {"ours": 0, "all_layers": 0}
     pushes, fulls = [], _spread(sizes.batches, sizes.full)
+    wall, used = time.perf_counter(), time.process_time()
     for n in range(-2, sizes.batches):  # two to warm up
         batch = stream.batch(CHANGES)
         prepared, prepare_s = _timed(partial(store.prepare, batch))
@@ -87,6 +101,9 @@ def compared(
         if n in fulls:
             for side, taken in forwards(model, store):
                 took[side].append(taken)
+    report.figures[f"wall_per_cpu_{name}"] = (time.perf_counter() - wall) / (time.process_time() - used)
+    if report.figures[f"wall_per_cpu_{name}"] > BUSY and torch.get_num_threads() == 1:
+        report.note(f"the machine was busy with other work ({name}): see wall_per_cpu")
     _report(report, name, took, dense, pushes)
     return name
 
@@ -113,9 +130,9 @@ def _spread(batches: int, times: int) -> set[int]:
 
 
 def _timed(fn: Callable[[], Any]) -> tuple[Any, float]:
-    began = time.perf_counter()
+    began = now()
     made = fn()
-    return made, time.perf_counter() - began
+    return made, now() - began
 
 
 def forwards(model: Net, store: GraphStore) -> Iterator[tuple[str, float]]:
@@ -126,7 +143,9 @@ def forwards(model: Net, store: GraphStore) -> Iterator[tuple[str, float]]:
     with torch.no_grad():
         yield "full", seconds(lambda: model(x, index))
         try:
-            sparse = to_torch_csr_tensor(index.flip(0), size=(len(x), len(x)))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that such matrices are new in torch
+                sparse = to_torch_csr_tensor(index.flip(0), size=(len(x), len(x)))
             yield "full_sparse", seconds(lambda: model(x, sparse))
         except (RuntimeError, NotImplementedError, ValueError, AssertionError):
             return  # not every layer takes one
@@ -138,7 +157,7 @@ def affected(store: GraphStore, model: Net, prepared: Prepared) -> float:
     Of the layer's inputs everything is known (a table of every layer is kept); the graph is taken as it was before.
     """
     edges, edit = store.edges[EDGE], prepared.edges[EDGE]
-    began = time.perf_counter()
+    began = now()
     x = store.nodes[NODE].features
     reached = ends = np.unique(np.append(edit.removed["target"], edit.inserted["target"]))
     for layer in model.layers:
@@ -149,7 +168,7 @@ def affected(store: GraphStore, model: Net, prepared: Prepared) -> float:
         index = torch.from_numpy(np.stack((place[: len(of)], place[len(of) :][of])))
         with torch.no_grad():
             layer(x[torch.from_numpy(source)], index)
-    return time.perf_counter() - began
+    return now() - began
 
 
 def with_expiry(report: Report, nodes: int, edges: int, batches: int) -> None:
