@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import runpy
+import sys
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -11,42 +13,28 @@ import numpy as np
 import foreserve as fs
 from benchmarks.common import ROOT
 
-MOST_CLAIMS, MOST_QUERIES = 6, 2
 
-ANSWER = "{question}"
-SYSTEM = "Answer in three short sentences."
-EXTRACT = """Write each fact of a text as a sentence of its own, one a line.
 
-Text: Vienna is the capital of Austria and lies on the Danube. Mozart lived there from 1781.
-Facts:
-Vienna is the capital of Austria.
-Vienna lies on the Danube.
-Mozart lived in Vienna from 1781.
+def _example() -> dict[str, Any]:
+    """What examples/fact_checking.py defines: the application is the same, and its prompts stand there alone."""
+    folder = str(ROOT / "examples")
+    sys.path.insert(0, folder)
+    try:
+        return runpy.run_path(f"{folder}/fact_checking.py")
+    finally:
+        sys.path.remove(folder)
 
-Text: {text}
-Facts:
-"""
-ASK_FOR = """Write two search queries for a claim, one a line.
 
-Claim: Mozart lived in Vienna from 1781.
-Queries:
-Mozart Vienna 1781
-where Mozart lived
+_of = _example()
+ANSWER, SYSTEM, EXTRACT, ASK_FOR, APPRAISE = (
+    str(_of[name]) for name in ("ANSWER", "SYSTEM", "EXTRACT", "ASK_FOR", "APPRAISE")
+)
+sentences_of: fs.Splitter = _of["sentences_of"]
+claims_of: fs.Splitter = _of["claims_of"]
+queries_of: fs.Splitter = _of["queries_of"]
 
-Claim: {claim}
-Queries:
-"""
-APPRAISE = """Is the claim true by the text? Answer yes or no.
-
-Text: {evidence}
-Claim: {claim}
-Answer:"""
-
-LIMITS = {"answer": 80, "extract": 80, "ask_for": 32, "appraise": 4}
+LIMITS = {"answer": 64, "extract": 40, "ask_for": 32, "appraise": 4}
 STOPS: dict[str, tuple[str, ...]] = {"extract": ("\n\n",), "ask_for": ("\n\n",), "appraise": ("\n",)}
-
-claims_of = fs.Splitter("claims", fs.items.find, clean=True, unique=True, most=MOST_CLAIMS)
-queries_of = fs.Splitter("queries", fs.items.find, clean=True, unique=True, most=MOST_QUERIES)
 
 passages = [
     line for line in (ROOT / "examples" / "passages.txt").read_text(encoding="utf-8").splitlines() if line.strip()
@@ -144,7 +132,8 @@ def fact_checker(models: Mapping[str, Any], meaning: Any, by_words: Any = lexica
             evidence = fuse(ask_for(claim).split(queries_of).map(search))
             return verdict(claim, evidence, evidence.map(lambda texts: appraise(evidence=texts, claim=claim)))
 
-        return {"answer": written, "verdicts": extract(written).split(claims_of).map(check)}
+        claims = written.split(sentences_of).map(lambda sentence: extract(sentence).split(claims_of)).flatten()
+        return {"answer": written, "verdicts": claims.map(check)}
 
     return fs.pipeline(**words)(checked)
 

@@ -25,6 +25,7 @@ from benchmarks.pipeline_app import (
     passages,
     queries_of,
     reranked,
+    sentences_of,
     terms,
 )
 from benchmarks.pipeline_client import Meaning
@@ -39,13 +40,20 @@ class ByHand:
         self._meaning = meaning
 
     async def __call__(self, question: str) -> Any:
-        """One request: a task for each claim as soon as its line is complete, and one for each query."""
-        answer = "".join([part async for part in self._say("answer", ANSWER.format(question=question), SYSTEM)])
+        """One request: a task for each sentence as soon as it is complete, one for each claim, one for each query."""
+        parser, answer, taken = sentences_of.parser(), "", list[asyncio.Task[list[dict[str, Any]]]]()
+        async for part in self._say("answer", ANSWER.format(question=question), SYSTEM):
+            answer += part
+            taken += [asyncio.create_task(self._sentence(piece.text)) for piece in parser.feed(part)]
+        taken += [asyncio.create_task(self._sentence(piece.text)) for piece in parser.close()]
+        return {"answer": answer, "verdicts": [verdict for each in await asyncio.gather(*taken) for verdict in each]}
+
+    async def _sentence(self, sentence: str) -> list[dict[str, Any]]:
         checks = [
             asyncio.create_task(self._check(claim))
-            async for claim in self._pieces("extract", EXTRACT.format(text=answer), claims_of)
+            async for claim in self._pieces("extract", EXTRACT.format(text=sentence), claims_of)
         ]
-        return {"answer": answer, "verdicts": list(await asyncio.gather(*checks))}
+        return list(await asyncio.gather(*checks))
 
     async def _say(self, stage: str, prompt: str, system: str = "") -> AsyncIterator[str]:
         messages: list[Any] = [{"role": "user", "content": prompt}]

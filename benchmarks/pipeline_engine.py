@@ -38,8 +38,8 @@ def said(prompt: str) -> str:
     if "Claim:" in prompt:
         return "\n".join(sentence(4, 8) for _ in range(2))
     if "Text:" in prompt:
-        return "\n".join(f"{number}. {sentence(6, 12)}" for number in range(1, int(draw.integers(2, 7))))
-    return ". ".join(sentence(8, 16) for _ in range(int(draw.integers(3, 6)))) + "."
+        return "\n".join(f"{number}. {sentence(6, 12)}" for number in range(1, int(draw.integers(2, 4))))
+    return ". ".join(sentence(8, 16) for _ in range(int(draw.integers(2, 5)))) + "."
 
 
 def pieces_of(text: str) -> list[bytes]:

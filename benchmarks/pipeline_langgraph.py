@@ -1,5 +1,6 @@
-"""The fact checker in LangGraph, against our OpenAI endpoint: asynchronous, a subgraph for each claim, `Send` for both
-fan-outs, models streaming. Its packages are the extra `peers`.
+"""The fact checker in LangGraph, against our OpenAI endpoint: asynchronous, models streaming, a subgraph for each
+sentence and within it one for each claim, so that no sibling waits for another, and `Send` for all three fan-outs. Its
+packages are the extra `peers`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from benchmarks.pipeline_app import (
     passages,
     queries_of,
     reranked,
+    sentences_of,
     terms,
 )
 from benchmarks.pipeline_client import Meaning
@@ -39,19 +41,27 @@ class Request(TypedDict, total=False):
 
     question: str
     answer: str
+    verdicts: Annotated[list[tuple[tuple[int, int], dict[str, Any]]], operator.add]
+
+
+class OneSentence(TypedDict, total=False):
+    """The state of one sentence's subgraph; what it has in common with the others' would be written back to them."""
+
+    place: int
+    sentence: str
     claims: list[str]
-    verdicts: Annotated[list[tuple[int, dict[str, Any]]], operator.add]
+    verdicts: Annotated[list[tuple[tuple[int, int], dict[str, Any]]], operator.add]
 
 
 class OneClaim(TypedDict, total=False):
     """The state of one claim's subgraph."""
 
-    number: int
+    number: tuple[int, int]
     claim: str
     queries: list[str]
     found: Annotated[list[tuple[int, list[int]]], operator.add]
     evidence: str
-    verdicts: list[tuple[int, dict[str, Any]]]
+    verdicts: list[tuple[tuple[int, int], dict[str, Any]]]
 
 
 class OneQuery(TypedDict):
@@ -81,11 +91,16 @@ def graph(url: str, meaning: Meaning) -> Any:
     async def answer(state: Request) -> Request:
         return {"answer": await said("answer", ANSWER.format(question=state["question"]), SYSTEM)}
 
-    async def extract(state: Request) -> Request:
-        return {"claims": pieces_of(await said("extract", EXTRACT.format(text=state["answer"])), claims_of)}
+    def each_sentence(state: Request) -> Any:
+        found = pieces_of(state["answer"], sentences_of)
+        return [Send("sentence", {"place": n, "sentence": sentence}) for n, sentence in enumerate(found)] or END
 
-    def each_claim(state: Request) -> Any:
-        return [Send("check", {"number": n, "claim": claim}) for n, claim in enumerate(state["claims"])] or END
+    async def extract(state: OneSentence) -> OneSentence:
+        return {"claims": pieces_of(await said("extract", EXTRACT.format(text=state["sentence"])), claims_of)}
+
+    def each_claim(state: OneSentence) -> Any:
+        of, claims = state["place"], state["claims"]
+        return [Send("check", {"number": (of, n), "claim": claim}) for n, claim in enumerate(claims)] or END
 
     async def ask_for(state: OneClaim) -> OneClaim:
         return {"queries": pieces_of(await said("ask_for", ASK_FOR.format(claim=state["claim"])), queries_of)}
@@ -117,14 +132,19 @@ def graph(url: str, meaning: Meaning) -> Any:
     claim.add_edge("fuse", "appraise")
     claim.add_edge("appraise", END)
 
+    sentence = StateGraph(OneSentence)
+    sentence.add_node("extract", extract)
+    sentence.add_node("check", claim.compile())
+    sentence.add_edge(START, "extract")
+    sentence.add_conditional_edges("extract", each_claim, ["check", END])
+    sentence.add_edge("check", END)
+
     whole = StateGraph(Request)
     whole.add_node("answer", answer)
-    whole.add_node("extract", extract)
-    whole.add_node("check", claim.compile())
+    whole.add_node("sentence", sentence.compile())
     whole.add_edge(START, "answer")
-    whole.add_edge("answer", "extract")
-    whole.add_conditional_edges("extract", each_claim, ["check", END])
-    whole.add_edge("check", END)
+    whole.add_conditional_edges("answer", each_sentence, ["sentence", END])
+    whole.add_edge("sentence", END)
     return whole.compile()
 
 
@@ -143,5 +163,5 @@ class LangGraph:
         }
 
 
-def _first(pair: tuple[int, Any]) -> int:
+def _first(pair: tuple[tuple[int, int], Any]) -> tuple[int, int]:
     return pair[0]

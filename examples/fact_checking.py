@@ -3,8 +3,9 @@
     curl -N http://127.0.0.1:8000/v1/pipelines/checked -H 'content-type: application/json' \
       -H 'accept: text/event-stream' -d '{"question": "What is the capital of France?"}'
 
-The answer is taken apart into claims, queries are written for each claim, passages are found for each query, and each
-claim is judged by what was found. All of that begins with the first claim, while the model still writes the second.
+Each sentence of the answer is taken apart into claims, queries are written for each claim, passages are found for each
+query, and each claim is judged by what was found. All of that begins with the first sentence, while the model still
+writes the second.
 """
 
 from collections.abc import AsyncIterator
@@ -15,13 +16,18 @@ import foreserve as fs
 
 chat = fs.LLM("smollm2", max_running=16, queue={"max_waiting": 4096, "max_wait_s": 600})
 
+ANSWER = "{question}"
+SYSTEM = "Answer in three short sentences."
 EXTRACT = """Write each fact of a text as a sentence of its own, one a line.
 
-Text: Vienna is the capital of Austria and lies on the Danube. Mozart lived there from 1781.
+Text: Vienna is the capital of Austria and lies on the Danube.
 Facts:
 Vienna is the capital of Austria.
 Vienna lies on the Danube.
-Mozart lived in Vienna from 1781.
+
+Text: Mozart was born in Salzburg.
+Facts:
+Mozart was born in Salzburg.
 
 Text: {text}
 Facts:
@@ -46,15 +52,14 @@ Text: {evidence}
 Claim: {claim}
 Answer:"""
 
-answer = fs.ask(chat, "{question}", system="Answer in three short sentences.", name="answer",
-                max_tokens=96, temperature=0.0)  # fmt: skip
-extract = fs.ask(chat, EXTRACT, name="extract", max_tokens=96, temperature=0.0, stop=("\n\n",))
+answer = fs.ask(chat, ANSWER, system=SYSTEM, name="answer", max_tokens=96, temperature=0.0)
+extract = fs.ask(chat, EXTRACT, name="extract", max_tokens=48, temperature=0.0, stop=("\n\n",))
 ask_for = fs.ask(chat, ASK_FOR, name="ask_for", max_tokens=32, temperature=0.0, stop=("\n\n",))
 appraise = fs.ask(chat, APPRAISE, name="appraise", max_tokens=8, temperature=0.0, stop=("\n",))
 
-MOST_CLAIMS, MOST_QUERIES = 6, 2
-claims_of = fs.Splitter("claims", fs.items.find, clean=True, unique=True, most=MOST_CLAIMS)
-queries_of = fs.Splitter("queries", fs.items.find, clean=True, unique=True, most=MOST_QUERIES)
+sentences_of = fs.Splitter("sentences", fs.sentences.find, most=3)
+claims_of = fs.Splitter("claims", fs.items.find, clean=True, unique=True, most=2)
+queries_of = fs.Splitter("queries", fs.items.find, clean=True, unique=True, most=2)
 
 
 @fs.stage
@@ -86,7 +91,8 @@ def checked(question: str):
         judged = evidence.map(lambda texts: appraise(evidence=texts, claim=claim))
         return verdict(claim, evidence, judged)
 
-    return {"answer": said, "verdicts": extract(said).split(claims_of).map(check)}
+    claims = said.split(sentences_of).map(lambda sentence: extract(sentence).split(claims_of)).flatten()
+    return {"answer": said, "verdicts": claims.map(check)}
 
 
 app = fs.App(chat=chat, meaning=Meaning, checked=checked)

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from foreserve.services.graph import Graph as Graph
     from foreserve.services.llm import LLM as LLM
     from foreserve.services.pipeline import pipeline as pipeline
+    from foreserve.services.pipeline_encoders import classify as classify
+    from foreserve.services.pipeline_encoders import embed as embed
+    from foreserve.services.pipeline_graphs import query as query
     from foreserve.services.pipeline_stages import ask as ask
     from foreserve.services.upstream import Upstream as Upstream
 
@@ -50,12 +53,15 @@ _HOME = {
     "Upstream": "foreserve.services.upstream",
     "Weights": "foreserve.engines.weights",
     "ask": "foreserve.services.pipeline_stages",
+    "classify": "foreserve.services.pipeline_encoders",
     "default": "foreserve.pipelines.failing",
+    "embed": "foreserve.services.pipeline_encoders",
     "function": "foreserve.services.function",
     "items": "foreserve.pipelines.splitting",
     "join": "foreserve.pipelines.flow",
     "lines": "foreserve.pipelines.splitting",
     "pipeline": "foreserve.services.pipeline",
+    "query": "foreserve.services.pipeline_graphs",
     "sentences": "foreserve.pipelines.splitting",
     "show": "foreserve.pipelines.flow",
     "split_at": "foreserve.pipelines.splitting",
@@ -78,12 +84,15 @@ __all__ = [
     "Weights",
     "__version__",
     "ask",
+    "classify",
     "default",
+    "embed",
     "function",
     "items",
     "join",
     "lines",
     "pipeline",
+    "query",
     "sentences",
     "show",
     "split_at",

@@ -129,6 +129,8 @@ class Running:
         try:
             for kind in self.kinds.values():
                 await offload(lambda kind=kind: kind.prepare(progress))  # type: ignore[misc]
+            for served in self.pipelines.values():
+                served.pipeline.prepared(self.kinds)
             await self._recall()
             if self.contexts is not None:
                 await self.contexts.recall()

@@ -62,6 +62,12 @@ class ServablePipeline(Pipeline):
                 raise ConfigError(f"{where}: {name!r} is a {kinds[name].name}, not a {stage.kind.name}")
         check_feeding(self.plan, kinds, self.name)
 
+    def prepared(self, kinds: Mapping[str, Any]) -> None:
+        """Whether those services, now prepared, do what its stages ask. Raises ConfigError."""
+        for stage in service_stages(self.plan.root):
+            where = f"pipeline {self.name!r}: stage {stage.name!r}"
+            stage.fits(kinds[service_name(stage.ref, kinds, where)], where)
+
 
 def service_stages(scope: Scope) -> list[ServiceStage]:
     """The stages of a scope and those within it that are services."""

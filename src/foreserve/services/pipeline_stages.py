@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import string
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
 
 from foreserve.calling import Call, Items
-from foreserve.errors import ConfigError
+from foreserve.core import Request
+from foreserve.errors import ConfigError, EngineFailed
 from foreserve.pipelines.failing import Failed, checked
 from foreserve.pipelines.flow import call
 from foreserve.pipelines.invoking import Invocation
@@ -40,6 +41,33 @@ class ServiceStage(Stage):
     kind: type[Any]
     """What sort of service it must be."""
 
+    def fits(self, kind: Any, where: str) -> None:
+        """Whether the service, once it is prepared, does what this stage asks. Raises ConfigError."""
+
+    def asked(self, request: Request, service: Service, values: Mapping[str, Any]) -> Request:
+        """A call of the service, its payload made of the arguments by name; of stages with one answer. BadRequest."""
+        raise NotImplementedError
+
+    async def answered(self, invocation: Invocation, values: Sequence[Any]) -> tuple[Service, list[Any]]:
+        """The service and what it answers to one call, at least one event. Raises what the call ended with."""
+        calls: Calls = invocation.run.services
+        service = calls.service(self.ref)
+        request = await calls.child(invocation, service)
+        stream = service.submit(self.asked(request, service, named(invocation, values)))
+        try:
+            events = [event async for every in stream for event in every]
+        finally:
+            stream.close("the pipeline wants no more of it")
+        calls.settle(invocation, stream)
+        if not events:
+            raise EngineFailed(f"stage {self.name!r}: the answer has no content")
+        return service, events
+
+
+def named(invocation: Invocation, values: Sequence[Any]) -> dict[str, Any]:
+    """Arguments by name: a stage may be given constants by place or name, and its step tells which value is which."""
+    return {argument.name: value for argument, value in zip(invocation.step.arguments, values, strict=True)}
+
 
 class Ask(ServiceStage):
     """A language model's answer to a prompt, as live text. Made by `ask`."""
@@ -61,8 +89,7 @@ class Ask(ServiceStage):
         calls: Calls = invocation.run.services
         service = calls.service(self.ref)
         kind = cast(LLM, service.kind)
-        # A stage may be given constants by place or name: the step's arguments tell which value is which.
-        fields = {argument.name: value for argument, value in zip(invocation.step.arguments, values, strict=True)}
+        fields = named(invocation, values)
         messages = [{"role": "user", "content": self.template.format(**fields)}]
         if self.system:
             messages.insert(0, {"role": "system", "content": self.system.format(**fields)})
@@ -147,7 +174,7 @@ class CallFunction(ServiceStage):
     async def _items(self, invocation: Invocation, *values: Any) -> AsyncIterator[Any]:
         calls: Calls = invocation.run.services
         service = calls.service(self.ref)
-        args = {argument.name: value for argument, value in zip(invocation.step.arguments, values, strict=True)}
+        args = named(invocation, values)
         streams = {name: value for name, value in args.items() if isinstance(value, Stream)}
         firsts = await first_items(streams)
         request = await calls.child(invocation, service)
