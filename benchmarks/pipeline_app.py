@@ -14,7 +14,6 @@ import foreserve as fs
 from benchmarks.common import ROOT
 
 
-
 def _example() -> dict[str, Any]:
     """What examples/fact_checking.py defines: the application is the same, and its prompts stand there alone."""
     folder = str(ROOT / "examples")
@@ -107,10 +106,38 @@ async def verdict(claim: str, evidence: list[str], words: list[str]) -> dict[str
     return judged(claim, evidence[0] if evidence else "", words[0] if words else "no")
 
 
-def fact_checker(models: Mapping[str, Any], meaning: Any, by_words: Any = lexical, **words: Any) -> Any:
+@fs.stage
+async def merged(found: list[list[int]]) -> str:
+    """See `fused`."""
+    return fused(found)
+
+
+@fs.stage
+async def with_evidence(claims: list[str], evidence: list[str]) -> list[dict[str, str]]:
+    """Each claim with what was found for it."""
+    return [{"claim": claim, "evidence": text} for claim, text in zip(claims, evidence, strict=True)]
+
+
+@fs.stage
+async def claim_of(pair: dict[str, str]) -> str:
+    """The claim of a pair."""
+    return pair["claim"]
+
+
+@fs.stage
+async def evidence_of(pair: dict[str, str]) -> AsyncIterator[str]:
+    """What was found for it, if anything was."""
+    if pair["evidence"]:
+        yield pair["evidence"]
+
+
+def fact_checker(
+    models: Mapping[str, Any], meaning: Any, by_words: Any = lexical, *, stagewise: bool = False, **words: Any
+) -> Any:
     """The pipeline. `models` has the language model of each stage by name; one may serve several.
 
-    `meaning` tells how near each passage is to a query, `by_words` which passages have words of it.
+    `meaning` tells how near each passage is to a query, `by_words` which passages have words of it. With `stagewise` no
+    stage begins before the one before it is done with all of the request, as in frameworks that go step by step.
     """
 
     def asks(name: str, template: str, system: str = "") -> Any:
@@ -122,38 +149,44 @@ def fact_checker(models: Mapping[str, Any], meaning: Any, by_words: Any = lexica
     answer, extract = asks("answer", ANSWER, SYSTEM), asks("extract", EXTRACT)
     ask_for, appraise = asks("ask_for", ASK_FOR), asks("appraise", APPRAISE)
 
+    def search(query: Any) -> Any:
+        return rerank(by_words(query.split(fs.words)), meaning(query))
+
+    def claims_in(written: Any) -> Any:
+        return written.split(sentences_of).map(lambda sentence: extract(sentence).split(claims_of)).flatten()
+
     def checked(question: str) -> Any:
         written = answer(question)
-
-        def search(query: Any) -> Any:
-            return rerank(by_words(query.split(fs.words)), meaning(query))
 
         def check(claim: Any) -> Any:
             evidence = fuse(ask_for(claim).split(queries_of).map(search))
             return verdict(claim, evidence, evidence.map(lambda texts: appraise(evidence=texts, claim=claim)))
 
-        claims = written.split(sentences_of).map(lambda sentence: extract(sentence).split(claims_of)).flatten()
-        return {"answer": written, "verdicts": claims.map(check)}
+        return {"answer": written, "verdicts": claims_in(written).map(check)}
 
-    return fs.pipeline(**words)(checked)
+    def by_stages(question: str) -> Any:
+        written = answer(question)
+        claims = claims_in(written).gather()
+        queries = claims.each().map(lambda claim: ask_for(claim).split(queries_of)).gather()
+        found = queries.each().map(lambda each: each.each().map(search)).gather()
+        evidence = found.each().map(merged).gather()
+
+        def check(pair: Any) -> Any:
+            claim, texts = claim_of(pair), evidence_of(pair)
+            return verdict(claim, texts, texts.map(lambda text: appraise(evidence=text, claim=claim)))
+
+        return {"answer": written, "verdicts": with_evidence(claims, evidence).each().map(check)}
+
+    return fs.pipeline(**words)(by_stages if stagewise else checked)
 
 
-QUESTIONS = [line.split("?")[0] + "?" for line in (
-    "What is the capital of France and what is it known for?",
-    "Who discovered penicillin and when?",
-    "What is the highest mountain and where is it?",
-    "Who wrote Hamlet and where was he born?",
-    "What is the largest planet and how many moons has it?",
-    "When did the Second World War end and how?",
-    "What did Newton publish and when?",
-    "Which rivers are the longest and where do they flow?",
-    "Who painted the Mona Lisa and where does it hang?",
-    "What is photosynthesis and what does it make?",
-    "Who invented the World Wide Web and where?",
-    "What is the capital of Japan and its highest mountain?",
-)]  # fmt: skip
+SUBJECTS = (
+    "Paris", "penicillin", "Mount Everest", "Shakespeare", "the planet Jupiter", "the Second World War", "Isaac Newton",
+    "the river Nile", "the Mona Lisa", "photosynthesis", "the World Wide Web", "Tokyo", "Charles Darwin", "the Moon",
+    "Mozart", "the blue whale",
+)  # fmt: skip
 
 
 def question(number: int) -> str:
-    """The questions in turn, each of its own words so that no two are alike."""
-    return f"{QUESTIONS[number % len(QUESTIONS)]} ({number})"
+    """The subjects in turn, each of its own words so that no two are alike."""
+    return f"Tell me about {SUBJECTS[number % len(SUBJECTS)]}. ({number})"

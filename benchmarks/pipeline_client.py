@@ -1,19 +1,15 @@
-"""One side of the fact checker, a process of its own: `python -m benchmarks.pipeline_client SIDE URL RATE COUNT SEED`.
-
-Prints a JSON object: latencies in seconds by question, and the results.
-"""
+"""The sides of the fact checker as clients of one server: one request after the other, or as they come by chance."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+import msgspec
 import numpy as np
 
 from benchmarks.pipeline_app import question
@@ -77,34 +73,46 @@ async def _timed(ask: Side, number: int) -> tuple[float, Any]:
     return time.perf_counter() - began, result
 
 
-async def drive(side: str, url: str, rate: float, count: int, seed: int) -> dict[str, Any]:
-    """`count` questions that come by chance, `rate` in a second."""
-    async with _session() as session:
+class Driven(msgspec.Struct):
+    """Of one side: latencies in seconds and results, by question."""
+
+    latencies: list[float] = []
+    results: list[Any] = []
+
+
+async def drive(side: str, url: str, rate: float, count: int, seed: int, limit_s: float) -> Driven:
+    """`count` questions that come by chance, `rate` in a second; all at once where that is infinite.
+
+    Raises TimeoutError when that takes longer than `limit_s`.
+    """
+    gaps = np.random.default_rng(seed).exponential(1 / rate, count)
+    async with _session() as session, asyncio.timeout(limit_s), asyncio.TaskGroup() as group:
         ask = make(side, session, url)
         tasks = []
-        for number, gap in enumerate(np.random.default_rng(seed).exponential(1 / rate, count)):
+        for number, gap in enumerate(gaps):
             await asyncio.sleep(gap)
-            tasks.append(asyncio.create_task(_timed(ask, number)))
-        found = await asyncio.gather(*tasks)
-    return {"latencies": [seconds for seconds, _ in found], "results": [result for _, result in found]}
+            tasks.append(group.create_task(_timed(ask, number)))
+    found = [task.result() for task in tasks]
+    return Driven(latencies=[seconds for seconds, _ in found], results=[result for _, result in found])
 
 
-async def drive_in_turn(sides: Sequence[str], url: str, count: int) -> dict[str, dict[str, Any]]:
-    """`count` questions, one after the other, each by all sides in an order that goes round; the first one warms up."""
+async def drive_in_turn(sides: Sequence[str], url: str, count: int, limit_s: float) -> dict[str, Driven]:
+    """At most `count` questions, one after the other, each by all sides in an order that goes round.
+
+    A first one warms up. None is begun after `limit_s`, but for the first two.
+    """
     async with _session() as session:
         asks = {side: make(side, session, url) for side in sides}
-        found: dict[str, dict[str, Any]] = {side: {"latencies": [], "results": []} for side in sides}
+        found = {side: Driven() for side in sides}
+        began = time.perf_counter()
         for side in sides:
             await asks[side](question(1000))
         for number in range(count):
+            if number > 1 and time.perf_counter() - began > limit_s:
+                break
             turn = number % len(sides)
             for side in (*sides[turn:], *sides[:turn]):
                 seconds, result = await _timed(asks[side], number)
-                found[side]["latencies"].append(seconds)
-                found[side]["results"].append(result)
+                found[side].latencies.append(seconds)
+                found[side].results.append(result)
     return found
-
-
-if __name__ == "__main__":
-    name, url, rate, count, seed = sys.argv[1:]
-    print(json.dumps(asyncio.run(drive(name, url, float(rate), int(count), int(seed)))))

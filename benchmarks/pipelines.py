@@ -15,26 +15,34 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import bisect
 import importlib.util
-import json
-import subprocess
+import math
 import sys
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 import numpy as np
 import uvloop
 
 from benchmarks import pipeline_overhead, pipeline_simulated
-from benchmarks.common import ROOT, Report, arguments, console, picture, ratios
-from benchmarks.pipeline_client import SIDES, drive_in_turn
+from benchmarks.common import Report, arguments, console, picture, ratios
+from benchmarks.pipeline_client import SIDES, drive, drive_in_turn
 from benchmarks.pipeline_routing import SIDES as ROUTES
 from benchmarks.pipeline_routing import latencies
+from benchmarks.pipeline_simulated import within
 from benchmarks.servers import foreserve
 
 PARTS = ("overhead", "simulated", "routing", "live")
-LOADS = (0.6, 0.9, 1.2, 1.5, 1.8)
-"""Rates, as shares of one request for each unloaded latency."""
+TARGET = 2.0
+"""The mean latency that is to be kept, as a multiple of the unloaded one without streaming."""
+
+ALONE_S, LOADED_S = 150.0, 420.0
+"""How long requests come one at a time, and then by chance: none of them is begun later."""
+
+FIRST, WIDEN, NARROW = 4.0, 1.6, 1.15
+"""The first rate, in requests for each target; by how much further ones are apart; when a gap between two is narrow."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,15 +55,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(__doc__, argv, more)
     parts = (args.part,) if args.part else PARTS
     report = Report("pipelines", {"quick": args.quick, "parts": list(parts)})
-    if "overhead" in parts:
-        overhead(report, args.quick)
-    if "simulated" in parts:
-        simulated(report, args.quick)
-    if "routing" in parts:
-        routing(report, args.quick)
-    if "live" in parts:
-        live(report, args.quick, args.requests or (4 if args.quick else 24))
+    count = args.requests or (4 if args.quick else 10)
+    measure: dict[str, Callable[[], None]] = {
+        "overhead": lambda: overhead(report, args.quick),
+        "simulated": lambda: simulated(report, args.quick),
+        "routing": lambda: routing(report, args.quick),
+        "live": lambda: live(report, args.quick, count),
+    }
+    failed = False
+    for part in parts:
+        began = time.perf_counter()
+        try:
+            measure[part]()
+        except Exception as error:  # what the other parts have found shall not be lost
+            failed = True
+            console.print_exception()
+            report.note(f"the part {part} failed: {type(error).__name__}: {str(error)[:500]}")
+        console.print(f"{part}: {time.perf_counter() - began:.0f} s")
     report.finish(args.json)
+    if failed:
+        sys.exit(1)
 
 
 def overhead(report: Report, quick: bool) -> None:
@@ -79,20 +98,32 @@ def _middle(values: Sequence[float]) -> list[float]:
 
 
 def simulated(report: Report, quick: bool) -> None:
-    """An engine for each stage, and one for all."""
-    seconds, steps = (4.0, 0) if quick else (60.0, 4)
-    for shared in (False, True):
-        found = pipeline_simulated.compare(seconds, shared, steps=steps)
+    """An engine for each stage, and one for all: latency against rate, and the highest rate within each target."""
+    count, rates = (12, (0.05, 2.0, 8.0)) if quick else (120, pipeline_simulated.RATES)
+    every = [(form, shared) for shared in (False, True) for form in pipeline_simulated.FORMS]
+    cases = [case for case in every if case != ("stagewise", True)][: 2 if quick else None]
+    found = dict(zip(cases, pipeline_simulated.sweep(cases, count, rates), strict=True))
+    report.add(
+        "simulated_same_results", float(len({each.results for each in found.values()}) == 1)
+    )
+    for shared in (False,) if quick else (False, True):
         prefix = "shared_engine_" if shared else ""
-        goal = "" if shared else "3 in the paper"
-        report.add(
-            f"{prefix}simulated_throughput_at_target_vs_nonstreaming", found["rate_on"] / found["rate_off"], goal
-        )
-        report.add(f"{prefix}simulated_p99_vs_nonstreaming", found["p99_on_s"] / found["p99_off_s"])
-        report.add(f"{prefix}simulated_latency_vs_nonstreaming", found["unloaded_on_s"] / found["unloaded_off_s"])
-        report.add(f"{prefix}simulated_first_verdict_vs_nonstreaming", found["first_on_s"] / found["first_off_s"])
-        if quick:
-            break
+        on, off = found["streaming", shared], found["nonstreaming", shared]
+        unloaded = off.means[0]
+        others = {form: each for (form, of), each in found.items() if of is shared and form != "streaming"}
+        for target in pipeline_simulated.TARGETS:
+            named = "target" if target == TARGET else f"{target:g}x"
+            best = {form: within(each.rates, each.means, target * unloaded) for form, each in others.items()}
+            mine = within(on.rates, on.means, target * unloaded)
+            report.add(f"{prefix}simulated_rate_at_{named}", mine)
+            for form, rate in best.items():
+                goal = "3 in the paper" if (named, shared, form) == ("target", False, "nonstreaming") else ""
+                report.add(f"{prefix}simulated_throughput_at_{named}_vs_{form}", mine / rate, goal)
+        rate = within(off.rates, off.means, TARGET * unloaded)
+        tails = [float(np.interp(rate, each.rates, each.p99s)) for each in (on, off)]
+        report.add(f"{prefix}simulated_p99_vs_nonstreaming", tails[0] / tails[1])
+        report.add(f"{prefix}simulated_latency_vs_nonstreaming", on.means[0] / off.means[0])
+        report.add(f"{prefix}simulated_first_verdict_vs_nonstreaming", on.first / off.first)
 
 
 def routing(report: Report, quick: bool) -> None:
@@ -112,72 +143,97 @@ def live(report: Report, quick: bool, count: int) -> None:
     sides = [side for side in SIDES if side != "langgraph" or importlib.util.find_spec("langgraph") is not None]
     if "langgraph" not in sides:
         report.note("LangGraph is not installed: pip install 'foreserve[peers]'")
-    with foreserve(
-        "benchmarks/pipeline_served.py", env={"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    ) as server:
-        alone = asyncio.run(drive_in_turn(sides, server.url, 2 if quick else 10))
-        report.add(
-            "same_results", float(all(found["results"] == alone["checked"]["results"] for found in alone.values()))
-        )
+    env = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    with foreserve("benchmarks/pipeline_served.py", env=env) as server:
+        alone = asyncio.run(drive_in_turn(sides, server.url, 2 if quick else 8, ALONE_S))
+        base = alone["checked"]
         for side in sides:
-            report.add(f"unloaded_{side}_s", alone[side]["latencies"])
-        base = alone["checked"]["latencies"]
-        report.add("latency_vs_nonstreaming", ratios(base, alone["checked_whole"]["latencies"]))
+            report.add(f"unloaded_{side}_s", alone[side].latencies)
+            equal = [a == b for a, b in zip(alone[side].results, base.results, strict=True)]
+            report.add(f"same_results_{side}", sum(equal) / len(equal))
+        report.add("latency_vs_nonstreaming", ratios(base.latencies, alone["checked_whole"].latencies))
         if "langgraph" in sides:
-            report.add("latency_vs_langgraph", ratios(base, alone["langgraph"]["latencies"]), "0.9 to 0.7")
-        report.add("latency_vs_byhand", ratios(base, alone["byhand"]["latencies"]))
-        unloaded = float(np.mean(alone["checked_whole"]["latencies"]))
-        loaded(report, server.url, sides, unloaded, LOADS[:1] if quick else LOADS, count)
+            report.add("latency_vs_langgraph", ratios(base.latencies, alone["langgraph"].latencies), "0.9 to 0.7")
+        report.add("latency_vs_byhand", ratios(base.latencies, alone["byhand"].latencies))
+        target = TARGET * float(np.mean(alone["checked_whole"].latencies))
+        seen = under_load(report, server.url, sides, target, 40.0 if quick else LOADED_S, count)
+        if seen.rates:
+            compare(report, seen, target)
+        burst = asyncio.run(drive("checked", server.url, math.inf, count, 1, LOADED_S))
+        bound = report.add("engine_bound_requests_per_s", count / max(burst.latencies))
+        report.note(
+            f"one engine serves all stages: it does {bound:.2f} requests a second where {count} come at once, and no "
+            "side can have more"
+        )
 
 
-def loaded(
-    report: Report, url: str, sides: Sequence[str], unloaded_s: float, loads: Sequence[float], count: int
-) -> None:
-    """Latency against rate, and the highest rate within the target."""
-    means: dict[str, list[float]] = {side: [] for side in sides}
-    tails: dict[str, list[float]] = {side: [] for side in sides}
-    rates = [load / unloaded_s for load in loads]
-    for rate in rates:
+class Seen(msgspec.Struct):
+    """What was measured under load: by side, in the order of `rates`; seconds."""
+
+    rates: list[float] = []
+    means: dict[str, list[float]] = {}
+    tails: dict[str, list[float]] = {}
+
+
+def under_load(report: Report, url: str, sides: Sequence[str], target: float, limit_s: float, count: int) -> Seen:
+    """All sides at the same rates and arrivals: around the target first, then between, while there is time."""
+    seen = Seen(means={side: [] for side in sides}, tails={side: [] for side in sides})
+    rate: float | None = FIRST / target
+    began = time.perf_counter()
+    while rate is not None and time.perf_counter() - began < limit_s:
+        found = {}
         for side in sides:
-            found = _client(side, url, rate, count)["latencies"]
-            means[side].append(float(np.mean(found)))
-            tails[side].append(float(np.percentile(found, 99)))
-            report.add(f"mean_{side}_at_{rate:.2f}_s", means[side][-1])
-            report.add(f"p50_{side}_at_{rate:.2f}_s", float(np.percentile(found, 50)))
-            report.add(f"p99_{side}_at_{rate:.2f}_s", tails[side][-1])
-            console.print(f"{side} at {rate:.2f}/s: mean {means[side][-1]:.2f} s, p99 {tails[side][-1]:.2f} s")
-    report.add("p99_vs_nonstreaming", ratios(tails["checked"], tails["checked_whole"]), "1 / 1.8 in the paper")
-    highest = {side: within(rates, means[side], 2 * unloaded_s) for side in sides}
+            found[side] = asyncio.run(drive(side, url, rate, count, 1, LOADED_S)).latencies
+            mean, p50, p99 = float(np.mean(found[side])), *(float(np.percentile(found[side], q)) for q in (50, 99))
+            for name, value in (("mean", mean), ("p50", p50), ("p99", p99)):
+                report.add(f"{name}_{side}_at_{rate:.2f}_s", value)
+            console.print(f"{side} at {rate:.2f}/s: mean {mean:.2f} s, p99 {p99:.2f} s")
+        at = bisect.bisect(seen.rates, rate)
+        seen.rates.insert(at, rate)
+        for side in sides:
+            seen.means[side].insert(at, float(np.mean(found[side])))
+            seen.tails[side].insert(at, float(np.percentile(found[side], 99)))
+        rate = next_rate(seen.rates, seen.means, target)
+    return seen
+
+
+def next_rate(rates: Sequence[float], means: Mapping[str, Sequence[float]], target: float) -> float | None:
+    """Where to measure next, so that each side's highest rate within the target is known better.
+
+    Higher while some side is always within it, lower while some is never, then amid the widest of the gaps in which a
+    side leaves it; `None` once all of those are narrow.
+    """
+    if any(each[-1] <= target for each in means.values()):
+        return rates[-1] * WIDEN
+    if any(each[0] > target for each in means.values()):
+        return rates[0] / WIDEN
+    gaps = []
+    for each in means.values():
+        last = max(at for at, mean in enumerate(each) if mean <= target)
+        gaps.append((rates[last + 1] / rates[last], last))
+    width, last = max(gaps)
+    return math.sqrt(rates[last] * rates[last + 1]) if width > NARROW else None
+
+
+def compare(report: Report, seen: Seen, target: float) -> None:
+    """The sides against each other, and a picture."""
+    report.add(
+        "p99_vs_nonstreaming", ratios(seen.tails["checked"], seen.tails["checked_whole"]), "1 / 1.8 in the paper"
+    )
+    highest = {side: within(seen.rates, means, target) for side, means in seen.means.items()}
+    for side, rate in highest.items():
+        report.add(f"rate_at_target_{side}", rate)
     for other, key in (("checked_whole", "nonstreaming"), ("langgraph", "langgraph"), ("byhand", "byhand")):
-        if other in sides:
-            report.add(f"throughput_at_target_vs_{key}", highest["checked"] / highest[other])
-    if len(rates) > 1:
+        if other in highest:
+            goal = "up to 3 in the paper" if key == "nonstreaming" else ""
+            report.add(f"throughput_at_target_vs_{key}", highest["checked"] / highest[other], goal)
+    if len(seen.rates) > 1:
         with picture("pipelines", "Fact checker on one engine: latency against rate") as axes:
-            for side in sides:
-                axes[0].plot(rates, means[side], marker="o", label=side)
-            axes[0].axhline(2 * unloaded_s, linestyle=":")
+            for side, means in seen.means.items():
+                axes[0].plot(seen.rates, means, marker="o", label=side)
+            axes[0].axhline(target, linestyle=":")
             axes[0].set(xlabel="requests/s", ylabel="mean latency, s")
             axes[0].legend()
-
-
-def within(rates: Sequence[float], means: Sequence[float], target: float) -> float:
-    """The highest rate whose mean is within the target, between two measured ones by a straight line."""
-    best = rates[0] * min(1.0, target / means[0])
-    for (low, before), (high, after) in zip(
-        zip(rates, means, strict=True), zip(rates[1:], means[1:], strict=True), strict=False
-    ):
-        if before <= target:
-            best = high if after <= target else low + (high - low) * (target - before) / (after - before)
-    return best
-
-
-def _client(side: str, url: str, rate: float, count: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.pipeline_client", side, url, str(rate), str(count), "1"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=1800, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{side} failed:\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 if __name__ == "__main__":

@@ -17,17 +17,13 @@ import foreserve as fs
 chat = fs.LLM("smollm2", max_running=16, queue={"max_waiting": 4096, "max_wait_s": 600})
 
 ANSWER = "{question}"
-SYSTEM = "Answer in three short sentences."
+SYSTEM = "Answer in four short sentences, each with a fact."
 EXTRACT = """Write each fact of a text as a sentence of its own, one a line.
 
-Text: Vienna is the capital of Austria and lies on the Danube.
+Text: Vienna, the capital of Austria, lies on the Danube.
 Facts:
 Vienna is the capital of Austria.
 Vienna lies on the Danube.
-
-Text: Mozart was born in Salzburg.
-Facts:
-Mozart was born in Salzburg.
 
 Text: {text}
 Facts:

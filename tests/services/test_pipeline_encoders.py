@@ -75,7 +75,9 @@ def request(id: str = "r", service: str = "read") -> Request:
 
 async def alone(running: Running, service: str, payload: Any, about: Any = None) -> Any:
     asked = Request(id=f"alone-{service}-{now()}", service=service, payload=payload, arrival=now(), about=about)
-    return [event async for events in running.services[service].submit(asked) for event in events][0]
+    found = [event async for events in running.services[service].submit(asked) for event in events]
+    assert len(found) == 1
+    return found[0]
 
 
 async def test_they_answer_a_stage_as_they_answer_alone(running: Running):
