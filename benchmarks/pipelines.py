@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             measure[part]()
         except Exception as error:  # what the other parts have found shall not be lost
             failed = True
-            console.print_exception()
+            console.print_exception(max_frames=4)
             report.note(f"the part {part} failed: {type(error).__name__}: {str(error)[:500]}")
         console.print(f"{part}: {time.perf_counter() - began:.0f} s")
     report.finish(args.json)
@@ -103,9 +103,7 @@ def simulated(report: Report, quick: bool) -> None:
     every = [(form, shared) for shared in (False, True) for form in pipeline_simulated.FORMS]
     cases = [case for case in every if case != ("stagewise", True)][: 2 if quick else None]
     found = dict(zip(cases, pipeline_simulated.sweep(cases, count, rates), strict=True))
-    report.add(
-        "simulated_same_results", float(len({each.results for each in found.values()}) == 1)
-    )
+    report.add("simulated_same_results", float(len({each.results for each in found.values()}) == 1))
     for shared in (False,) if quick else (False, True):
         prefix = "shared_engine_" if shared else ""
         on, off = found["streaming", shared], found["nonstreaming", shared]
@@ -144,8 +142,9 @@ def live(report: Report, quick: bool, count: int) -> None:
     if "langgraph" not in sides:
         report.note("LangGraph is not installed: pip install 'foreserve[peers]'")
     env = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    with foreserve("benchmarks/pipeline_served.py", env=env) as server:
-        alone = asyncio.run(drive_in_turn(sides, server.url, 2 if quick else 8, ALONE_S))
+    # One loop for all of it: some clients keep their connections beyond the one that they were made in.
+    with foreserve("benchmarks/pipeline_served.py", env=env) as server, asyncio.Runner() as runner:
+        alone = runner.run(drive_in_turn(sides, server.url, 2 if quick else 8, ALONE_S))
         base = alone["checked"]
         for side in sides:
             report.add(f"unloaded_{side}_s", alone[side].latencies)
@@ -156,10 +155,10 @@ def live(report: Report, quick: bool, count: int) -> None:
             report.add("latency_vs_langgraph", ratios(base.latencies, alone["langgraph"].latencies), "0.9 to 0.7")
         report.add("latency_vs_byhand", ratios(base.latencies, alone["byhand"].latencies))
         target = TARGET * float(np.mean(alone["checked_whole"].latencies))
-        seen = under_load(report, server.url, sides, target, 40.0 if quick else LOADED_S, count)
+        seen = under_load(report, runner, server.url, sides, target, 40.0 if quick else LOADED_S, count)
         if seen.rates:
             compare(report, seen, target)
-        burst = asyncio.run(drive("checked", server.url, math.inf, count, 1, LOADED_S))
+        burst = runner.run(drive("checked", server.url, math.inf, count, 1, LOADED_S))
         bound = report.add("engine_bound_requests_per_s", count / max(burst.latencies))
         report.note(
             f"one engine serves all stages: it does {bound:.2f} requests a second where {count} come at once, and no "
@@ -175,24 +174,32 @@ class Seen(msgspec.Struct):
     tails: dict[str, list[float]] = {}
 
 
-def under_load(report: Report, url: str, sides: Sequence[str], target: float, limit_s: float, count: int) -> Seen:
-    """All sides at the same rates and arrivals: around the target first, then between, while there is time."""
+def under_load(
+    report: Report, runner: asyncio.Runner, url: str, sides: Sequence[str], target: float, limit_s: float, count: int
+) -> Seen:
+    """All sides at the same rates and arrivals: around the target first, then between, while there is time.
+
+    A side that fails is left out from there on.
+    """
     seen = Seen(means={side: [] for side in sides}, tails={side: [] for side in sides})
     rate: float | None = FIRST / target
     began = time.perf_counter()
     while rate is not None and time.perf_counter() - began < limit_s:
-        found = {}
-        for side in sides:
-            found[side] = asyncio.run(drive(side, url, rate, count, 1, LOADED_S)).latencies
-            mean, p50, p99 = float(np.mean(found[side])), *(float(np.percentile(found[side], q)) for q in (50, 99))
-            for name, value in (("mean", mean), ("p50", p50), ("p99", p99)):
-                report.add(f"{name}_{side}_at_{rate:.2f}_s", value)
-            console.print(f"{side} at {rate:.2f}/s: mean {mean:.2f} s, p99 {p99:.2f} s")
         at = bisect.bisect(seen.rates, rate)
         seen.rates.insert(at, rate)
-        for side in sides:
-            seen.means[side].insert(at, float(np.mean(found[side])))
-            seen.tails[side].insert(at, float(np.percentile(found[side], 99)))
+        for side in list(seen.means):
+            try:
+                found = runner.run(drive(side, url, rate, count, 1, LOADED_S)).latencies
+            except Exception as error:
+                report.note(f"{side} failed at {rate:.2f}/s, and is left out: {type(error).__name__}: {error}")
+                del seen.means[side], seen.tails[side]
+                continue
+            mean, p50, p99 = float(np.mean(found)), *(float(np.percentile(found, q)) for q in (50, 99))
+            for name, value in (("mean", mean), ("p50", p50), ("p99", p99)):
+                report.add(f"{name}_{side}_at_{rate:.2f}_s", value)
+            seen.means[side].insert(at, mean)
+            seen.tails[side].insert(at, p99)
+            console.print(f"{side} at {rate:.2f}/s: mean {mean:.2f} s, p99 {p99:.2f} s")
         rate = next_rate(seen.rates, seen.means, target)
     return seen
 
@@ -203,6 +210,8 @@ def next_rate(rates: Sequence[float], means: Mapping[str, Sequence[float]], targ
     Higher while some side is always within it, lower while some is never, then amid the widest of the gaps in which a
     side leaves it; `None` once all of those are narrow.
     """
+    if not means:
+        return None
     if any(each[-1] <= target for each in means.values()):
         return rates[-1] * WIDEN
     if any(each[0] > target for each in means.values()):
@@ -217,6 +226,8 @@ def next_rate(rates: Sequence[float], means: Mapping[str, Sequence[float]], targ
 
 def compare(report: Report, seen: Seen, target: float) -> None:
     """The sides against each other, and a picture."""
+    if not {"checked", "checked_whole"} <= seen.means.keys():
+        return
     report.add(
         "p99_vs_nonstreaming", ratios(seen.tails["checked"], seen.tails["checked_whole"]), "1 / 1.8 in the paper"
     )

@@ -99,7 +99,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     So does `about`: what a prediction is made from and learned by; it never leaves this process. A child of another
     request has that one's id as `parent` and its arrival as `root_arrival`; `depth` is how many steps of a pipeline
-    lie before it.
+    lie before it, `after_s` how many seconds what comes behind it there is expected to take.
     """
 
     id: str
@@ -113,6 +113,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     root_arrival: float | None = None
     affinity: str | None = None
     depth: int = 0
+    after_s: float = 0.0
     about: Any = None
 
 
@@ -142,6 +143,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     root_arrival: float | None = None
     affinity: str | None = None
     depth: int = 0
+    after_s: float = 0.0
     role: Role = "any"
     sequence: int | None = None
     idempotent: bool = True

@@ -57,6 +57,17 @@ def test_a_deadline_that_cannot_be_met_refuses():
     assert "deadline" not in refusal.reason or refusal.retry_after >= LEAST_RETRY_S
 
 
+@pytest.mark.parametrize("policy", [Bounded(1000, 100), Foreseen(1000, 100)])
+def test_a_deadline_leaves_room_for_what_comes_behind_in_a_pipeline(policy: Bounded | Foreseen):
+    last = work(deadline=9.0, foreseen=2.0)
+    first = msgspec.structs.replace(last, after_s=3.0)
+    assert policy.admit(last, view(10), 0) is None  # 5 s wait + 2 s work
+    refusal = policy.admit(first, view(10), 0)
+    assert refusal is not None
+    assert "5.0 s of work, 3.0 s of them in the stages behind it, exceed its deadline in 9.0 s" in refusal.reason
+    assert policy.admit(msgspec.structs.replace(first, deadline=11.0), view(10), 0) is None
+
+
 def test_a_deadline_leaves_room_for_recent_errors():
     policy = Bounded(max_waiting=1000, max_wait_s=100)
     wrong = QueueView(waiting=10, running=4, slots=4, seconds_per_request=2.0, stretch=1.5)

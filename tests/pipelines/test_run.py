@@ -11,6 +11,7 @@ from foreserve.pipelines import log as logs
 from foreserve.pipelines.events import BEHIND, Delta, End, Item
 from foreserve.pipelines.floor import Floor
 from foreserve.pipelines.flow import show
+from foreserve.pipelines.learned import Learned
 from foreserve.pipelines.log import TooMany
 from foreserve.pipelines.pipeline import pipeline
 from foreserve.pipelines.run import Run
@@ -156,3 +157,44 @@ def test_without_streaming_a_stage_hands_on_all_at_once():
 
     assert clock.run(main(True)) == ([0.04, 0.07], ["A B", "C D"])
     assert clock.run(main(False)) == ([0.07, 0.07], ["A B", "C D"])
+
+
+def _two(waited: Any) -> Any:
+    def two(n: int) -> Any:
+        return count(n).map(waited).map(slowly)
+
+    return two
+
+
+def _broken(waited: Any, failing: Any) -> Any:
+    def broken(n: int) -> Any:
+        return failing(waited(n))
+
+    return broken
+
+
+def test_what_a_call_is_followed_by_is_learned_of_requests_that_are_done():
+    @stage
+    async def waited(x: int) -> int:
+        await asyncio.sleep(1.0)
+        return x
+
+    @stage
+    async def failing(x: int) -> int:
+        await asyncio.sleep(1.0)
+        raise ValueError("no")
+
+    async def main() -> None:
+        learned = Learned()
+        two = pipeline(_two(waited))
+        for _ in range(2):
+            await Run(two.plan, {"n": 3}, learned=learned).start().result()
+        assert learned.after("waited") == pytest.approx(1.0)  # the slowest of `slowly`
+        assert learned.after("slowly") == pytest.approx(1.0 - (1.0 + 1 / 2 + 1 / 3) / 3)
+        assert learned.after("never") == 0.0
+        broken = pipeline(_broken(waited, failing))
+        with pytest.raises(ValueError, match="no"):
+            await Run(broken.plan, {"n": 3}, learned=learned).start().result()
+        assert learned.after("failing") == 0.0
+
+    clock.run(main())

@@ -41,6 +41,8 @@ def _own(view: QueueView) -> int:
 def predicted_total(work: Work, view: QueueView) -> float:
     """Seconds until a request that joins the queue now would be done: predicted wait and its time on a replica.
 
+    With what comes behind it in its pipeline: its deadline is that of the whole.
+
     That is what is foreseen of it, or the mean of late; of one that has not been priced yet, the least it could be.
     """
     if view.seconds_per_request is None:
@@ -51,7 +53,7 @@ def predicted_total(work: Work, view: QueueView) -> float:
         seconds = view.seconds_per_request
     else:
         seconds = view.least_seconds
-    return view.cold_s + predicted_wait(view) + seconds
+    return view.cold_s + predicted_wait(view) + seconds + work.after_s
 
 
 class Bounded:
@@ -81,7 +83,7 @@ class Bounded:
             left = work.deadline - now
             if needed > left:
                 wait += view.cold_s
-                return _too_late(wait, needed - wait, left)
+                return _too_late(wait, needed - wait, left, work.after_s)
         return None
 
 
@@ -113,11 +115,12 @@ class Foreseen:
         wait += view.cold_s
         left = work.deadline - now
         if work.forecast is not None:
-            seconds = work.forecast.seconds
-            return None if wait + seconds <= left else _too_late(wait, seconds, left)
-        if work.cost:
+            seconds = work.forecast.seconds + work.after_s
+        elif work.cost and not work.after_s:
             return None
-        return None if wait + view.least_seconds <= left else _too_late(wait, view.least_seconds, left)
+        else:
+            seconds = view.least_seconds + work.after_s
+        return None if wait + seconds <= left else _too_late(wait, seconds, left, work.after_s)
 
 
 class Patient:
@@ -163,8 +166,9 @@ def _too_long(wait: float, limit: float) -> Refusal:
     return _refuse(f"the predicted wait of {wait:.1f} s exceeds the limit of {limit:g} s", wait - limit)
 
 
-def _too_late(wait: float, work: float, left: float) -> Refusal:
-    words = f"{wait:.1f} s predicted wait and {work:.1f} s of work exceed its deadline in {left:.1f} s"
+def _too_late(wait: float, work: float, left: float, after: float) -> Refusal:
+    behind = f", {after:.1f} s of them in the stages behind it," if after else ""
+    words = f"{wait:.1f} s predicted wait and {work:.1f} s of work{behind} exceed its deadline in {left:.1f} s"
     return _refuse(words, wait + work - left)
 
 

@@ -73,6 +73,7 @@ class Run:
         self._inputs = dict(inputs)
         self._ended: list[Callable[[Run], None]] = []
         self._alarm: asyncio.TimerHandle | None = None
+        self._done: dict[str, tuple[int, float]] = {}  # of each stage: calls that are done, the sum of when they were
 
     # --- its life
 
@@ -124,6 +125,9 @@ class Run:
         self._floor.running -= 1
         if self._alarm is not None:
             self._alarm.cancel()
+        if error is None:
+            for name, (calls, total) in self._done.items():
+                self.learned.followed(name, now() - total / calls)
         self.events.close()
         told, self._ended = self._ended, []
         for tell in told:
@@ -195,6 +199,8 @@ class Run:
         span.end(now(), how)
         if how == "done":
             self.learned.took(span.name, span.seconds)
+            calls, total = self._done.get(span.name, (0, 0.0))
+            self._done[span.name] = calls + 1, total + now()
 
 
 def _given(edge: Edge, value: Any) -> Any:

@@ -168,6 +168,7 @@ class Service:
             root_arrival=request.root_arrival,
             affinity=request.affinity,
             depth=request.depth,
+            after_s=request.after_s,
             idempotent=self.kind.idempotent if price.idempotent is None else price.idempotent,
         )
 

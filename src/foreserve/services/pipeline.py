@@ -27,16 +27,14 @@ from foreserve.dispatch.ledger import Ledger
 from foreserve.errors import ClientGone, ConfigError, EngineFailed, Expired, RequestError, Shed, Unavailable
 from foreserve.parsing import parse
 from foreserve.pipelines.floor import Floor
-from foreserve.pipelines.invoking import CallStep
 from foreserve.pipelines.learned import Learned, MapFacts, StageFacts
 from foreserve.pipelines.pipeline import Pipeline
-from foreserve.pipelines.plan import Scope
 from foreserve.pipelines.run import Run
 from foreserve.pipelines.timeline import Timeline
 from foreserve.services.base import Service
 from foreserve.services.pipeline_calls import Calls, service_name
+from foreserve.services.pipeline_expected import Promises, expected_calls, refusal, service_stages
 from foreserve.services.pipeline_feeding import check_feeding
-from foreserve.services.pipeline_stages import ServiceStage
 from foreserve.settings import PipelineSettings
 
 KEPT: Final = 64
@@ -55,7 +53,7 @@ class ServablePipeline(Pipeline):
 
     def check(self, kinds: Mapping[str, Any]) -> None:
         """Whether the app serves what its stages ask for. Raises ConfigError."""
-        for stage in service_stages(self.plan.root):
+        for stage, _ in service_stages(self.plan.root):
             where = f"pipeline {self.name!r}: stage {stage.name!r}"
             name = service_name(stage.ref, kinds, where)
             if not isinstance(kinds[name], stage.kind):
@@ -64,20 +62,9 @@ class ServablePipeline(Pipeline):
 
     def prepared(self, kinds: Mapping[str, Any]) -> None:
         """Whether those services, now prepared, do what its stages ask. Raises ConfigError."""
-        for stage in service_stages(self.plan.root):
+        for stage, _ in service_stages(self.plan.root):
             where = f"pipeline {self.name!r}: stage {stage.name!r}"
             stage.fits(kinds[service_name(stage.ref, kinds, where)], where)
-
-
-def service_stages(scope: Scope) -> list[ServiceStage]:
-    """The stages of a scope and those within it that are services."""
-    found: list[ServiceStage] = []
-    for step in scope.steps:
-        if isinstance(step, CallStep) and isinstance(step.stage, ServiceStage):
-            found.append(step.stage)
-        if (body := getattr(step, "body", None)) is not None:
-            found += service_stages(body)
-    return found
 
 
 @overload
@@ -128,12 +115,16 @@ class ServedPipeline:
         self._floor = Floor(self.settings.max_frames)
         self._mean_s: float | None = None
         self._open: dict[str, Run] = {}
+        kinds = {name: service.kind for name, service in services.items()}
+        self._names = {each: service_name(each.ref, kinds, name) for each, _ in service_stages(pipeline.plan.root)}
+        self._promises = Promises()
         self._draining = False
 
     def submit(self, request: Request, inputs: Mapping[str, Any], *, listens: bool) -> Run:
         """Take a request in and begin; `inputs` by name, as `Pipeline.inputs` has checked them.
 
-        Raises Shed when as many run as may; that is in the ledger as any other. LedgerError for an id that is open.
+        Raises Shed when as many run as may, or when its deadline is known to be too soon; that is in the ledger as any
+        other. LedgerError for an id that is open.
         """
         self._ledger.enter(request.id)
         if self._draining:
@@ -148,7 +139,15 @@ class ServedPipeline:
             )
             self._end(request, None, shed, {})
             raise shed
-        calls = Calls(self._services, request)
+        expected = expected_calls(self.pipeline.plan, self.learned, self._names)
+        if request.deadline is not None:
+            views = {name: self._services[name].dispatcher.view() for name in expected}
+            late = refusal(expected, self._promises.total, views, request.deadline - now())
+            if late is not None:
+                self._end(request, None, late, {})
+                raise late
+        self._promises.make(request.id, expected)
+        calls = Calls(self._services, request, self.learned, self._promises)
         timeline = Timeline(self.name, request.id, request.arrival)
         run = Run(
             self.pipeline.plan,
@@ -172,6 +171,7 @@ class ServedPipeline:
 
     def _over(self, request: Request, run: Run, calls: Calls) -> None:
         del self._open[request.id]
+        self._promises.over(request.id)
         if run.error is None:
             seconds = now() - request.arrival
             self._mean_s = seconds if self._mean_s is None else 0.9 * self._mean_s + 0.1 * seconds
@@ -212,18 +212,21 @@ class ServedPipeline:
             run.cancel("the server is stopping")
 
     @property
+    def promises(self) -> dict[str, float]:
+        """How many calls of each service the requests that run are still expected to make."""
+        return dict(self._promises.total)
+
+    @property
     def running(self) -> int:
         """How many requests run."""
         return len(self._open)
 
     def status(self) -> PipelineStatus:
         """A snapshot."""
-        kinds = {name: service.kind for name, service in self._services.items()}
-        asked = {service_name(each.ref, kinds, self.name): None for each in service_stages(self.pipeline.plan.root)}
         return PipelineStatus(
             name=self.name,
             running=self.running,
-            services=list(asked),
+            services=list(dict.fromkeys(self._names.values())),
             stages=dict(self.learned.stages),
             maps=dict(self.learned.maps),
         )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foreserve.clock import now
 from foreserve.core import Request, add
 from foreserve.dispatch.stream import Stream
 from foreserve.errors import ConfigError, EngineFailed
 from foreserve.pipelines.invoking import Invocation
+from foreserve.pipelines.learned import Learned
 from foreserve.registry import choices
 from foreserve.services.base import Service
+
+if TYPE_CHECKING:
+    from foreserve.services.pipeline_expected import Promises
 
 Ref = Any
 """How a stage names its service: the kind itself, as the app has it, or the name that the app gives it."""
@@ -33,11 +37,13 @@ def service_name(ref: Ref, kinds: Mapping[str, Any], where: str) -> str:
 class Calls:
     """The children of one request. `usage` is the sum of what they have used."""
 
-    def __init__(self, services: Mapping[str, Service], request: Request) -> None:
+    def __init__(self, services: Mapping[str, Service], request: Request, learned: Learned, promises: Promises) -> None:
         self.request = request
         self.usage: dict[str, float] = {}
         self.count = 0
         self._services = services
+        self._learned = learned
+        self._promises = promises
         self._kinds = {name: service.kind for name, service in services.items()}
 
     def service(self, ref: Ref) -> Service:
@@ -52,6 +58,7 @@ class Calls:
         """
         root = self.request
         self.count += 1
+        self._promises.kept(root.id, service.name)
         place = "/".join(str(index) for _, index in invocation.ancestry[:-1])
         request = Request(
             id=f"{root.id}-{self.count}",
@@ -65,6 +72,7 @@ class Calls:
             root_arrival=root.arrival,
             affinity=f"{root.id}/{place}",
             depth=invocation.depth,
+            after_s=self._learned.after(invocation.step.name),
         )
         ended = await service.until_known(request)
         if ended is not None and (error := ended.error()) is not None:
