@@ -86,13 +86,19 @@ async def drive(side: str, url: str, rate: float, count: int, seed: int, limit_s
     Raises TimeoutError when that takes longer than `limit_s`.
     """
     gaps = np.random.default_rng(seed).exponential(1 / rate, count)
-    async with _session() as session, asyncio.timeout(limit_s), asyncio.TaskGroup() as group:
+    tasks: list[asyncio.Task[tuple[float, Any]]] = []
+    async with _session() as session:
         ask = make(side, session, url)
-        tasks = []
-        for number, gap in enumerate(gaps):
-            await asyncio.sleep(gap)
-            tasks.append(group.create_task(_timed(ask, number)))
-    found = [task.result() for task in tasks]
+        try:
+            async with asyncio.timeout(limit_s):
+                for number, gap in enumerate(gaps):
+                    await asyncio.sleep(gap)
+                    tasks.append(asyncio.create_task(_timed(ask, number)))
+                found = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
     return Driven(latencies=[seconds for seconds, _ in found], results=[result for _, result in found])
 
 
