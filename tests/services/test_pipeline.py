@@ -11,7 +11,7 @@ import pytest
 import foreserve as fs
 from foreserve.clock import now
 from foreserve.core import Outcome, OutcomeKind, Request
-from foreserve.errors import BadRequest, ClientGone, ConfigError, EngineFailed, Expired, Shed, Unavailable
+from foreserve.errors import BadRequest, ClientGone, ConfigError, EngineFailed, Expired, Shed, TooLarge, Unavailable
 from foreserve.running import Running
 from foreserve.services.pipeline import ServedPipeline
 from tests.gateway import scripted
@@ -104,6 +104,16 @@ async def test_functions_are_fed_while_they_run(running: Running):
     assert await run.result() == {"sums": [[5, ["a bc", "d"]], [2, ["e f"]]], "echoes": ["A", "BC,D", "E", "F"]}
     run = running.pipelines["fed"].submit(request("t"), {"script": "length"}, listens=False)
     assert await run.result() == {"sums": [], "echoes": []}
+
+
+async def test_what_a_function_is_fed_is_bounded(running: Running, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("foreserve.dispatch.dispatcher.MOST_FED", 4)
+    run = running.pipelines["fed"].submit(request(), {"script": "say a\n|say b c d e f g\n|hang"}, listens=False)
+    with pytest.raises(TooLarge, match="its input came in more than 4 parts, the most that one call is fed"):
+        await run.result()
+    running.ledger.check(idle=True)
+    run = running.pipelines["fed"].submit(request("s"), {"script": "say a\n|say b"}, listens=False)
+    assert (await run.result())["echoes"] == ["A", "B"]
 
 
 async def test_a_deadline_is_that_of_all_children(running: Running):

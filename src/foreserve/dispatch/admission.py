@@ -41,8 +41,6 @@ def _own(view: QueueView) -> int:
 def predicted_total(work: Work, view: QueueView) -> float:
     """Seconds until a request that joins the queue now would be done: predicted wait and its time on a replica.
 
-    With what comes behind it in its pipeline: its deadline is that of the whole.
-
     That is what is foreseen of it, or the mean of late; of one that has not been priced yet, the least it could be.
     """
     if view.seconds_per_request is None:
@@ -53,15 +51,15 @@ def predicted_total(work: Work, view: QueueView) -> float:
         seconds = view.seconds_per_request
     else:
         seconds = view.least_seconds
-    return view.cold_s + predicted_wait(view) + seconds + work.after_s
+    return view.cold_s + predicted_wait(view) + seconds
 
 
 class Bounded:
     """`bounded`: refuse when the queue is full, or when the wait would outlast `max_wait_s` or the deadline.
 
-    A deadline must leave room for the time on the replica as well, stretched by how wrong such predictions were of
-    late: under overload the queue stands at the limit of what is admitted, and with plain means every second request
-    there would be begun in vain.
+    A deadline must leave room for the time on the replica as well, and for what comes behind it in its pipeline,
+    stretched by how wrong such predictions were of late: under overload the queue stands at the limit of what is
+    admitted, and with plain means every second request there would be begun in vain.
 
     The queue is full, here and in the others, for a tenant with its share of `max_waiting` or more (all of it, over the
     number of tenants that wait) once `max_waiting` wait; and for everybody once twice as many do. So one tenant's flood
@@ -79,7 +77,7 @@ class Bounded:
         if wait > self._max_wait_s:
             return _too_long(wait, self._max_wait_s)
         if work.deadline is not None and (view.waiting or view.cold_s):
-            needed = predicted_total(work, view) * view.stretch
+            needed = (predicted_total(work, view) + work.after_s) * view.stretch
             left = work.deadline - now
             if needed > left:
                 wait += view.cold_s

@@ -15,7 +15,7 @@ from typing import Any
 from foreserve.core import Chunk, Finish, Outcome, Work
 from foreserve.dispatch import early
 from foreserve.dispatch.cold import Cold, OnDemand
-from foreserve.dispatch.flight import Again, Flight, ended, why_again
+from foreserve.dispatch.flight import MOST_FED, Again, Flight, ended, why_again
 from foreserve.dispatch.ledger import Ledger
 from foreserve.dispatch.pace import Pace
 from foreserve.dispatch.placing import Placing
@@ -226,9 +226,15 @@ class Dispatcher:
         return early.refused(flight, self.view(flight.work), self._admission, now)
 
     def feed(self, request_id: str, data: Any, *, last: bool = False) -> None:
-        """More of an input that is still growing: on to the replica, once it is there. Ended requests are ignored."""
+        """More of an input that is still growing: on to the replica, once it is there. Ended requests are ignored.
+
+        One that grows beyond `flight.MOST_FED` parts ends as failed, and its engine's work with it.
+        """
         flight = self._waiting.get(request_id) or self._running.get(request_id)
         if flight is None:
+            return
+        if len(flight.fed) >= MOST_FED:
+            self._stop(flight, early.overfed(flight, MOST_FED, self._loop.time()))
             return
         flight.fed.append((data, last))
         runner = self._runners.get(flight.replica or "")

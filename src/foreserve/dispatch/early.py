@@ -5,7 +5,7 @@ from __future__ import annotations
 from foreserve.core import Outcome, OutcomeKind
 from foreserve.dispatch.admission import predicted_total
 from foreserve.dispatch.flight import Flight, verdict
-from foreserve.errors import ClientGone, EngineFailed, Expired, ReplicaLost, Shed, Unavailable
+from foreserve.errors import ClientGone, EngineFailed, Expired, ReplicaLost, Shed, TooLarge, Unavailable
 from foreserve.ports import Admission, QueueView
 
 RETRY_S = 1.0
@@ -63,6 +63,12 @@ def expired(flight: Flight, *, waiting: bool, now: float) -> Outcome:
 def left(flight: Flight, reason: str, now: float) -> Outcome:
     """Its caller wants no more of it."""
     return verdict(flight, OutcomeKind.CANCELLED, ClientGone, reason, now)
+
+
+def overfed(flight: Flight, most: int, now: float) -> Outcome:
+    """Its input has grown beyond what is kept of one."""
+    words = f"its input came in more than {most:,} parts, the most that one call is fed; hand on fewer and larger ones"
+    return verdict(flight, OutcomeKind.FAILED, TooLarge, words, now)
 
 
 def unreadable(flight: Flight, error: Exception, now: float) -> Outcome:

@@ -20,6 +20,9 @@ MOST_MEMORY_ATTEMPTS = 10
 """That many where it was not lost but ran out of memory together with others: it then runs with half as many of them
 each time, so that from a batch of 512 the tenth attempt is alone."""
 
+MOST_FED = 200_000
+"""A growing input comes in at most so many parts; all are kept for an attempt that begins anew."""
+
 MOST_MOVES = 3
 """A request is moved away from a replica that is to end at most so often, then that waits for it."""
 

@@ -85,8 +85,9 @@ def refusal(
         seconds = (ahead + count) * _pace(view)
         if count and ahead and seconds > left_s:
             return Shed(
-                f"{name!r} has {view.waiting} calls waiting, {promised.get(name, 0.0):.0f} more are expected of requests "
-                f"that run and {count:.0f} of this one: {seconds:.1f} s of work, and its deadline is in {left_s:.1f} s",
+                f"{name!r} has {view.waiting} calls waiting, {promised.get(name, 0.0):.0f} more are expected of "
+                f"requests that run and {count:.0f} of this one: {seconds:.1f} s of work, and its deadline is in "
+                f"{left_s:.1f} s",
                 retry_after=max(LEAST_RETRY_S, seconds - left_s),
             )
     return None
