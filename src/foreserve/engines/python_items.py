@@ -95,11 +95,12 @@ async def _async_items(call: Calling, code: Any) -> AsyncGenerator[Any, None]:
     """One task runs all of the user's async code, so that its timeouts and task groups may span items."""
     demand = asyncio.Semaphore(0)
     made: asyncio.Queue[Any] = asyncio.Queue(3)  # an item or two, and the end
+    single = not inspect.isasyncgen(code)
 
     async def drive() -> None:
         try:
             await demand.acquire()
-            if inspect.isasyncgen(code):
+            if not single:
                 async with aclosing(code):
                     async for item in code:
                         if call.cancelled:  # and the code did not heed it
@@ -121,13 +122,17 @@ async def _async_items(call: Calling, code: Any) -> AsyncGenerator[Any, None]:
             item = await made.get()
             if item is _END:
                 return
+            if single and not isinstance(item, Raised):
+                # The code has ended with it: once that is seen, its end leaves in the same message as the result.
+                await made.get()
             yield item
-            if isinstance(item, Raised):
+            if single or isinstance(item, Raised):
                 return
     finally:
         call.task.cancel()
         try:
-            await asyncio.wait({call.task}, timeout=STOP_S if call.late else None)
+            if not call.task.done():
+                await asyncio.wait({call.task}, timeout=STOP_S if call.late else None)
         finally:
             call.at_work = not call.task.done()
             if not call.at_work and inspect.iscoroutine(code):
