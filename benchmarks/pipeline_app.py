@@ -32,7 +32,7 @@ sentences_of: fs.Splitter = _of["sentences_of"]
 claims_of: fs.Splitter = _of["claims_of"]
 queries_of: fs.Splitter = _of["queries_of"]
 
-LIMITS = {"answer": 64, "extract": 40, "ask_for": 32, "appraise": 4}
+LIMITS = {"answer": 48, "extract": 32, "ask_for": 24, "appraise": 4}
 STOPS: dict[str, tuple[str, ...]] = {"extract": ("\n\n",), "ask_for": ("\n\n",), "appraise": ("\n",)}
 
 passages = [

@@ -38,7 +38,7 @@ PARTS = ("overhead", "simulated", "routing", "live")
 TARGET = 2.0
 """The mean latency that is to be kept, as a multiple of the unloaded one without streaming."""
 
-ALONE_S, LOADED_S = 150.0, 420.0
+ALONE_S, LOADED_S = 100.0, 420.0
 """How long requests come one at a time, and then by chance: none of them is begun later."""
 
 FIRST, WIDEN, NARROW = 4.0, 1.6, 1.15
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(__doc__, argv, more)
     parts = (args.part,) if args.part else PARTS
     report = Report("pipelines", {"quick": args.quick, "parts": list(parts)})
-    count = args.requests or (4 if args.quick else 10)
+    count = args.requests or (4 if args.quick else 16)
     measure: dict[str, Callable[[], None]] = {
         "overhead": lambda: overhead(report, args.quick),
         "simulated": lambda: simulated(report, args.quick),
@@ -99,7 +99,7 @@ def _middle(values: Sequence[float]) -> list[float]:
 
 def simulated(report: Report, quick: bool) -> None:
     """An engine for each stage, and one for all: latency against rate, and the highest rate within each target."""
-    count, rates = (12, (0.05, 2.0, 8.0)) if quick else (120, pipeline_simulated.RATES)
+    count, rates = (12, (0.05, 2.0, 8.0)) if quick else (100, pipeline_simulated.RATES)
     every = [(form, shared) for shared in (False, True) for form in pipeline_simulated.FORMS]
     cases = [case for case in every if case != ("stagewise", True)][: 2 if quick else None]
     found = dict(zip(cases, pipeline_simulated.sweep(cases, count, rates), strict=True))

@@ -59,13 +59,15 @@ def test_a_fact_checker_of_two_levels():
 )
 def test_pipelines_on_real_models(file: str, name: str, output: str):
     app = load_app_file(str(EXAMPLES / file))
+    chat = app.services["chat"]  # what runs beside a request shall not change its answer
+    chat.settings = msgspec.structs.replace(chat.settings, exact=True)
     with serving(app) as house, httpx.Client(base_url=house.url, timeout=300) as client:
         asked = {"question": "When was the Eiffel Tower completed?"}
         result = client.post(f"/v1/pipelines/{name}", json=asked).json()["result"]
         assert result["answer"]
         assert result[output]
-        chat = {"model": name, "messages": [{"role": "user", "content": asked["question"]}]}
-        said = client.post("/v1/chat/completions", json=chat).json()
+        body = {"model": name, "messages": [{"role": "user", "content": asked["question"]}]}
+        said = client.post("/v1/chat/completions", json=body).json()
         assert said["choices"][0]["message"]["content"] == result["answer"]
 
 
