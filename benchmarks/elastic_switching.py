@@ -18,7 +18,7 @@ class Switching(Elastic):
     """Our own batches and shedding, and one model at a time, by the arrivals of the last second."""
 
     def __init__(self, profile: Profile, plans: dict[str, float], capacity: float, size: int) -> None:
-        super().__init__(profile, size=size)
+        super().__init__(profile, size=size, foresight=False)
         self._models = sorted(plans, key=lambda each: plans[each])
         self._capacity = capacity
         self._model = self._models[-1]

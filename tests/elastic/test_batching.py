@@ -258,6 +258,32 @@ def test_nobody_runs_along_who_would_lose_by_the_setting_or_make_others_late() -
     assert (found.ids, found.plan) == (("soon",), "prompts:4")  # two of them would take longer than it has
 
 
+def crowded(**words: Any) -> Elastic:
+    """After 400 requests at ten times what it can do, all of them gone."""
+    elastic = policy(**words)
+    for n in range(400):
+        elastic.add(work(str(n), arrival=0.001 * n), 0.001 * n)
+        elastic.remove(str(n))
+    return elastic
+
+
+def test_whoever_is_alone_under_load_leaves_time_for_those_who_come() -> None:
+    for foresight, setting in ((False, "prompts:4"), (True, "merge:8")):
+        elastic = crowded(foresight=foresight)
+        elastic.add(work("a", arrival=0.4, utility=0.1), 0.4)
+        assert picked(elastic, 0.4).plan == setting
+
+
+def test_under_load_a_batch_is_cut_from_all_that_wait() -> None:
+    elastic = crowded(size=8)
+    for n in range(8):  # no two are alike
+        elastic.add(work(f"w{n}", arrival=0.4, has_s=0.3 * 1.5**n, utility=3.0), 0.4)
+    found = picked(elastic, 0.4)
+    assert len(found.ids) == 8
+    assert "a second brings" in found.why
+    assert elastic.pick([ROOM], 0.4) is None
+
+
 def test_a_budget_bounds_every_plan() -> None:
     elastic = policy(budget=1, fill=True)
     fill(elastic, *(work(str(n), has_s=0.2 + 0.3 * n) for n in range(12)))

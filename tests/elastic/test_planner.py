@@ -98,4 +98,42 @@ def test_equals_go_to_the_one_done_first() -> None:
 
 
 def test_nothing_waits() -> None:
-    assert plan([], 3.0) == ((), 0.0, 0, 0)
+    assert plan([], 3.0) == ((), 0.0, 0, 0, 0.0)
+
+
+def falling(done: np.ndarray) -> np.ndarray:
+    """Each second of the next ten brings 2, none later does."""
+    return 2.0 * np.clip(10.0 - done, 0.0, None)
+
+
+def test_with_what_comes_after_it_is_worth_as_much_as_the_best_of_all_ways() -> None:
+    draw = np.random.default_rng(4)
+    for _ in range(200):
+        batches = drawn(draw, int(draw.integers(1, 5)))
+        ways = itertools.product(*([None, *range(len(batch.seconds))] for batch in batches))
+        totals = []
+        for chosen in ways:
+            now = 0.0
+            for batch, setting in zip(batches, chosen, strict=True):
+                if setting is not None:
+                    now = max(now, batch.earliest) + float(batch.seconds[setting])
+            totals.append(worth_of(batches, chosen, 0.0) + float(falling(np.array([now]))[0]))
+        found = plan(batches, 0.0, after=falling)
+        assert found.total == pytest.approx(max(totals), abs=1e-9)
+        assert worth_of(batches, found.settings, 0.0) == pytest.approx(found.worth, abs=1e-9)
+
+
+def test_time_that_others_need_goes_to_a_faster_setting_or_to_nobody() -> None:
+    dear = single(20.0, [1.0, 4.0], [8.0, 9.0])
+    assert plan([dear], 0.0).settings == (1,)
+    assert plan([dear], 0.0, after=falling).settings == (0,)
+    cheap = single(20.0, [1.0, 4.0], [1.0, 2.0])
+    assert plan([cheap], 0.0, after=falling).settings == (None,)
+
+
+def test_beyond_the_budget_what_comes_after_counts_as_well() -> None:
+    batches = [single(20.0 + at, [1.0, 4.0], [8.0, 9.0]) for at in range(4)]
+    found = plan(batches, 0.0, 1, falling)
+    assert found.exact == 1
+    assert found.settings == (0, 0, 0, 0)
+    assert found.total == pytest.approx(found.worth + 2.0 * 6)

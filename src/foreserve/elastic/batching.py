@@ -10,7 +10,9 @@ import msgspec
 from foreserve.core import Outcome, OutcomeKind, Work
 from foreserve.dispatch.arrivals import Arrivals
 from foreserve.elastic.forming import PLANS, Forming, Likeness, Open
-from foreserve.elastic.planner import Batch, plan
+from foreserve.elastic.outlook import Outlook
+from foreserve.elastic.planner import After, Plan, nothing, plan
+from foreserve.elastic.pressed import cut
 from foreserve.elastic.profile import UNKNOWN, Profile, Timing
 from foreserve.errors import ConfigError
 from foreserve.ports import Pick, Room, Wait
@@ -45,6 +47,10 @@ class Elastic:
     Where the first leaves room, with `fill`, others run along that lose no accuracy by its setting, as far as the plan
     is then worth no less.
 
+    With `foresight` a plan is also worth what it leaves for requests that are expected to come (see `Outlook`). Where
+    there is no time for all of them under the most accurate setting, the batch that brings most is cut from all that
+    waits, however it was formed (see `cut`).
+
     A batch is held open while no other is ready, until its first has waited `wait_s`, and only while one more could
     still be taken in without missing the earliest deadline, and while another is expected by then.
 
@@ -65,6 +71,7 @@ class Elastic:
         budget: int = 2000,
         memory_mb: float | None = None,
         fill: bool = True,
+        foresight: bool = True,
     ) -> None:
         for name, value, least in (("size", size, 1), ("wait_s", wait_s, 0), ("span", span, 0), ("budget", budget, 1)):
             if not value >= least:
@@ -83,6 +90,7 @@ class Elastic:
         like = Likeness(wait_s=wait_s, span=span, classes=utility_classes, patience_s=patience_s, size=size)
         self._forming = Forming(like, self.timing)
         self._arrivals = Arrivals(wait_s / 2)
+        self._outlook = Outlook(self.timing, size) if foresight else None
         self._back: dict[str, Work] = {}
         self._late: dict[str, Work] = {}
         self._here: dict[str, _Run | None] = {}
@@ -101,8 +109,11 @@ class Elastic:
             work = msgspec.structs.replace(work, plans=plans or {next(iter(known)): 1.0})
         if work.attempt:
             self._back[work.id] = work
-        else:
-            self._forming.add(work)
+            return
+        length = self._forming.add(work)
+        if self._outlook is not None:
+            has_s = max(0.0, self._forming.due[work.id] - work.arrival)
+            self._outlook.came(now, has_s, length, work.utility, work.plans or PLANS)
 
     def remove(self, request_id: str) -> None:
         self._back.pop(request_id, None)
@@ -137,27 +148,41 @@ class Elastic:
             return None if late is None else self._alone(late, "since nothing else waits: it is late", now)
         room = max(rooms, key=lambda each: each.free.get("slots", 1.0))
         batches = (sorted(ready, key=self._due) + sorted(growing, key=self._due))[:MOST_PLANNED]
+        most = max(1, int(room.free.get("slots", 1.0)))
+        ahead = None if self._outlook is None else self._outlook.ahead(now)
+        pace = None if ahead is None else ahead.pace(now)
+        if pace is not None and (pressed := self._pressed(batches, most, pace, now)):
+            return pressed
+        after = ahead or nothing
         planned = [batch.planned(self.timing, self._forming.due, self._memory) for batch in batches]
-        found = plan([*planned, *self._to_come(now)], now, self._budget)
+        found = plan(planned, now, self._budget, after)
         first = next((at for at, chosen in enumerate(found.settings[: len(ready)]) if chosen is not None), 0)
         batch, chosen = batches[first], found.settings[first]
+        # What is not worth its time runs all the same where nothing else does: better than to stand idle.
         setting = self._fastest(batch) if chosen is None else batch.plans[chosen]
-        most = max(1, int(room.free.get("slots", 1.0)))
         if chosen is None:
             works = [*self._forming.take(batch, self._in_time(batch, setting, most, now))]
         else:
             works = [*self._forming.take(batch, most)]
             others = [(each, plan) for each, plan in zip(batches, found.settings, strict=False) if each is not batch]
             if self._fill:
-                works += self._joining(works, setting, batch, others, most, found.worth, now)
+                works += self._joining(works, setting, batch, others, most, found, now, after)
         why = f"{setting}, the first of {len(batches)} batches planned to be worth {found.worth:.2f}"
         if found.exact < len(batches):
             why += f", {found.exact} of them exactly"
         return self._start(works, setting, batch.length, why, now)
 
-    def _to_come(self, now: float) -> Sequence[Batch]:
-        """Batches that are not here yet and are planned for: none, since nobody knows them."""
-        return ()
+    def _pressed(self, batches: Sequence[Open], most: int, pace: float, now: float) -> Pick | None:
+        """Where there is no time for all: the batch that brings most, of whatever waits."""
+        waiting = [(batch.length, [*batch.works.values()]) for batch in batches]
+        size = min(most, self._size)
+        found = cut(waiting, self._forming.due_of, self.timing, now, size, pace, self._memory)
+        if found is None:
+            return None
+        for work in found.works:
+            self._forming.drop(work.id)
+        why = f"{found.setting}, the batch worth most ({found.worth:.2f}) while a second brings {pace:.0f}"
+        return self._start(found.works, found.setting, found.length, why, now)
 
     def _waiting(self, now: float) -> tuple[list[Open], list[Open], float | None]:
         """Batches that are ready, those that may grow, and when the first of these will be ready. Without late ones."""
@@ -205,8 +230,9 @@ class Elastic:
         first: Open,
         others: Sequence[tuple[Open, int | None]],
         most: int,
-        worth: float,
+        found: Plan,
         now: float,
+        after: After,
     ) -> Sequence[Work]:
         """Others that run along, as many as leave the whole plan worth as much: they take less time so."""
         extra = self._candidates(works, setting, first.length, others, min(most, self._size), now)
@@ -219,7 +245,7 @@ class Elastic:
             left = [each for each in (batch.without(ids) for batch, _ in others) if each is not None]
             due = {**self._forming.due, **{work.id: self._forming.due_of(work) for work in works}}
             planned = [each.planned(self.timing, due, self._memory) for each in (joined, *left)]
-            if plan([*planned, *self._to_come(now)], now, self._budget).worth >= worth - 1e-9:
+            if plan(planned, now, self._budget, after).total >= found.total - 1e-9:
                 for work in extra:
                     self._forming.drop(work.id)
                 return extra

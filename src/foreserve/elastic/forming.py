@@ -110,8 +110,8 @@ class Forming:
     def __len__(self) -> int:
         return len(self._of)
 
-    def add(self, work: Work) -> None:
-        """Into the newest open batch that it is like, else into one of its own."""
+    def add(self, work: Work) -> int:
+        """Into the newest open batch that it is like, else into one of its own. Returns the length it counts as."""
         like = self._like
         has_s = like.patience_s if work.deadline is None else max(0.0, work.deadline - work.arrival)
         self.due[work.id] = work.arrival + has_s
@@ -124,10 +124,11 @@ class Forming:
             if self._alike(batch, work, length, has_s, kind):
                 batch.join(work)
                 self._of[work.id] = number
-                return
+                return length
         self._made += 1
         self._open[self._made] = Open(work, length, has_s, kind)
         self._of[work.id] = self._made
+        return length
 
     def due_of(self, work: Work) -> float:
         """When it should be done, also once it waits no more."""

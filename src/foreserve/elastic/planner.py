@@ -9,7 +9,7 @@ setting that is worth more now can cost a later batch its deadline.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,18 +59,30 @@ class Batch:
 class Plan(NamedTuple):
     """The setting of each batch, as a number, or `None` for one that is left out, and what all are then worth.
 
-    `labels` is how many states were looked at, and `exact` how many of the batches were planned exactly.
+    `labels` is how many states were looked at, and `exact` how many of the batches were planned exactly. `total` has
+    what comes after as well.
     """
 
     settings: tuple[int | None, ...]
     worth: float
     labels: int
     exact: int
+    total: float
 
 
-def plan(batches: Sequence[Batch], start: float, budget: int | None = None) -> Plan:
+After = Callable[[Floats], Floats]
+"""What is to come is worth, by when all is done `[...]`; never more for a later time."""
+
+
+def nothing(done: Floats) -> Floats:
+    """Where nothing is to come."""
+    return np.zeros_like(done)
+
+
+def plan(batches: Sequence[Batch], start: float, budget: int | None = None, after: After = nothing) -> Plan:
     """The plan that is worth most when the first may begin at `start`; among equals the one that is done first.
 
+    Worth most is it together with what is `after` it, by when it is done.
     At most `EXACT` batches, and no more than `budget` states, are planned exactly. From there each batch in turn gets
     the setting worth most of those that leave all later ones time for their fastest.
     """
@@ -95,32 +107,39 @@ def plan(batches: Sequence[Batch], start: float, budget: int | None = None) -> P
         chosen = np.where(kept < len(times), -1, (kept - len(times)) % count)
         backs.append((before, chosen))
         times, worth = every[kept], value[kept]
-    state, rest, tail = _foreseen(batches[at:], times, worth)
+    state, rest, tail, end = _foreseen(batches[at:], times, worth, after)
     settings: list[int | None] = []
     last = state
     for before, chosen in reversed(backs):
         settings.append(None if chosen[last] < 0 else int(chosen[last]))
         last = int(before[last])
-    return Plan((*reversed(settings), *tail), float(worth[state] + rest), labels, at)
+    total = float(worth[state] + rest)
+    return Plan((*reversed(settings), *tail), total, labels, at, total + end)
 
 
-def _foreseen(rest: Sequence[Batch], times: Floats, worth: Floats) -> tuple[int, float, tuple[int | None, ...]]:
-    """From which state the rest, greedily planned, brings most; what it brings, and its settings."""
-    last = len(times) - 1
+def _foreseen(
+    rest: Sequence[Batch], times: Floats, worth: Floats, after: After
+) -> tuple[int, float, tuple[int | None, ...], float]:
+    """From which state the rest, greedily planned, brings most; what it brings, its settings, what is after it."""
     if not rest:
-        return last, 0.0, ()
+        ends = after(times)
+        # The states rise in time and worth: among equals the first.
+        best = int(np.argmax(worth + ends))
+        return best, 0.0, (), float(ends[best])
+    last = len(times) - 1
     # Of many states, evenly: the earliest, the one worth most, and some between.
     looked = np.unique(np.linspace(last, 0, TAILS).round().astype(int))[::-1]
-    totals, settings = _greedy(rest, times[looked])
-    best = int(np.argmax(worth[looked] + totals))
+    totals, settings, done = _greedy(rest, times[looked], after)
+    ends = after(done)
+    best = int(np.argmax(worth[looked] + totals + ends))
     tail = (None if each < 0 else int(each) for each in settings[best])
-    return int(looked[best]), float(totals[best]), (*tail,)
+    return int(looked[best]), float(totals[best]), (*tail,), float(ends[best])
 
 
-def _greedy(batches: Sequence[Batch], starts: Floats) -> tuple[Floats, NDArray[np.intp]]:
-    """From each start: what all are worth and their settings `[starts, batches]`, -1 where one is left out.
+def _greedy(batches: Sequence[Batch], starts: Floats, after: After) -> tuple[Floats, NDArray[np.intp], Floats]:
+    """From each start: what all are worth, their settings `[starts, batches]`, -1 where one is left out, and the end.
 
-    Each has the setting worth most that leaves later batches time for their fastest.
+    Each has the setting worth most, with what is after it, that leaves later batches time for their fastest.
     """
     latest = np.inf
     leaves: list[float] = []
@@ -134,11 +153,11 @@ def _greedy(batches: Sequence[Batch], starts: Floats) -> tuple[Floats, NDArray[n
         done = np.maximum(now, batch.earliest)[:, None] + batch.seconds
         gains = batch.gain(done)
         fastest = batch.seconds == batch.seconds.min()
-        fits = (done <= most) | fastest
-        best = np.where(fits, gains, -1.0).argmax(axis=1)
-        got = gains[rows, best]
-        runs = got > 0
+        fits = ((done <= most) | fastest) & (gains > 0)
+        scores = np.where(fits, gains + after(done), -np.inf)
+        best = scores.argmax(axis=1)
+        runs = scores[rows, best] > after(now)
         settings[runs, at] = best[runs]
         now = np.where(runs, done[rows, best], now)
-        total += np.where(runs, got, 0.0)
-    return total, settings
+        total += np.where(runs, gains[rows, best], 0.0)
+    return total, settings, now

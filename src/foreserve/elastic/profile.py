@@ -6,6 +6,8 @@ import bisect
 from collections.abc import Mapping
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from foreserve.dispatch.pace import Mean
 from foreserve.elastic.setting import parse_setting
@@ -15,6 +17,9 @@ Grid = tuple[tuple[float, ...], ...]
 """A value for each size (rows) and length (columns)."""
 
 LEAST_GUARD, MOST_GUARD = 0.25, 20.0
+
+MOST_CURVES = 256
+"""Times by size that are remembered."""
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +62,7 @@ class Timing:
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self._ratio = Mean()
+        self._curves: dict[tuple[str, int], NDArray[np.float64]] = {}
 
     @property
     def guard(self) -> float:
@@ -68,6 +74,16 @@ class Timing:
     def seconds(self, setting: str, size: int, length: int) -> float:
         """What a batch of `size` inputs of up to `length` tokens takes under a setting of the profile, at the most."""
         return self.guard * self._profiled(setting, size, length)
+
+    def curve(self, setting: str, most: int, length: int) -> NDArray[np.float64]:
+        """`seconds` of batches of 1 to `most`, never less for more."""
+        found = self._curves.get((setting, length))
+        if found is None or len(found) < most:
+            if len(self._curves) >= MOST_CURVES:
+                self._curves.clear()
+            times = [self._profiled(setting, size, length) for size in range(1, most + 1)]
+            found = self._curves[setting, length] = np.maximum.accumulate(times)
+        return self.guard * found[:most]
 
     def bytes(self, setting: str, size: int, length: int) -> float:
         """What it takes beside the weights; 0 where that was not measured."""

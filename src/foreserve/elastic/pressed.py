@@ -1,0 +1,101 @@
+"""Which requests run next, and how, where there is not time for all: the batch that brings most.
+
+Batches as they were formed are then too small: every pass costs something whatever its size, and what a tight deadline
+keeps small lets the queue grow. So a batch is cut from everything that waits. Those of one length that allow a setting
+go by their deadlines; from each of them on, as many are taken as are done before the first is due, once all of them and
+once only those of more utility. Each such batch brings its worth less what its seconds would bring otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foreserve.core import Work
+from foreserve.elastic.forming import PLANS
+from foreserve.elastic.profile import Timing
+
+MOST = 512
+"""Requests that are looked at: those due first."""
+
+LEVELS = 4
+"""Utilities from which on requests are taken."""
+
+CHARGED = 0.5
+"""Of what a second brings on average, this share is charged. With all of it passes are left half empty for what is
+dear, and with little the cheap crowd out the dear; between 0.3 and 0.65 it makes no difference (`benchmarks.elastic`).
+"""
+
+
+class Cut(NamedTuple):
+    """A batch that is to run, and what it is worth."""
+
+    works: list[Work]
+    setting: str
+    length: int
+    worth: float
+
+
+def cut(
+    waiting: Sequence[tuple[int, Sequence[Work]]],
+    due: Callable[[Work], float],
+    timing: Timing,
+    now: float,
+    size: int,
+    pace: float,
+    memory: float,
+) -> Cut | None:
+    """The best batch of at most `size`; `None` where none is done in time or brings more than its seconds.
+
+    `waiting` are works with their length, as the profile counts it. `pace` is what a second brings otherwise, on
+    average. Settings that take more than `memory` bytes at some size are used up to that.
+    """
+    best: tuple[float, Cut] | None = None
+    lengths: dict[int, list[Work]] = {}
+    for length, works in waiting:
+        lengths.setdefault(length, []).extend(works)
+    for length, works in lengths.items():
+        first = sorted(works, key=due)[:MOST]
+        dues = np.array([due(work) for work in first])
+        utility = np.array([work.utility for work in first])
+        settings = dict.fromkeys(each for work in first for each in work.plans or PLANS)
+        for setting in settings:
+            most = size
+            while most and timing.bytes(setting, most, length) > memory:
+                most -= 1
+            if not most:
+                continue
+            worth = utility * [(work.plans or PLANS).get(setting, 0.0) for work in first]
+            seconds = timing.curve(setting, most, length)
+            for least in _levels(utility):
+                rows = np.flatnonzero((worth > 0) & (utility >= least))
+                found = _densest(dues[rows], worth[rows], seconds, now, CHARGED * pace)
+                if found is not None and (best is None or found[0] > best[0]):
+                    score, start, count = found
+                    chosen = rows[start : start + count]
+                    taken = [first[at] for at in chosen]
+                    best = (score, Cut(taken, setting, length, float(worth[chosen].sum())))
+    return None if best is None else best[1]
+
+
+def _densest(
+    dues: NDArray[np.float64], worth: NDArray[np.float64], seconds: NDArray[np.float64], now: float, pace: float
+) -> tuple[float, int, int] | None:
+    """What is left of the worth, where it begins, and how many there are."""
+    starts = np.arange(len(dues))
+    counts = np.minimum(np.searchsorted(seconds, dues - now + 1e-9, side="right"), len(dues) - starts)
+    if not len(dues) or counts.max() < 1:
+        return None
+    sums = np.concatenate([[0.0], np.cumsum(worth)])
+    taken = np.maximum(counts, 1)
+    scores = np.where(counts > 0, sums[starts + taken] - sums[starts] - pace * seconds[taken - 1], -np.inf)
+    at = int(scores.argmax())
+    return None if scores[at] <= 0 else (float(scores[at]), at, int(counts[at]))
+
+
+def _levels(utility: NDArray[np.float64]) -> NDArray[np.float64]:
+    found = np.unique(utility)
+    return found if len(found) <= LEVELS else np.quantile(utility, np.arange(LEVELS) / LEVELS)
