@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import lzma
 import re
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,10 @@ from foreserve.elastic.heads import pooled
 from foreserve.elastic.inputs import padded
 from foreserve.elastic.labelled import Labelled
 from foreserve.elastic.loading import load
+from foreserve.elastic.measuring import measured
 from foreserve.elastic.payload import Encode
-from foreserve.elastic.setting import PLAIN, Merge, Setting
+from foreserve.elastic.profile import Profile
+from foreserve.elastic.setting import PLAIN, Merge, Setting, parse_setting
 from foreserve.elastic.words import Words
 
 
@@ -69,6 +72,15 @@ class Vision:
                 right += int((self.model.classifier(encoded.first).argmax(1) == self.labels[part]).sum())
         return right / len(self.labels)
 
+    async def profile(self, settings: Sequence[str], size: int, within_s: float) -> Profile:
+        """Its times on this machine."""
+
+        async def forward(setting: str, count: int, length: int) -> None:
+            with torch.inference_mode():
+                self.encoder({"pixel_values": self.pixels[:count]}, parse_setting(setting))
+
+        return await measured(forward, settings, (1, 8, size), (1,), within_s)
+
     def speed_up(self, setting: Setting) -> float:
         """By arithmetic alone: how many times fewer multiply-accumulates."""
         config = self.model.config
@@ -82,6 +94,19 @@ class Vision:
             embedding=embedding,
         )
         return macs(shape) / macs(shape, setting)
+
+
+def loading(folder: Path) -> float:
+    """Seconds until the encoder in `folder` is in memory, its files being in the system's cache: the second time."""
+
+    async def timed() -> float:
+        facts = read_folder(folder)
+        load(folder, facts, "f32")
+        began = precise()
+        load(folder, facts, "f32")
+        return precise() - began
+
+    return asyncio.run(timed())
 
 
 def vaswani(base: Path) -> tuple[dict[str, str], dict[str, str], dict[str, set[str]]] | None:

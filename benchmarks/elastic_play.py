@@ -137,8 +137,12 @@ async def played(
     queries: Sequence[Query],
     payload: Callable[[int], Any],
     judged: Callable[[int, Any], tuple[str, bool]],
+    about: Any = None,
 ) -> Tally:
-    """Submit each at its time; `judged` tells of an answer which setting made it and whether it is right."""
+    """Submit each at its time, with what is known `about` it.
+
+    `judged` tells of an answer which setting made it and whether it is right.
+    """
     tally, began = Tally(), now()
 
     async def one(at: int, query: Query) -> None:
@@ -149,6 +153,7 @@ async def played(
             arrival=now(),
             deadline=now() + query.has_s,
             utility=query.utility,
+            about=about,
         )
         stream = service.submit(request)
         events = [event async for turn in stream for event in turn]

@@ -51,14 +51,20 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class SleepingEngine:
-    """Batches take the profile's time, and loading another model `load_s`: a setting of `models` is one by itself."""
+    """Batches take the profile's time, and loading another model `load_s`: a setting of `models` is one by itself.
 
-    def __init__(self, profile: Any, size: int, seed: int, load_s: float = 0.0, models: Sequence[str] = ()) -> None:
+    Without a plan a batch runs under the `usual` setting.
+    """
+
+    def __init__(
+        self, profile: Any, size: int, seed: int, load_s: float = 0.0, models: Sequence[str] = (), usual: str = "plain"
+    ) -> None:
         self._profile = msgspec.convert(profile, Profile)
         self._size = size
         self._draw = np.random.default_rng(seed)
         self._load_s = load_s
         self._models = models
+        self._usual = usual
         self._loaded: str | None = None
 
     async def start(self) -> EngineInfo:
@@ -68,7 +74,7 @@ class SleepingEngine:
         raise NotImplementedError
 
     async def run_batch(self, works: Sequence[Work], plan: Any = None) -> AsyncIterator[Sequence[Chunk]]:
-        setting = plan or "plain"
+        setting = plan or self._usual
         if setting in self._models and setting != self._loaded:
             if self._loaded is not None:
                 await asyncio.sleep(self._load_s)

@@ -159,3 +159,13 @@ async def test_a_task_that_is_broken_is_told_at_the_start(sentences: Path, tasks
     (broken / "mood" / "task.safetensors").write_bytes(b"nothing")
     with pytest.raises(EngineStartError, match="cannot be used"):
         await started(sentences, tasks=broken)
+
+
+async def test_what_passes_hold_is_measured_too(sentences: Path) -> None:
+    engine = await started(sentences, profile=None, settings=["merge:2", "plain"], size=8, measure_s=0.1)
+    profile = msgspec.convert(engine.info.facts["profile"], Profile)  # type: ignore[attr-defined]
+    assert set(profile.bytes) == {"merge:2", "plain"}
+    for grid in profile.bytes.values():
+        assert grid[0][0] < grid[-1][0] < grid[-1][-1]
+        assert grid[-1][0] > 8 * 16 * 16 * 4  # eight inputs of sixteen tokens, sixteen wide
+    await engine.close()

@@ -128,15 +128,23 @@ class ElasticEngine:
 
     async def _measured(self) -> Profile:
         from foreserve.elastic.measuring import measured, steps
+        from foreserve.elastic.weighing import peak_bytes
 
         lengths = (1,) if self._facts.images else steps(self._facts.max_tokens, 16, 4)
 
-        async def forward(setting: str, size: int, length: int) -> object:
+        def run(setting: str, size: int, length: int) -> Callable[[], object]:
             inputs = self._blank(size, length)
             nobody: list[Task | None] = [None] * size
-            return await self._off(lambda: self._vectors(inputs, nobody, self._settings[setting], rehearsal=True))
+            return lambda: self._vectors(inputs, nobody, self._settings[setting], rehearsal=True)
 
-        return await measured(forward, [*self._settings], steps(self._size, 1, 8), lengths, self._measure_s)
+        async def forward(setting: str, size: int, length: int) -> object:
+            return await self._off(run(setting, size, length))
+
+        async def weigh(setting: str, size: int, length: int) -> int:
+            work = run(setting, size, length)
+            return await self._off(lambda: peak_bytes(work))
+
+        return await measured(forward, [*self._settings], steps(self._size, 1, 8), lengths, self._measure_s, weigh)
 
     def _blank(self, size: int, length: int) -> dict[str, Tensor]:
         """Inputs that mean nothing."""

@@ -29,8 +29,17 @@ def steps(most: int, first: int, times: int) -> tuple[int, ...]:
     return (*found, most)
 
 
+Weigh = Callable[[str, int, int], Awaitable[int]]
+"""The same, and tells the bytes that it took beside the weights."""
+
+
 async def measured(
-    forward: Forward, settings: Sequence[str], sizes: tuple[int, ...], lengths: tuple[int, ...], within_s: float
+    forward: Forward,
+    settings: Sequence[str],
+    sizes: tuple[int, ...],
+    lengths: tuple[int, ...],
+    within_s: float,
+    weigh: Weigh | None = None,
 ) -> Profile:
     """A profile of this device. Each cell is measured at least once; again, up to `REPEATS` times, `within_s` seconds.
 
@@ -40,10 +49,11 @@ async def measured(
     began = clock.precise()
     share = within_s / (len(settings) * len(sizes) * len(lengths))
     seconds: dict[str, Grid] = {}
+    held: dict[str, Grid] = {}
     for setting in settings:
-        rows = []
+        rows, weights = [], []
         for size in sizes:
-            row = []
+            row, weighed = [], []
             for length in lengths:
                 least = max(1, min(size, MOST_TOKENS // length))
                 start = clock.precise()
@@ -53,12 +63,16 @@ async def measured(
                     await forward(setting, least, length)
                     passes.append(clock.precise() - at)
                 row.append(max(passes[1:] or passes) * size / least)
+                if weigh is not None:
+                    weighed.append(max(1.0, await weigh(setting, least, length) * size / least))
             rows.append(tuple(row))
+            weights.append(tuple(weighed))
         seconds[setting] = tuple(rows)
+        if weigh is not None:
+            held[setting] = tuple(weights)
     device = f"{torch.get_num_threads()} threads" if not torch.cuda.is_available() else torch.cuda.get_device_name()
-    return Profile(
-        sizes=sizes, lengths=lengths, seconds=seconds, device=f"{device}, {clock.precise() - began:.1f} s of measuring"
-    )
+    told = f"{device}, {clock.precise() - began:.1f} s of measuring"
+    return Profile(sizes=sizes, lengths=lengths, seconds=seconds, bytes=held, device=told)
 
 
 def fidelity(vectors: Mapping[str, Tensor]) -> dict[str, float]:

