@@ -62,7 +62,7 @@ async def _served(side: str, name: str, base: Path, texts: list[tuple[str, str]]
             plans = {"plain": task.accuracy["plain"]}
         payloads = [msgspec.structs.replace(each, task=name) for each in encoder.texts([t for t, _ in texts], "text")]
         for kind, share in POINTS[3:5] if quick else POINTS:
-            count = int(share * capacity * (3 if quick else 15))
+            count = int(share * capacity * (2 if quick else 8))
             queries = drawn(kind, share * capacity, count, unit, seed=1)
             order = np.random.default_rng(2).integers(0, len(texts), count)
 

@@ -48,7 +48,7 @@ def worth(report: Report, name: str, profile: Profile, accuracy: dict[str, float
     """Play all loads to all sides. The keys have `name` before them where it is not empty."""
     unit = interpolated(profile, profile.seconds["plain"], 8, 1)
     capacity = SIZE / interpolated(profile, profile.seconds["plain"], SIZE, 1)
-    count = 400 if quick else 4000
+    count = 400 if quick else 3000
     totals: dict[str, float] = {}
     bound = 0.0
     least = 9.0

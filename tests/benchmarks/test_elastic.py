@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks import labelled_sets, train_vit
+from benchmarks import elastic_worth, labelled_sets, train_vit
 from benchmarks.cifar import cifar
+from benchmarks.common import Report
 from benchmarks.elastic_models import vaswani
 from benchmarks.elastic_oracle import Bound
 from benchmarks.elastic_play import CLASSES, Query, Side, drawn, simulated
@@ -89,6 +90,19 @@ def test_the_bound_of_one_query_is_its_worth_and_of_two_at_once_what_fits() -> N
     assert Bound(profile, [one], {"plain": 0.8}, 2).lowest() == pytest.approx(1.6)
     crowd = [Query(at=0.0, difficulty=0.5, has_s=1.0, utility=1.0) for _ in range(10)]
     assert 0.8 <= Bound(profile, crowd, {"plain": 0.8}, 2).lowest() < 1.2
+
+
+def test_ours_is_told_beside_all_others_and_what_nobody_exceeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elastic_worth, "KINDS", ("steady",))
+    monkeypatch.setattr(elastic_worth, "LOADS", (2.0,))
+    report = Report("elastic", {})
+    elastic_worth.worth(report, "", PROFILE, {"merge:8": 0.7, "plain": 0.8}, load_s=0.5, quick=True)
+    found = report.figures
+    assert found["utility_vs_oracle"] <= 1.0
+    assert found["utility_vs_plain_batching"] > 1.2
+    assert found["utility_vs_switching"] > 1.0
+    assert found["utility_vs_best_fixed_ordinary"] >= 1.0
+    assert found["utility_vs_best_fixed"] <= found["bound_vs_best_fixed"]
 
 
 def test_queries_have_the_terms_of_their_class() -> None:

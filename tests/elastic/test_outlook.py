@@ -66,3 +66,13 @@ def test_it_is_worth_ever_less_the_later_the_device_is_free() -> None:
     falls = np.diff(worth)
     assert (falls <= 1e-9).all()
     assert (np.diff(falls) <= 1e-9).all()  # concave
+
+
+def test_what_is_worth_nothing_costs_nothing_and_what_has_no_time_is_not_foreseen() -> None:
+    made, now = outlook(300.0, utility=0.0)
+    ahead = made.ahead(now)
+    assert ahead is not None
+    assert ahead.pace(now) is None
+    assert ahead(np.array([now])) == pytest.approx(0.0)
+    hopeless, now = outlook(300.0, has_s=0.0)
+    assert hopeless.ahead(now) is None

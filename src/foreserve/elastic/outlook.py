@@ -78,7 +78,7 @@ class Outlook:
     def ahead(self, now: float) -> Ahead | None:
         """What is to come, seen from now; `None` while nothing is known of it."""
         rate = self.rate(now)
-        if rate <= 0:
+        if rate * self._has_s <= 0:
             return None
         if self._hull is None:
             self._hull = self._made(rate)
