@@ -38,6 +38,7 @@ def test_where_there_is_time_for_all_a_second_costs_nothing() -> None:
     ahead = made.ahead(now)
     assert ahead is not None
     assert ahead.pace(now) is None
+    assert ahead.price(now) == 0
     early, later = ahead(np.array([now, now + 0.5]))
     assert early == pytest.approx(later)
     assert early == pytest.approx(0.8 * 20.0 * AHEAD, rel=0.1)
@@ -49,6 +50,7 @@ def test_the_price_of_a_second_is_that_of_the_step_the_load_is_on() -> None:
     assert ahead is not None
     early, later = ahead(np.array([now, now + 0.01]))
     assert (early - later) / 0.01 == pytest.approx((0.8 - 0.6) / 0.01, rel=0.01)
+    assert ahead.price(now) == pytest.approx((0.8 - 0.6) / 0.01, rel=0.01)
     assert ahead.pace(now) is not None
     crowded, now = outlook(300.0, utility=2.0)  # more than anything can do
     ahead = crowded.ahead(now)

@@ -1,5 +1,4 @@
 import math
-from typing import Any
 
 import pytest
 
@@ -20,8 +19,11 @@ def work(name: str, has_s: float = 1.0, utility: float = 1.0, plans: dict[str, f
     return Work(id=name, payload=None, arrival=0.0, deadline=has_s, cost={}, utility=utility, plans=plans)
 
 
-def chosen(*works: Work, pace: float = 1.0, size: int = 10, memory: float = math.inf, **words: Any) -> Cut | None:
-    return cut([(1, works)], lambda w: float(w.deadline or 0), Timing(PROFILE), 0.0, size, pace, memory)
+def chosen(
+    *works: Work, pace: float = 1.0, price: float | None = None, size: int = 10, memory: float = math.inf
+) -> Cut | None:
+    price = pace if price is None else price
+    return cut([(1, works)], lambda w: float(w.deadline or 0), Timing(PROFILE), 0.0, size, pace, price, memory)
 
 
 def names(found: Cut | None) -> str:
@@ -36,6 +38,17 @@ def test_with_cheap_seconds_all_run_under_the_best_and_with_dear_ones_under_the_
     assert (names(found), found.setting) == ("abcdefghij", "plain")
     assert found.worth == pytest.approx(8.0)
     found = chosen(*crowd, pace=60.0)
+    assert found is not None
+    assert (names(found), found.setting) == ("abcdefghij", "merge:8")
+
+
+def test_what_hardly_anybody_needs_is_not_saved() -> None:
+    crowd = [work(name) for name in "abcdefghij"]
+    found = chosen(*crowd, pace=60.0, price=5.0)
+    assert found is not None
+    assert (names(found), found.setting) == ("abcdefghij", "plain")
+    hurried = [work(name, has_s=0.15) for name in "abcdefghij"]  # ten are in time under the fastest alone
+    found = chosen(*hurried, pace=60.0, price=5.0)
     assert found is not None
     assert (names(found), found.setting) == ("abcdefghij", "merge:8")
 
@@ -74,7 +87,7 @@ def test_each_runs_under_a_setting_that_it_allows_and_in_memory() -> None:
 def test_inputs_of_other_lengths_are_not_mixed_and_no_more_than_the_size() -> None:
     due = {"a": 1.0, "b": 1.0, "c": 9.0}
     waiting = [(1, [work("a"), work("b")]), (8, [work("c", has_s=9.0)])]
-    found = cut(waiting, lambda w: due[w.id], Timing(PROFILE), 0.0, 10, 0.1, math.inf)
+    found = cut(waiting, lambda w: due[w.id], Timing(PROFILE), 0.0, 10, 0.1, 0.1, math.inf)
     assert names(found) == "ab"
     assert len(names(chosen(*(work(name) for name in "abcdefghij"), size=4))) == 4
 

@@ -10,7 +10,7 @@ import msgspec
 from foreserve.core import Outcome, OutcomeKind, Work
 from foreserve.dispatch.arrivals import Arrivals
 from foreserve.elastic.forming import PLANS, Forming, Likeness, Open
-from foreserve.elastic.outlook import Outlook
+from foreserve.elastic.outlook import Ahead, Outlook
 from foreserve.elastic.planner import After, Plan, nothing, plan
 from foreserve.elastic.pressed import cut
 from foreserve.elastic.profile import UNKNOWN, Profile, Timing
@@ -150,8 +150,7 @@ class Elastic:
         batches = (sorted(ready, key=self._due) + sorted(growing, key=self._due))[:MOST_PLANNED]
         most = max(1, int(room.free.get("slots", 1.0)))
         ahead = None if self._outlook is None else self._outlook.ahead(now)
-        pace = None if ahead is None else ahead.pace(now)
-        if pace is not None and (pressed := self._pressed(batches, most, pace, now)):
+        if ahead is not None and (pressed := self._pressed(batches, most, ahead, now)):
             return pressed
         after = ahead or nothing
         planned = [batch.planned(self.timing, self._forming.due, self._memory) for batch in batches]
@@ -172,11 +171,14 @@ class Elastic:
             why += f", {found.exact} of them exactly"
         return self._start(works, setting, batch.length, why, now)
 
-    def _pressed(self, batches: Sequence[Open], most: int, pace: float, now: float) -> Pick | None:
+    def _pressed(self, batches: Sequence[Open], most: int, ahead: Ahead, now: float) -> Pick | None:
         """Where there is no time for all: the batch that brings most, of whatever waits."""
+        pace = ahead.pace(now)
+        if pace is None:
+            return None
         waiting = [(batch.length, [*batch.works.values()]) for batch in batches]
         size = min(most, self._size)
-        found = cut(waiting, self._forming.due_of, self.timing, now, size, pace, self._memory)
+        found = cut(waiting, self._forming.due_of, self.timing, now, size, pace, ahead.price(now), self._memory)
         if found is None:
             return None
         for work in found.works:

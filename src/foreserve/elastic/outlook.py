@@ -135,6 +135,13 @@ class Ahead:
         steepest = self._worth[1] / self._seconds[1] if len(self._worth) > 1 else 0.0
         return found + steepest * np.minimum(left, 0.0)
 
+    def price(self, now: float) -> float:
+        """What the last second until the end brings, which is lost if one is spent now."""
+        at = int(np.searchsorted(self._seconds, self._end - now, side="right"))
+        if at >= len(self._seconds):
+            return 0.0
+        return float((self._worth[at] - self._worth[at - 1]) / (self._seconds[at] - self._seconds[at - 1]))
+
     def pace(self, now: float) -> float | None:
         """What a second brings on average from now on; `None` where there is time for the best setting of all."""
         left = self._end - now

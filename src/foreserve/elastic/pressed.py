@@ -3,7 +3,10 @@
 Batches as they were formed are then too small: every pass costs something whatever its size, and what a tight deadline
 keeps small lets the queue grow. So a batch is cut from everything that waits. Those of one length that allow a setting
 go by their deadlines; from each of them on, as many are taken as are done before the first is due, once all of them and
-once only those of more utility. Each such batch brings its worth less what its seconds would bring otherwise.
+once only those of more utility. Each such batch brings its worth less what its seconds would bring otherwise. Who is in
+the batch is chosen so, by what a second brings on average: that keeps batches full. Under which of the settings that
+are in time it then runs is chosen by what the next second would bring: where a faster setting would save time that
+hardly anybody needs, it is not worth its loss.
 """
 
 from __future__ import annotations
@@ -46,12 +49,13 @@ def cut(
     now: float,
     size: int,
     pace: float,
+    price: float,
     memory: float,
 ) -> Cut | None:
     """The best batch of at most `size`; `None` where none is done in time or brings more than its seconds.
 
     `waiting` are works with their length, as the profile counts it. `pace` is what a second brings otherwise, on
-    average. Settings that take more than `memory` bytes at some size are used up to that.
+    average, and `price` what one more would. Settings that take more than `memory` bytes are used up to that size.
     """
     best: tuple[float, Cut] | None = None
     lengths: dict[int, list[Work]] = {}
@@ -78,7 +82,20 @@ def cut(
                     chosen = rows[start : start + count]
                     taken = [first[at] for at in chosen]
                     best = (score, Cut(taken, setting, length, float(worth[chosen].sum())))
-    return None if best is None else best[1]
+    return None if best is None else _repriced(best[1], timing, min(map(due, best[1].works)) - now, price, memory)
+
+
+def _repriced(found: Cut, timing: Timing, has_s: float, price: float, memory: float) -> Cut:
+    """The same requests under the setting that is worth most at this price, among those that all allow, in time."""
+    count, best = len(found.works), (-np.inf, found)
+    for setting in found.works[0].plans or PLANS:
+        seconds = timing.seconds(setting, count, found.length)
+        if seconds > has_s + 1e-9 or timing.bytes(setting, count, found.length) > memory:
+            continue
+        worths = [(work.plans or PLANS).get(setting, 0.0) * work.utility for work in found.works]
+        if min(worths) > 0 and (left := sum(worths) - price * seconds) > best[0]:
+            best = left, found._replace(setting=setting, worth=sum(worths))
+    return best[1]
 
 
 def _densest(
