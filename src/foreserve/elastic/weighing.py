@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class _Counting(TorchDispatchMode):
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of whatever operations make, until nobody holds it any more."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.held = self.peak = 0
         self._known: set[int] = set()
 
@@ -55,4 +55,4 @@ def peak_bytes(run: Callable[[], object]) -> int:
         return int(torch.cuda.max_memory_allocated() - before)
     with _Counting() as counting:
         run()
-    return counting.peak
+    return int(counting.peak)
