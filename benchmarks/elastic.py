@@ -183,8 +183,8 @@ def texts(report: Report, name: str, base: Path, quick: bool) -> None:
     profile = asyncio.run(profile_of([*found.accuracy], 24, 3 if quick else 20))
     for each, value in found.accuracy.items():
         pace = SIZE / interpolated(profile, profile.seconds[each], SIZE, 1)
-        kept = "" if each in found.kept else ", not kept"
-        report.note(f"{name}, {each}: accuracy {value:.4f} of {found.held_out} held out, {pace:.0f} a second{kept}")
+        beside = "" if each in found.kept else ", not kept"
+        report.note(f"{name}, {each}: accuracy {value:.4f} of {found.held_out} held out, {pace:.0f} a second{beside}")
     prompted = [value for each, value in found.accuracy.items() if each.startswith("prompts")]
     if prompted:
         report.add(f"{name}_prompts_over_head", max(prompted) - found.accuracy["plain"], "above 0")
@@ -225,10 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parts: list[tuple[str, Callable[[], None]]] = [
             ("planner", lambda: planner(report, quick)),
             ("vision", lambda: vision(report, folder, images, quick)),
-            *(
-                (name, lambda name=name: texts(report, name, base, quick))  # type: ignore[misc]
-                for name in (TASKS[:1] if quick else TASKS)
-            ),
+            *((name, lambda name=name: texts(report, name, base, quick)) for name in (TASKS[:1] if quick else TASKS)),
             ("retrieval", lambda: retrieval(report, quick)),
         ]
         for name, part in parts:

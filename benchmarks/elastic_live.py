@@ -64,7 +64,9 @@ async def _served(
             plans = {side.removesuffix(" alone"): task.accuracy[side.removesuffix(" alone")]}
         elif policy == "deferred":
             plans = {"plain": task.accuracy["plain"]}
-        payloads = [msgspec.structs.replace(each, task=name) for each in encoder.texts([t for t, _ in texts], "text")]
+        payloads: list[Encode] = [
+            msgspec.structs.replace(each, task=name) for each in encoder.texts([t for t, _ in texts], "text")
+        ]
         for kind, share in POINTS[3:5] if quick else POINTS:
             count = int(share * capacity * (2 if quick else 8))
             queries = drawn(kind, share * capacity, count, unit, seed=1)
