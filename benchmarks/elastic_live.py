@@ -13,7 +13,6 @@ from benchmarks.common import Report, console
 from benchmarks.elastic_play import QUEUE, Tally, drawn, played
 from benchmarks.labelled_sets import labelled_set
 from foreserve.app import App
-from foreserve.elastic.payload import Encode
 from foreserve.elastic.profile import Profile, interpolated
 from foreserve.services.encoder import Encoder
 from foreserve.services.encoder_plans import Allowed
@@ -64,15 +63,13 @@ async def _served(
             plans = {side.removesuffix(" alone"): task.accuracy[side.removesuffix(" alone")]}
         elif policy == "deferred":
             plans = {"plain": task.accuracy["plain"]}
-        payloads: list[Encode] = [
-            msgspec.structs.replace(each, task=name) for each in encoder.texts([t for t, _ in texts], "text")
-        ]
+        payloads = [msgspec.structs.replace(each, task=name) for each in encoder.texts([t for t, _ in texts], "text")]
         for kind, share in POINTS[3:5] if quick else POINTS:
             count = int(share * capacity * (2 if quick else 8))
             queries = drawn(kind, share * capacity, count, unit, seed=1)
             order = np.random.default_rng(2).integers(0, len(texts), count)
 
-            def payload(at: int, order: Any = order) -> Encode:
+            def payload(at: int, order: Any = order) -> Any:
                 return payloads[order[at]]
 
             def judged(at: int, answer: Any, order: Any = order) -> tuple[str, bool]:
