@@ -1,6 +1,6 @@
 """Train the small vision transformer that ships with Foreserve, on the CIFAR-10 images, on a CPU.
 
-    python -m benchmarks.train_vit --folder runs/vit [--epochs 40] [--threads 1]
+    python -m benchmarks.train_vit --folder runs/vit [--epochs 9] [--threads 1]
 
 Ends at any time and goes on where it was: all of its state is in `FOLDER/state.pt`, written after each epoch and every
 few hundred steps. `FOLDER/model` holds the averaged weights so far as a Hugging Face folder in half precision, and
@@ -229,7 +229,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where the run is kept")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
