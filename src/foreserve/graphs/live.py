@@ -144,9 +144,15 @@ class LiveGraph:
             self.tables.commit(dirty)
 
     def drift(self) -> float:
-        """The largest difference between a kept row and the same computed anew, relative to the value's largest."""
+        """The largest difference between a kept row and the same computed anew.
+
+        Relative to the value's largest, or the features', whichever is more: what is left of a sum whose last part has
+        gone is as small as the parts were, not as nothing.
+        """
         with torch.no_grad():
             exact = compute(self.tables)
+        nodes = self.store.nodes.values()
+        least = max((float(each.features.abs().max()) for each in nodes if each.features.numel()), default=0.0)
         worst = 0.0
         for value in self.program.values:
             if value.id in exact:
@@ -154,5 +160,6 @@ class LiveGraph:
                 old = self.tables.rows(value, alive).double()
                 new = exact[value.id].rows[self.tables.index(alive)].double()
                 if len(alive):
-                    worst = max(worst, float((old - new).abs().max() / new.abs().max().clamp(min=1e-30)))
+                    scale = max(float(new.abs().max()), least)
+                    worst = max(worst, float((old - new).abs().max()) / (scale or 1.0))
         return worst
