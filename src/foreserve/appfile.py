@@ -20,7 +20,14 @@ from foreserve.app import App
 from foreserve.errors import ConfigError
 from foreserve.parsing import parse
 from foreserve.pyfile import load_file
-from foreserve.settings import AppSettings, MachineSettings, RuntimeSettings, ServerSettings, StateSettings
+from foreserve.settings import (
+    AppSettings,
+    ClusterSettings,
+    MachineSettings,
+    RuntimeSettings,
+    ServerSettings,
+    StateSettings,
+)
 from foreserve.yamlfile import Document
 
 _PATHS = ("model", "target", "python", "folder", "graph", "log")
@@ -145,9 +152,10 @@ def _build(document: Document) -> App:
     state = parse(rest["state"], StateSettings, f"{where}: state")
     machine = parse(rest["machine"], MachineSettings, f"{where}: machine")
     runtime = parse(rest["runtime"], RuntimeSettings, f"{where}: runtime")
+    cluster = parse(rest["cluster"], ClusterSettings, f"{where}: cluster")
     kinds = {name: _service(name, words, document) for name, words in services.items()}
     try:
-        return App(server=server, state=state, machine=machine, runtime=runtime, **kinds)
+        return App(server=server, state=state, machine=machine, runtime=runtime, cluster=cluster, **kinds)
     except ConfigError as error:
         raise ConfigError(f"{where}: services: {error}") from None
 

@@ -11,7 +11,7 @@ import os
 import re
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -26,6 +26,7 @@ from foreserve.settings_services import ForesightSettings as ForesightSettings
 from foreserve.settings_services import FunctionSettings as FunctionSettings
 from foreserve.settings_services import LLMSettings as LLMSettings
 from foreserve.settings_services import QueueSettings as QueueSettings
+from foreserve.settings_services import RaySettings as RaySettings
 from foreserve.settings_services import ScalingSettings as ScalingSettings
 from foreserve.settings_services import ServiceSettings as ServiceSettings
 from foreserve.settings_services import UpstreamSettings as UpstreamSettings
@@ -163,6 +164,29 @@ class RuntimeSettings(Settings, frozen=True, kw_only=True):
                 )
 
 
+class ClusterSettings(Settings, frozen=True, kw_only=True):
+    """Where replicas run whose `launcher` is `local`: on this machine, or `on` a Ray cluster (docs/cluster.md).
+
+    `address` is that of the cluster's head, such as `10.0.0.1:6379`, or `auto` for the one that this machine is part
+    of; without it Ray is started on this machine alone, with a store of `object_store_mb` (MiB) for messages. A replica
+    that finds no node with room for it within `place_s` has failed to start.
+    """
+
+    on: Literal["local", "ray"] = "local"
+    address: str | None = None
+    place_s: float = 120.0
+    object_store_mb: int = 256
+
+    def __post_init__(self) -> None:
+        above("place_s", self.place_s, 0)
+        at_least("object_store_mb", self.object_store_mb, 80)
+        if self.address is not None:
+            if self.on != "ray":
+                raise ValueError("`address` is set, and `on` is not `ray`")
+            if self.address != "auto" and not re.fullmatch(r"[^\s/]+:[0-9]{1,5}", self.address):
+                raise ValueError(f"`address` is {self.address!r}; valid: auto, or the head's as in 10.0.0.1:6379")
+
+
 class AppSettings(Settings, frozen=True, kw_only=True):
     """What an app has beside its services."""
 
@@ -170,6 +194,7 @@ class AppSettings(Settings, frozen=True, kw_only=True):
     state: StateSettings = StateSettings()
     machine: MachineSettings = MachineSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    cluster: ClusterSettings = ClusterSettings()
 
 
 class Environment(Settings, frozen=True, kw_only=True):

@@ -78,6 +78,28 @@ class ScalingSettings(Settings, frozen=True, kw_only=True):
             raise ValueError(f"`webhook` is {self.webhook!r}; it must be an http:// or https:// address")
 
 
+class RaySettings(Settings, frozen=True, kw_only=True):
+    """What Ray keeps free on a node for each replica of a service; it does nothing where replicas are not on Ray.
+
+    `resources` are those that the nodes of a cluster name themselves, with how much of each. What a replica may really
+    use is bounded by its own settings, such as `threads`.
+    """
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    resources: dict[str, float] = msgspec.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("cpus", "gpus"):
+            at_least(name, getattr(self, name), 0)
+            if getattr(self, name) > 1 and getattr(self, name) % 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; above 1 it must be a whole number")
+        for name, amount in self.resources.items():
+            if name in ("CPU", "GPU", "memory", "object_store_memory"):
+                raise ValueError(f"`resources` has {name!r}; valid: names of your own (`cpus` and `gpus` are settings)")
+            above(f"resources.{name}", amount, 0)
+
+
 class ServiceSettings(Settings, frozen=True, kw_only=True):
     """What every kind of service can be told.
 
@@ -87,7 +109,8 @@ class ServiceSettings(Settings, frozen=True, kw_only=True):
     the worker processes, for models whose packages disagree with ours. `stall_s` is how long a client may leave its
     answer unread before it is cancelled.
 
-    `replicas` is their number, or the least and the most of them: `scaling` then tells how many there are.
+    `replicas` is their number, or the least and the most of them: `scaling` then tells how many there are. `ray` is
+    what each takes of its node where they are on a Ray cluster.
     """
 
     replicas: int | tuple[int, int] = 1
@@ -104,6 +127,7 @@ class ServiceSettings(Settings, frozen=True, kw_only=True):
     start_limit_s: float = 300.0
     liveness_s: float = 60.0
     stall_s: float = 30.0
+    ray: RaySettings = RaySettings()
 
     def __post_init__(self) -> None:
         least, most = self.bounds

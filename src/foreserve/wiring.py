@@ -30,6 +30,8 @@ from foreserve.fleet.local import LocalLauncher
 from foreserve.fleet.memory import Memory
 from foreserve.fleet.outside import Outside
 from foreserve.fleet.outside_tell import Command, Teller, Webhook
+from foreserve.fleet.ray import Demand, RayLauncher
+from foreserve.fleet.ray_cluster import Cluster
 from foreserve.fleet.replicas import Replicas
 from foreserve.fleet.scaler import Fleet
 from foreserve.fleet.sharing import Shares
@@ -66,7 +68,8 @@ class Wiring:
         """Those that have been made, by name."""
         self.outside: dict[str, Outside] = {}
         """Who starts servers for those services whose replicas are servers, where their number follows the load."""
-        self.contexts = _contexts(settings) if settings.runtime.fork else None
+        on_ray = settings.cluster.on == "ray"
+        self.contexts = _contexts(settings) if settings.runtime.fork and not on_ray else None
         """The processes out of which workers are forked, where they are."""
         self.memory = Memory(settings.runtime, Environment.read().cache)
         """Who holds read-only weights for all worker processes."""
@@ -81,6 +84,7 @@ class Wiring:
         self._only = only
         self._tapes: dict[str, Tape] = {}
         self._launchers: dict[str, Launcher] = {}
+        self._ray = _ray(settings) if on_ray else None
 
     def wire(self, name: str, kind: Served) -> Service:
         """Everything that one service consists of; it starts nothing yet. Raises ConfigError for wrong options."""
@@ -100,7 +104,7 @@ class Wiring:
         replicas = Replicas(
             name,
             kind.engines,
-            self.launcher(settings.launcher),
+            self._launcher_of(settings),
             dispatcher,
             self._told(name, kind),
             least=self._least(settings),
@@ -169,9 +173,18 @@ class Wiring:
         if self._only is not None:
             return self._launchers.setdefault("", self._only)
         if name not in self._launchers:
-            local = LocalLauncher(contexts=self.contexts, memory=self.memory)
-            self._launchers[name] = InlineLauncher() if name == "inline" else local
+            if name == "inline":
+                self._launchers[name] = InlineLauncher()
+            else:
+                self._launchers[name] = self._ray or LocalLauncher(contexts=self.contexts, memory=self.memory)
         return self._launchers[name]
+
+    def _launcher_of(self, settings: ServiceSettings) -> Launcher:
+        launcher = self.launcher(settings.launcher)
+        if isinstance(launcher, RayLauncher):
+            ask = settings.ray
+            return launcher.asking(Demand(cpus=ask.cpus, gpus=ask.gpus, resources=ask.resources))
+        return launcher
 
     def _told(self, name: str, kind: Served) -> Callable[[EngineInfo], None]:
         def told(info: EngineInfo) -> None:
@@ -234,6 +247,12 @@ def _outside(
     else:
         teller = Webhook(scaling.webhook or "", scaling.webhook_key_env)
     return Outside(name, replicas, teller, settings.bounds[0], joins, settings.urls)
+
+
+def _ray(settings: AppSettings) -> RayLauncher:
+    """Raises ConfigError where Ray is not installed."""
+    cluster = settings.cluster
+    return RayLauncher(Cluster(cluster.address, cluster.object_store_mb), settings.runtime, place_s=cluster.place_s)
 
 
 def _contexts(settings: AppSettings) -> Contexts:

@@ -285,3 +285,52 @@ async def test_a_limit_that_no_frame_can_tell():
     left, right = pair()
     with left, right, pytest.raises(ValueError, match="at most 4294967295 bytes"):
         Wire(left, lambda _: None, lambda _: None, max_message_bytes=1 << 32)
+
+
+def test_a_paused_wire_hears_nothing_and_slows_its_peer(run):
+    async def paused(pair):
+        pair.left.send(b"before")
+        await until(lambda: pair.heard)
+        pair.right.pause(True)
+        pair.right.pause(True)
+        for number in range(64):
+            pair.left.send(b"%d" % number + bytes(100_000))
+        await asyncio.sleep(0.05)
+        assert pair.heard == [b"before"]
+        assert not pair.left.written.is_set()
+        pair.right.pause(False)
+        await until(lambda: len(pair.heard) == 65)
+        assert [data.rstrip(b"\0") for data in pair.heard[1:]] == [b"%d" % number for number in range(64)]
+
+    run(paused)
+
+
+def test_a_listener_may_pause_at_any_message(run):
+    async def paused(pair):
+        hear = pair.hear
+        pair.hear = lambda data: (hear(data), pair.right.pause(True))
+        pair.right._heard = lambda data: pair.hear(data)
+        for number in range(20):
+            pair.left.send(b"%d" % number)
+        for count in range(1, 21):
+            await until(lambda count=count: len(pair.heard) == count)
+            await asyncio.sleep(0.002)
+            assert len(pair.heard) == count
+            pair.right.pause(False)
+
+    run(paused)
+
+
+def test_the_end_of_a_paused_peer_is_told_after_what_it_said(run):
+    async def ended(pair):
+        pair.right.pause(True)
+        pair.left.send(b"last")
+        pair.left.close()
+        pair.right.peer_ended()
+        await asyncio.sleep(0.02)
+        assert (pair.heard, pair.gone) == ([], [])
+        pair.right.pause(False)
+        await until(lambda: pair.gone)
+        assert pair.heard == [b"last"]
+
+    run(ended)

@@ -31,7 +31,7 @@ from foreserve.preflight import check
 from foreserve.preflight import port as port_free
 from foreserve.running import Running
 from foreserve.services.discovery import Discovery
-from foreserve.settings import ApiKey, Environment, FunctionSettings, ServerSettings
+from foreserve.settings import ApiKey, ClusterSettings, Environment, FunctionSettings, ServerSettings
 
 console = Console(stderr=True)
 log = logging.getLogger("foreserve")
@@ -82,6 +82,14 @@ def serve(
         str | None,
         typer.Option(metavar="FILE", help="Record every decision with its inputs, for foreserve replay."),
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHERE",
+            help="Where replicas run: local, ray (a cluster of this machine), ray://auto or ray://HEAD:PORT. "
+            "[default: the app's, or local]",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Check policies, models, memory, port and interpreters, and start nothing."),
@@ -97,6 +105,8 @@ def serve(
         app, found = _app(app_file, upstream or [], observe, max_running, probe)
         server = _server(app, host, port, api_key or [], admin_key or [])
         app.settings = msgspec.structs.replace(app.settings, server=server)
+        if on is not None:
+            app.settings = msgspec.structs.replace(app.settings, cluster=_cluster(app.settings.cluster, on))
         if record_decisions is not None:
             state = msgspec.structs.replace(app.settings.state, decisions=record_decisions)
             app.settings = msgspec.structs.replace(app.settings, state=state)
@@ -143,6 +153,18 @@ def _server(app: App, host: str | None, port: int | None, keys: list[str], admin
         port=server.port if port is None else port,
         api_keys=[*server.api_keys, *more],
     )
+
+
+def _cluster(cluster: ClusterSettings, on: str) -> ClusterSettings:
+    """The app's cluster settings with where the command line wants replicas. Raises ConfigError."""
+    kind, colon, address = on.partition("://")
+    if kind not in ("local", "ray") or (colon and (kind == "local" or not address)):
+        raise ConfigError(f"--on is {on!r}; valid: local, ray, ray://auto, ray://HEAD:PORT")
+    words = {name: getattr(cluster, name) for name in cluster.__struct_fields__}
+    try:
+        return ClusterSettings(**{**words, "on": kind, "address": address or None})
+    except ValueError as error:
+        raise ConfigError(f"--on is {on!r}: {error}") from None
 
 
 def _report(app: App) -> NoReturn:

@@ -9,26 +9,14 @@ from collections.abc import Callable
 
 import msgspec
 
-from foreserve.core import Chunk, EngineSpec, Finish
-from foreserve.errors import TooLarge
+from foreserve.core import EngineSpec
+from foreserve.fleet.carrying import carried, refusal
 from foreserve.fleet.contexts import Contexts
 from foreserve.fleet.forked import ForkLost
 from foreserve.fleet.process import SpawnedProcess, WorkerProcess, how_it_ended, log_level, surroundings
 from foreserve.fleet.stages import Present
 from foreserve.fleet.watch import Watch, heartbeat_s
-from foreserve.messages import (
-    Chunks,
-    Exit,
-    Feed,
-    FromWorker,
-    ImportedLater,
-    Run,
-    Start,
-    StartFailed,
-    ToWorker,
-    decode_from_worker,
-    encode,
-)  # fmt: skip
+from foreserve.messages import Exit, FromWorker, ImportedLater, Start, StartFailed, ToWorker, decode_from_worker
 from foreserve.ports import Listener
 from foreserve.runtime import bootstrap
 from foreserve.runtime.outbox import MessageTooLong
@@ -126,7 +114,7 @@ class LocalConnection:
         if self.gone.is_set() or self._process_ended:
             return
         try:
-            data = self._encode(message)
+            data = carried(message, self._limit)
         except (MessageTooLong, TypeError, ValueError) as error:
             self._refuse(message, error)
             return
@@ -148,6 +136,11 @@ class LocalConnection:
     def kill(self) -> None:
         """End it and all it has started, at once."""
         self._end("killed")
+
+    def pause(self, paused: bool) -> None:
+        """Hear nothing of it while `paused`, for a listener that cannot take more; it is then slowed down itself."""
+        if self._wire is not None:
+            self._wire.pause(paused)
 
     # --- what comes from the worker
 
@@ -235,24 +228,13 @@ class LocalConnection:
             return False
         return True
 
-    def _encode(self, message: ToWorker) -> bytes:
-        data = encode(message)
-        if len(data) > self._limit:
-            raise MessageTooLong(len(data), self._limit)
-        return data
-
     def _refuse(self, message: ToWorker, error: Exception) -> None:
-        words = f"cannot be sent to the engine: {error}"
-        if isinstance(message, Run) and len(message.works) > 1:
-            for work in message.works:
-                self.send(Run((work,), message.plan))
-        elif isinstance(message, Run):
-            (work,) = message.works
-            finish = Finish(reason="rejected", error=f"the request {words}")
-            chunk = Chunk(id=work.id, index=0, attempt=work.attempt, finish=finish)
-            self._loop.call_soon(self._watch.heard, Chunks((chunk,)))
-        elif isinstance(message, Feed):
-            raise TooLarge(f"this part of the prompt {words}")
+        instead = refusal(self._name, message, error)
+        if isinstance(instead, tuple):
+            for part in instead:
+                self.send(part)
+        elif isinstance(instead, StartFailed):
+            self._heard(instead)
+            self._end(f"the engine did not start: {instead.reason}")
         else:
-            self._refuse_start(f"{self._name}: the engine's options are wrong: {type(message).__name__} {words}")
-            self._end(f"the engine did not start: {self._start_failed}")
+            self._loop.call_soon(self._watch.heard, instead)

@@ -197,6 +197,11 @@ class Replica:
         """The worker's process, where it has one of its own."""
         return self.connection.pid if self.connection else None
 
+    @property
+    def node(self) -> str | None:
+        """The host that it runs on, where its launcher tells of one."""
+        return getattr(self.connection, "node", None)
+
     def heard(self, message: FromWorker) -> None:
         """See `ports.Listener`."""
         self._room = None

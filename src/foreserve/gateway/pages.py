@@ -53,9 +53,9 @@ function show(s) {{
       return [x.name, x.scaling.least + " to " + x.scaling.most, d.active + " → " + d.granted, d.why + less];
     }})));
   main.append(el("h2", "Replicas"), table(
-    [["name"], ["state"], ["for, s", "n"], ["running", "n"], ["slots", "n"], ["process", "n"], ["reason"]],
+    [["name"], ["state"], ["for, s", "n"], ["running", "n"], ["slots", "n"], ["process", "n"], ["node"], ["reason"]],
     s.services.flatMap(x => x.replicas.map(r => [r.name, [r.state, colour[r.state] ?? "dim"], r.since_s.toFixed(0),
-      r.running, r.capacity.slots ?? "", r.pid ?? "", r.reason]))));
+      r.running, r.capacity.slots ?? "", r.pid ?? "", r.node ?? "", r.reason]))));
   const kinds = Object.keys(s.outcomes.requests);
   main.append(el("h2", "Outcomes"), table(
     [[""], ...kinds.map(k => [k, "n"])],

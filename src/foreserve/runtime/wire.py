@@ -80,7 +80,7 @@ class Wire:
         self._part = bytearray()
         self._frames: deque[bytes] = deque()
         self._over: str | None = None
-        self._peer_ended = self._turn_due = self._closed = False
+        self._peer_ended = self._turn_due = self._closed = self._paused = False
         self._loop = asyncio.get_running_loop()
         self._fd = sock.fileno()
         self._loop.add_reader(self._fd, self._readable)
@@ -103,6 +103,16 @@ class Wire:
                 self.written.clear()
                 self._loop.add_writer(self._fd, self._writable)
         return True
+
+    def pause(self, paused: bool) -> None:
+        """Read nothing while `paused`: what the peer goes on writing waits in its own buffers."""
+        if paused != self._paused and not self._closed and self._over is None:
+            self._paused = paused
+            if paused:
+                self._loop.remove_reader(self._fd)
+            else:
+                self._loop.add_reader(self._fd, self._readable)
+                self._turn_soon()
 
     def peer_ended(self) -> None:
         """The peer's process has ended, so all it wrote is here: `gone` follows when that has been heard.
@@ -134,6 +144,8 @@ class Wire:
     def _turn(self) -> None:
         # Reads on until nothing is there, be it in further turns: uvloop (libuv) tells of a reset connection once only.
         self._turn_due = False
+        if self._paused:
+            return
         left = TURN_MESSAGES
         for _ in range(TURN_BYTES // _READ_BYTES):
             if not self._frames and not self._receive():
@@ -146,7 +158,7 @@ class Wire:
                     self._heard(self._frames.popleft())
                 except Exception:
                     log.exception("a message was not handled")
-                if self._closed:
+                if self._closed or self._paused:
                     return
             if self._frames:
                 break

@@ -29,6 +29,7 @@ class ReplicaStatus(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     capacity: dict[str, float]
     pid: int | None
+    node: str | None = None
     url: str | None = None
     """Of the server that it is, where it is one."""
     load: EngineLoad | None = None
@@ -215,6 +216,7 @@ class Service:
                     running=len(replica.held),
                     capacity=dict(replica.capacity()),
                     pid=replica.pid,
+                    node=replica.node,
                     url=replica.info.facts.get("url") if replica.info else None,
                     load=replica.load,
                     since_s=now - replica.since,

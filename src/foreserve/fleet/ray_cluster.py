@@ -1,0 +1,81 @@
+"""The connection of this process to a Ray cluster. Ray is imported here, when it is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, Final
+
+from foreserve import clock
+from foreserve.errors import ConfigError, EngineStartError
+
+log = logging.getLogger(__name__)
+
+VERSIONS: Final = "2.60"
+"""The minor version of Ray that the tests were run with."""
+
+EXTRA: Final = "pip install 'foreserve[ray]'"
+
+
+def require() -> None:
+    """Raises ConfigError where Ray is not installed."""
+    if find_spec("ray") is None:
+        raise ConfigError(f"replicas on Ray need the package ray, which is not installed here: {EXTRA}")
+
+
+class Cluster:
+    """Joined when first asked for. A cluster that this has started ends with `close`; any other is only left.
+
+    Without `address` a cluster of this machine alone is started, unless the process is part of one already;
+    `object_store_mb` (MiB) bounds its store. All calls of Ray that may wait are made off the loop.
+    """
+
+    def __init__(self, address: str | None = None, object_store_mb: int = 256) -> None:
+        """Raises ConfigError where Ray is not installed."""
+        require()
+        self.address = address
+        self._object_store_mb = object_store_mb
+        self._joining: asyncio.Task[ModuleType] | None = None
+        self._ours = False
+
+    async def joined(self) -> ModuleType:
+        """The module `ray`, connected. Raises EngineStartError where there is no such cluster."""
+        if self._joining is None:
+            self._joining = asyncio.create_task(clock.offload(self._join), name="joining the Ray cluster")
+        try:
+            return await asyncio.shield(self._joining)
+        except EngineStartError:
+            self._joining = None  # the next replica tries again
+            raise
+
+    def _join(self) -> ModuleType:
+        import ray
+
+        if not ray.__version__.startswith(f"{VERSIONS}."):
+            log.warning("Ray %s is installed; Foreserve is tested with %s alone", ray.__version__, VERSIONS)
+        if ray.is_initialized():
+            return ray
+        words: dict[str, Any] = {"address": self.address or "local"}
+        if self.address is None:
+            words |= {"include_dashboard": False, "object_store_memory": self._object_store_mb * 2**20}
+        logging.getLogger("ray").setLevel(logging.WARNING)
+        try:
+            ray.init(configure_logging=False, log_to_driver=True, **words)
+        except Exception as error:
+            where = f"the Ray cluster at {self.address} cannot be joined" if self.address else "Ray cannot be started"
+            raise EngineStartError(f"{where}: {' '.join(str(error).split())[:500]}") from error
+        self._ours = True
+        log.info("Ray: %s", "joined " + self.address if self.address else "a cluster of this machine was started")
+        return ray
+
+    async def close(self) -> None:
+        """Leave it, and end one that was started for us."""
+        if self._joining is not None:
+            await asyncio.wait([self._joining])
+        if self._ours:
+            self._ours = False
+            import ray
+
+            await clock.offload(ray.shutdown)
