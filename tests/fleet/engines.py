@@ -11,6 +11,7 @@ import msgspec
 
 from foreserve.core import Chunk, EngineInfo, EngineLoad, Finish
 from foreserve.errors import EngineStartError
+from foreserve.runtime.leases import MEMORY
 
 
 class Say(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,6 +197,7 @@ class Tells(Echo):
                 "path": sys.path,
                 "env": {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "OWN")},
                 "nice": os.nice(0),
+                "owner": os.environ.get(MEMORY),
                 "session": os.getsid(0) == os.getpid(),
             },
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Final
@@ -38,10 +39,12 @@ class Cluster:
         self.address = address
         self._object_store_mb = object_store_mb
         self._joining: asyncio.Task[ModuleType] | None = None
-        self._ours = False
+        self._ours = self._left = False
 
     async def joined(self) -> ModuleType:
         """The module `ray`, connected. Raises EngineStartError where there is no such cluster."""
+        if self._left:
+            raise EngineStartError("the Ray cluster has been left: the server is stopping")
         if self._joining is None:
             self._joining = asyncio.create_task(clock.offload(self._join), name="joining the Ray cluster")
         try:
@@ -51,6 +54,8 @@ class Cluster:
             raise
 
     def _join(self) -> ModuleType:
+        # Ray would start another cluster, by itself, for any call that comes after its end.
+        os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
         import ray
 
         if not ray.__version__.startswith(f"{VERSIONS}."):
@@ -61,6 +66,7 @@ class Cluster:
         if self.address is None:
             words |= {"include_dashboard": False, "object_store_memory": self._object_store_mb * 2**20}
         logging.getLogger("ray").setLevel(logging.WARNING)
+        logging.getLogger("ray._private.worker").setLevel(logging.ERROR)  # signals are ours to handle
         try:
             ray.init(configure_logging=False, log_to_driver=True, **words)
         except Exception as error:
@@ -71,7 +77,8 @@ class Cluster:
         return ray
 
     async def close(self) -> None:
-        """Leave it, and end one that was started for us."""
+        """Leave it, and end one that was started for us. All that was to be asked of it has been."""
+        self._left = True
         if self._joining is not None:
             await asyncio.wait([self._joining])
         if self._ours:

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 CALLS: Final = 8
 """Calls that an actor answers at once: one poll, one batch to it, and control."""
 
+TELL_S: Final = 15.0
+"""After so long people are told that a replica waits for a node."""
+
 KILL_S: Final = 2.0
 """How long an actor may take to end its engine before it is ended itself, and how long Ray may take to tell of that."""
 
@@ -84,7 +87,7 @@ class RayConnection:
         patient = msgspec.structs.replace(spec, start_limit_s=spec.start_limit_s + place_s)
         # The actor's own watch has the spec's limits; this one is for a node that cannot be heard any more.
         self._watch = Watch(patient, listener, self._end, self._waits)
-        self._placing = self._loop.call_later(place_s, self._unplaced)
+        self._placing: asyncio.TimerHandle | None = None
         self._living = self._loop.create_task(self._live(), name=f"the actor of {name}")
         self._tasks: set[asyncio.Task[None]] = {self._living}
         self._forced = False
@@ -119,6 +122,8 @@ class RayConnection:
 
     async def stop(self, grace_s: float) -> None:
         """As `Connection.stop`; Ray has `KILL_S` more to tell of the end."""
+        if self.gone.is_set():
+            return
         self._why = self._why or "stopped"
         if self._started and not self._forced:
             self._spawn(self._ask("stop", grace_s))
@@ -165,6 +170,7 @@ class RayConnection:
             raise EngineStartError(f"{self._name}: {words}") from error
         self._ray = await self._cluster.joined()
         self._actor = await clock.offload(self._make)
+        self._placing = self._loop.call_later(min(TELL_S, self._place_s), self._still_waits)
         self.found = found = await self._actor.found.remote()
         self._placing.cancel()
         log.debug("replica %s is on %s, process %d", self._name, found.host, found.pid)
@@ -220,6 +226,10 @@ class RayConnection:
     def _waits(self) -> str:
         return "" if self.found is not None else f"no node has had room for it, which asks for {self._wants}"
 
+    def _still_waits(self) -> None:
+        log.warning("%s waits for a node that has room for it: it asks for %s", self._name, self._wants)
+        self._placing = self._loop.call_later(max(self._place_s - TELL_S, 0.0), self._unplaced)
+
     def _unplaced(self) -> None:
         reason = f"no node of the cluster has had room for it within {self._place_s:g} s: it asks for {self._wants}"
         self._watch.heard(StartFailed(f"{self._name}: {reason}"))
@@ -249,7 +259,8 @@ class RayConnection:
         if self.gone.is_set():
             return
         self.gone.set()
-        self._placing.cancel()
+        if self._placing is not None:
+            self._placing.cancel()
         self._unsent.clear()
         self._to_send.set()
         self._spawn(self._kill_actor())
@@ -284,6 +295,8 @@ class RayConnection:
 
 
 def _words(error: Exception) -> str:
-    """What Ray says of an actor's end, on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)[:400]
+    """What Ray says of an actor's end, on one line: the detail of its process's exit where it tells of one."""
+    told = " ".join(str(error).split())
+    _, found, detail = told.partition("Worker exit detail: ")
+    detail = detail.partition(" Some common causes include")[0]
+    return (detail if found else told)[:400]
