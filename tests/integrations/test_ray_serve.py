@@ -3,13 +3,14 @@
 import asyncio
 import importlib.util
 import inspect
+import itertools
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.ray_cluster import MARKS, ray, small_cluster
+from tests.ray_cluster import MARKS, small_cluster
 
 pytestmark = [*MARKS, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
@@ -19,6 +20,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 
 from foreserve.integrations.ray_serve import AnticipatedRouter  # noqa: E402
 
+NUMBERS = itertools.count()
 ROUTER = "tests.integrations.test_ray_serve"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_serve_app.py"
 
@@ -29,6 +31,14 @@ def cluster():
         serve.start(proxy_location="Disabled")
         yield
         serve.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def no_apps():
+    yield
+    if serve.context._global_client is not None:
+        for name in serve.status().applications:
+            serve.delete(name)
 
 
 class Faulty(AnticipatedRouter):
@@ -70,7 +80,9 @@ def run(way=None, **options):
     words = {} if way is None else {"way": way}
     name = f"{ROUTER}:Faulty" if way is not None else "foreserve.integrations.ray_serve:AnticipatedRouter"
     config = RequestRouterConfig(request_router_class=name, request_router_kwargs=words, max_backoff_s=0.1)
-    return serve.run(Echo.options(request_router_config=config, **options).bind(), name="echo", route_prefix=None)
+    # Of its own name, since a handle of a name that is known may have that one's router for a while.
+    app = f"echo-{next(NUMBERS)}"
+    return serve.run(Echo.options(request_router_config=config, **options).bind(), name=app, route_prefix=None)
 
 
 def router_of(handle):
@@ -127,6 +139,9 @@ def test_a_long_booked_prompt_keeps_short_ones_away(cluster):
 def test_a_faulty_policy_is_serves_own_choice(cluster, way):
     handle = run(way)
     assert [bool(handle.remote({}).result(timeout_s=10)) for _ in range(5)] == [True] * 5
+    router = router_of(handle)
+    assert router.way == way
+    assert router.faults.count == (5 if way == "raises" else 0)
 
 
 def test_wrong_settings_are_serves_own_choice(cluster):
@@ -134,7 +149,7 @@ def test_wrong_settings_are_serves_own_choice(cluster):
         request_router_class="foreserve.integrations.ray_serve:AnticipatedRouter",
         request_router_kwargs={"placement": "oracle"},
     )
-    handle = serve.run(Echo.options(request_router_config=config).bind(), name="echo", route_prefix=None)
+    handle = serve.run(Echo.options(request_router_config=config).bind(), name="wrong", route_prefix=None)
     assert handle.remote({}).result(timeout_s=10)
 
 
@@ -176,7 +191,6 @@ def test_the_forecast_policy_scales_up_within_seconds(cluster):
         time.sleep(0.2)
     assert replicas("scaled") == 2
     assert len([answer.result(timeout_s=30) for answer in answers]) == 4
-    serve.delete("scaled")
 
 
 def test_a_policy_with_wrong_settings_keeps_its_target_and_hinders_nobody(cluster):
@@ -185,8 +199,6 @@ def test_a_policy_with_wrong_settings_keeps_its_target_and_hinders_nobody(cluste
     other = deployed("other", scaled(FORECAST))
     assert other.remote({}).result(timeout_s=20)
     assert replicas("wrong") == 1
-    for name in ("wrong", "other"):
-        serve.delete(name)
 
 
 def test_the_example_serves(cluster):
@@ -197,5 +209,3 @@ def test_the_example_serves(cluster):
     handle = serve.run(example.Model.bind(), name="example", route_prefix=None)
     answer = handle.options(stream=True).remote({"prompt": "Say hello.", "max_tokens": 5})
     assert "".join(answer) == "0 1 2 3 4 "
-    assert ray.is_initialized()
-    serve.delete("example")
