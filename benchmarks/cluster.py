@@ -39,7 +39,7 @@ def main() -> None:
     lost: list[int] = []
 
     def streams(folder: Path) -> None:
-        local, ray, missing = tokens(folder, report, repetitions=1 if quick else 3, requests=16 if quick else 96)
+        local, ray, missing = tokens(folder, report, repetitions=1 if quick else 3, requests=16 if quick else 64)
         lost.append(missing)
         report.add("tokens_vs_local", ratios(ray, local), "at least 0.9")
         report.add("tokens_per_s_local", local)
@@ -57,14 +57,14 @@ def main() -> None:
         lost.append(killed(folder, report, seconds=10 if quick else 30))
 
     def router(folder: Path) -> None:
-        ours, default, missing = routed(report, repetitions=1 if quick else 3, seconds=8.0 if quick else 45.0)
+        ours, default, missing = routed(report, repetitions=1 if quick else 2, seconds=8.0 if quick else 60.0)
         lost.append(missing)
         report.add("ray_serve_p99_vs_default_router", ratios(ours, default), "below 1")
         report.add("ray_serve_p99_s", ours)
         report.add("ray_serve_p99_s_default", default)
 
     def scaling(folder: Path) -> None:
-        ours, default, missing = scaled(report, seconds=15.0 if quick else 120.0)
+        ours, default, missing = scaled(report, seconds=15.0 if quick else 100.0)
         lost.append(missing)
         report.add("ray_serve_replica_seconds_vs_default_policy", ours.replica_s / default.replica_s, "at most 1")
         report.add("ray_serve_scaled_p99_s", ours.p99_s)

@@ -22,7 +22,7 @@ from benchmarks.data import folder
 from foreserve.loadgen.arrivals import generator, poisson
 from foreserve.traces.open import open_trace
 
-KV_TOKENS = 6000
+KV_TOKENS = 12_000
 TOKEN_S = 0.0001
 STEP_S = 0.02
 TOGETHER = 16
@@ -81,7 +81,7 @@ def load(report: Report, rate: float, seconds: float) -> list[Ask]:
         rng = generator(0)
         times = itertools.islice(poisson(rate, rng), count)
         lengths = zip(rng.lognormal(6.3, 1.0, count), rng.lognormal(4.9, 0.8, count), strict=True)
-        return [Ask(float(getattr(at, "at", at)), int(p) + 1, int(o) + 1) for at, (p, o) in zip(times, lengths)]  # noqa: B905
+        return [Ask(at.at, int(p) + 1, int(o) + 1) for at, (p, o) in zip(times, lengths)]  # noqa: B905
     rows = list(itertools.islice((row for row in open_trace(path) if row.input_tokens < 3000), count))
     report.note("Ray Serve: requests of the Azure conversation trace of 2023, with prompts below 3,000 tokens")
     pace = seconds / max(rows[-1].arrival - rows[0].arrival, 1e-9)

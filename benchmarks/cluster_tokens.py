@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def tokens(folder: Path, report: Report, *, repetitions: int, requests: int) -> 
                 options = ClientOptions(url=server.url, model="chat", endpoint="completions", extra=extra)
                 limits = Limits(requests=requests, duration_s=300.0)
                 send_now(options, prompts[:4], ClosedLoop(4), Limits(requests=4, duration_s=60.0))
+                time.sleep(5.0)  # Ray goes on starting processes of its own for a while
                 results = send_now(options, prompts[CLIENTS:], ClosedLoop(CLIENTS), limits).results
             missing += lost(results)
             seconds = max(result.ended for result in results) - min(result.sent for result in results)

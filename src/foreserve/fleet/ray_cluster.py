@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any, Final
 
 from foreserve import clock
@@ -38,10 +37,10 @@ class Cluster:
         require()
         self.address = address
         self._object_store_mb = object_store_mb
-        self._joining: asyncio.Task[ModuleType] | None = None
+        self._joining: asyncio.Task[Any] | None = None
         self._ours = self._left = False
 
-    async def joined(self) -> ModuleType:
+    async def joined(self) -> Any:
         """The module `ray`, connected. Raises EngineStartError where there is no such cluster."""
         if self._left:
             raise EngineStartError("the Ray cluster has been left: the server is stopping")
@@ -53,7 +52,7 @@ class Cluster:
             self._joining = None  # the next replica tries again
             raise
 
-    def _join(self) -> ModuleType:
+    def _join(self) -> Any:
         # Ray would start another cluster, by itself, for any call that comes after its end.
         os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
         import ray

@@ -127,8 +127,7 @@ class Bookings:
         shown = list(ranked)
         if (count := getattr(self._placement, "shortlist", None)) is not None:
             near = [rooms[name] for name in self._placement.near((work,)) if name in rooms]  # type: ignore[attr-defined]
-            shown = list(dict.fromkeys(room.replica for room in (*ranked[:count], *near)))
-            shown = [rooms[name] for name in shown]
+            shown = [rooms[name] for name in dict.fromkeys(room.replica for room in (*ranked[:count], *near))]
         first = self._placement.place((work,), shown, now)
         return [first, *(room.replica for room in ranked if room.replica != first)]
 

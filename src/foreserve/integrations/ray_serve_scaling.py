@@ -91,7 +91,7 @@ class ForecastPolicy:
         target = self._target or float(ctx.config.get_target_ongoing_requests())
         need = max(load, self.foreseen or 0.0) * self._headroom
         wanted = math.ceil(need / target - 1e-9)
-        return max(ctx.capacity_adjusted_min_replicas, min(wanted, ctx.capacity_adjusted_max_replicas))
+        return max(int(ctx.capacity_adjusted_min_replicas), min(wanted, int(ctx.capacity_adjusted_max_replicas)))
 
     def _take(self, load: float, now: float) -> None:
         """Count it to its window; where one has ended, look ahead anew."""
