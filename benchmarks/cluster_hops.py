@@ -57,6 +57,7 @@ async def _times(launcher: Launcher, requests: int) -> list[float]:
         connection = await launcher.launch("hop", EngineSpec(factory=f"{__file__}:AtOnce"), ear)
         async with asyncio.timeout(60):
             await ear.ready
+        await asyncio.sleep(5.0)  # Ray goes on starting processes of its own for a while
         times = []
         for number in range(requests + 10):
             ear.answer = asyncio.get_running_loop().create_future()

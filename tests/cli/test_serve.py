@@ -249,3 +249,12 @@ def test_a_service_that_cannot_start_ends_the_server_with_its_reason(tmp_path: P
     assert done.returncode == 1
     assert "nothing_here" in done.stderr
     assert "Traceback" not in done.stderr.split("foreserve:")[-1]
+
+
+@pytest.mark.parametrize("on", ["moon", "local://here", "ray://", "ray://10.0.0.1"])
+def test_where_replicas_cannot_run(tmp_path, on):
+    (tmp_path / "app.py").write_text(APP)
+    done = run("serve", str(tmp_path / "app.py"), "--on", on)
+    assert done.returncode == 2
+    assert "--on is" in done.stderr
+    assert "valid:" in done.stderr
