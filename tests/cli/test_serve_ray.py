@@ -54,7 +54,7 @@ def test_streams_deaths_and_the_end(tmp_path, whom):
         assert live.post("/v1/completions", {"model": "chat", "prompt": "hello"})[0] == 200
         (replica,) = next(each for each in live.status()["services"] if each["name"] == "count")["replicas"]
         assert replica["node"]
-        with live.stream("/v1/functions/count", {"n": 100, "step_s": 0.1}) as events:
+        with live.stream("/v1/functions/count?stream=true", {"n": 100, "step_s": 0.1}) as events:
             next(events)
             killed = [pid for pid, command in commands(live.process.pid).items() if whom in command]
             assert len(killed) == 2
