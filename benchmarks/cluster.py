@@ -23,12 +23,15 @@ from benchmarks.cluster_serve import routed, scaled
 from benchmarks.cluster_tokens import tokens
 from benchmarks.common import Report, arguments, console, ratios
 
+PARTS = ("streams", "hops", "deaths", "router", "scaling")
 TOKEN = "0123456789abcdef" * 2
 
 
 def main() -> None:
     """Run it."""
-    args = arguments(__doc__)
+    args = arguments(
+        __doc__, more=lambda parser: parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    )
     # Ray reads these when it is imported, here and in what is started.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", TOKEN)
@@ -73,7 +76,7 @@ def main() -> None:
     parts: dict[str, Callable[[Path], None]] = {
         "streams": streams, "hops": one_hop, "deaths": deaths, "router": router, "scaling": scaling
     }  # fmt: skip
-    for name, part in parts.items():
+    for name, part in ((name, parts[name]) for name in PARTS if name in args.parts):
         console.print(f"{name} …")
         start = time.perf_counter()
         try:
