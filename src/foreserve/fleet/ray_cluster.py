@@ -63,6 +63,8 @@ class Cluster:
             return ray
         words: dict[str, Any] = {"address": self.address or "local"}
         if self.address is None:
+            # Ray would run engines at nice 15, behind all else; as worker processes they have our own priority.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             words |= {"include_dashboard": False, "object_store_memory": self._object_store_mb * 2**20}
         logging.getLogger("ray").setLevel(logging.WARNING)
         logging.getLogger("ray._private.worker").setLevel(logging.ERROR)  # signals are ours to handle
