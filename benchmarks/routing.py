@@ -54,6 +54,9 @@ SWEEP = (0.8, 0.9, 1.0, 1.05)
 REPORTED = 1
 """The half that is reported."""
 
+FOUND = {4: 3.9, 16: 4.056, 64: 4.24}
+"""The rates that the full form found with Poisson arrivals, for those who want the picture alone."""
+
 LONG_REPLICAS, LONG_SPEED = 4, 0.9
 LONG = ("round_robin", "least_requests", "prefix_affinity", "anticipated, no prefixes", "anticipated")
 
@@ -193,6 +196,13 @@ def sweep(runs: Runs, knees: dict[int, float], counts: dict[int, int]) -> None:
         for side in shown
     ]
     runs.all(every)
+    for replicas, rate in knees.items():
+        for side in shown:
+            trials = [
+                Trial(side, "poisson", replicas, counts[replicas], round(share * rate, 4), seed) for share in SWEEP
+            ]
+            told = ", ".join(f"{ran.ttft_p99:.2f} s ({ran.attainment:.3f})" for ran in runs.all(trials))
+            console.print(f"sweep, {replicas} replicas, {side}: p99 TTFT (attainment) {told}", highlight=False)
     with picture("routing", "p99 of time to first token, by rate", columns=len(knees)) as axes:
         for one, (replicas, rate) in zip(axes, knees.items(), strict=True):
             rates = [round(share * rate, 4) for share in SWEEP]
@@ -227,7 +237,19 @@ def prefixes(report: Report, pool: ProcessPoolExecutor) -> None:
 
 def main() -> None:
     """Measure and report."""
-    args = arguments(__doc__)
+    args = arguments(
+        __doc__,
+        more=lambda parser: parser.add_argument(
+            "--sweep",
+            type=lambda text: [int(size) for size in text.split(",")],
+            metavar="4,16,64",
+            help="only the picture, for these numbers of replicas, round the rates that the full form found",
+        ),
+    )
+    if args.sweep:
+        with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            sweep(Runs(pool, SEEDS), {size: FOUND[size] for size in args.sweep}, REPLICAS)
+        return
     counts = {4: 3_000} if args.quick else REPLICAS
     seeds = {4: (0,)} if args.quick else SEEDS
     turns = 3 if args.quick else 5
