@@ -29,7 +29,7 @@ LEVELS = 4
 
 CHARGED = 0.5
 """Of what a second brings on average, this share is charged. With all of it passes are left half empty for what is
-dear, and with little the cheap crowd out the dear; between 0.3 and 0.65 it makes no difference (`benchmarks.elastic`).
+dear, and with little the cheap crowd out the dear; 0.65 was worth 1 % less on the loads of `benchmarks.elastic`.
 """
 
 
