@@ -193,6 +193,12 @@ def test_settings_that_take_too_much_memory_are_not_used() -> None:
     assert picked(elastic).plan == "prompts:4"
 
 
+def test_nor_are_they_when_it_is_too_late_to_matter() -> None:
+    elastic = policy(memory_mb=4.0, patience_s=0.5)
+    fill(elastic, *(work(str(n), has_s=None) for n in range(8)))
+    assert picked(elastic, now=5.0).plan == "plain"
+
+
 def test_plans_that_were_never_measured_are_left_out() -> None:
     elastic = policy()
     fill(elastic, work("a", plans={"merge:8": 0.5, "merge:99": 0.9}))

@@ -98,3 +98,16 @@ def test_of_many_utilities_some_levels_are_tried() -> None:
     assert found is not None
     assert 1 <= len(found.works) < 9
     assert min(each.utility for each in found.works) > 0.1
+
+
+def test_one_without_a_deadline_runs_along_when_its_patience_is_over() -> None:
+    late = Work(id="z", payload=None, arrival=-9.0, deadline=None, cost={}, plans=PLANS)
+    crowd = [work(name) for name in "abc"]
+
+    def due(each: Work) -> float:
+        return float(each.deadline or each.arrival + 1.0)
+
+    found = cut([(1, [late, *crowd])], due, Timing(PROFILE), 0.0, 10, 1.0, 1.0, math.inf)
+    assert names(found) == "abcz"
+    found = cut([(1, [late])], due, Timing(PROFILE), 0.0, 10, 1.0, 1.0, math.inf)
+    assert names(found) == "z"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from foreserve.core import Outcome, OutcomeKind, Work
 from foreserve.dispatch.arrivals import Arrivals
-from foreserve.elastic.forming import PLANS, Forming, Likeness, Open
+from foreserve.elastic.forming import PLANS, Forming, Likeness, Open, fitting
 from foreserve.elastic.outlook import Ahead, Outlook
 from foreserve.elastic.planner import After, Plan, nothing, plan
 from foreserve.elastic.pressed import cut
@@ -223,7 +223,11 @@ class Elastic:
         return min(self._forming.due[each] for each in batch.works)
 
     def _fastest(self, batch: Open) -> str:
-        return min(batch.plans, key=lambda each: self.timing.seconds(each, len(batch.works), batch.length))
+        return self._quickest(batch.plans, len(batch.works), batch.length)
+
+    def _quickest(self, settings: Iterable[str], count: int, length: int) -> str:
+        fits = fitting(settings, self.timing, count, length, self._memory)
+        return min(fits, key=lambda each: self.timing.seconds(each, count, length))
 
     def _joining(
         self,
@@ -286,7 +290,7 @@ class Elastic:
 
     def _alone(self, work: Work, why: str, now: float) -> Pick:
         length = self.timing.bucket(int(work.cost.get("tokens", 1.0)))
-        setting = min(work.plans or PLANS, key=lambda each: self.timing.seconds(each, 1, length))
+        setting = self._quickest(work.plans or PLANS, 1, length)
         return self._start([work], setting, length, f"{setting}, alone, {why}", now)
 
     def _start(self, works: Sequence[Work], setting: str, length: int, why: str, now: float) -> Pick:

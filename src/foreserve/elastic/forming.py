@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -18,6 +18,14 @@ PLANS: Mapping[str, float] = {"plain": 1.0}
 
 LATE_WORTH = 0.1
 """What is left of the worth of a request without a deadline that has waited longer than the patience."""
+
+
+def fitting(settings: Iterable[str], timing: Timing, size: int, length: int, memory: float) -> Sequence[str]:
+    """Those that take at most `memory` bytes for so many inputs; all of them where none does."""
+    every = tuple(settings)
+    if not math.isfinite(memory):
+        return every
+    return [each for each in every if timing.bytes(each, size, length) <= memory] or every
 
 
 class Likeness(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,12 +90,12 @@ class Open:
     def _made(self, timing: Timing, due: Mapping[str, float], memory: float) -> Batch:
         size = len(self.works)
         seconds = [timing.seconds(each, size, self.length) for each in self.plans]
-        if math.isfinite(memory):
-            fits = [timing.bytes(each, size, self.length) <= memory for each in self.plans]
-            if any(fits):
-                seconds = [each if fit else math.inf for each, fit in zip(seconds, fits, strict=True)]
         works = self.works.values()
         worth = np.array([[work.utility * (work.plans or PLANS)[each] for work in works] for each in self.plans])
+        fits = fitting(self.plans, timing, size, self.length, memory)
+        for at, each in enumerate(self.plans):
+            if each not in fits:
+                seconds[at], worth[at] = math.inf, 0.0  # no worth either: what has no deadline is never too late
         late = [0.0 if work.deadline is not None else LATE_WORTH for work in works]
         return Batch([due[work.id] for work in works], seconds, worth, late)
 

@@ -11,6 +11,7 @@ hardly anybody needs, it is not worth its loss.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foreserve.core import Work
-from foreserve.elastic.forming import PLANS
+from foreserve.elastic.forming import LATE_WORTH, PLANS
 from foreserve.elastic.profile import Timing
 
 MOST = 512
@@ -54,17 +55,25 @@ def cut(
 ) -> Cut | None:
     """The best batch of at most `size`; `None` where none is done in time or brings more than its seconds.
 
+    One without a deadline that has waited longer than its patience is never too late, and worth little.
     `waiting` are works with their length, as the profile counts it. `pace` is what a second brings otherwise, on
     average, and `price` what one more would. Settings that take more than `memory` bytes are used up to that size.
     """
+
+    def overdue(work: Work) -> bool:
+        return work.deadline is None and due(work) < now
+
+    def until(work: Work) -> float:
+        return math.inf if overdue(work) else due(work)
+
     best: tuple[float, Cut] | None = None
     lengths: dict[int, list[Work]] = {}
     for length, works in waiting:
         lengths.setdefault(length, []).extend(works)
     for length, works in lengths.items():
-        first = sorted(works, key=due)[:MOST]
-        dues = np.array([due(work) for work in first])
-        utility = np.array([work.utility for work in first])
+        first = sorted(works, key=until)[:MOST]
+        dues = np.array([until(work) for work in first])
+        utility = np.array([work.utility * (LATE_WORTH if overdue(work) else 1.0) for work in first])
         settings = dict.fromkeys(each for work in first for each in work.plans or PLANS)
         for setting in settings:
             most = size
@@ -82,7 +91,7 @@ def cut(
                     chosen = rows[start : start + count]
                     taken = [first[at] for at in chosen]
                     best = (score, Cut(taken, setting, length, float(worth[chosen].sum())))
-    return None if best is None else _repriced(best[1], timing, min(map(due, best[1].works)) - now, price, memory)
+    return None if best is None else _repriced(best[1], timing, min(map(until, best[1].works)) - now, price, memory)
 
 
 def _repriced(found: Cut, timing: Timing, has_s: float, price: float, memory: float) -> Cut:
