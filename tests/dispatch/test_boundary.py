@@ -157,6 +157,7 @@ FIELDS: dict[type[msgspec.Struct], dict[str, str]] = {
         "arrival": "when it came", "deadline": "the client's terms", "utility": "the client's terms",
         "tenant": "who asks", "parent": "a name", "root_arrival": "when its root came", "affinity": "a key",
         "depth": "how many steps of its pipeline lie before it",
+        "after_s": "learned of steps of other requests that have ended",
         "role": "of pipelines", "sequence": "of pipelines", "idempotent": "of the kind", "attempt": "a count",
         "crowded": "attempts that ran out of memory: one was longer than foreseen, whoever it was",
         "credits": "of the reader", "forecast": "predicted when it came", "ramp": "predicted when it came",
