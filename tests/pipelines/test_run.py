@@ -19,7 +19,7 @@ from foreserve.pipelines.splitting import lines, words
 from foreserve.pipelines.stage import stage
 from foreserve.pipelines.timeline import Timeline
 from foreserve.simulation import clock
-from tests.pipelines.stages import count, double, shout, slowly, write
+from tests.pipelines.stages import count, double, plus, shout, slowly, write
 
 ended: list[str] = []
 
@@ -142,6 +142,24 @@ async def test_a_timeline_has_each_call_with_its_place():
     first = spans["slowly", (("count", 0),)]
     assert first.ended is not None
     assert first.ended - first.began > 0.9
+    assert {span.how for span in timeline.spans} == {"done"}
+
+
+async def test_plain_functions_are_on_the_timeline_too():
+    timeline = Timeline()
+
+    @pipeline
+    def p(n: int) -> Any:
+        return {"each": count(n).map(lambda x: plus(x, 1)), "one": plus(n, 1)}
+
+    await Run(p.plan, {"n": 2}, timeline=timeline).start().result()
+    spans = {(span.name, span.ancestry): span for span in timeline.spans}
+    assert set(spans) == {
+        ("count", ()),
+        ("plus", ()),
+        ("plus", (("count", 0),)),
+        ("plus", (("count", 1),)),
+    }
     assert {span.how for span in timeline.spans} == {"done"}
 
 

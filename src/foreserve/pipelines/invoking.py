@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import aclosing
 from typing import Any
 
+from foreserve.clock import now
 from foreserve.errors import ReplicaLost
 from foreserve.pipelines.failing import Default, Dropped
 from foreserve.pipelines.frame import UNSET, Ancestry, Frame
@@ -56,11 +57,16 @@ class CallStep:
         if self.inline is None or not all(argument.mode in _PLAIN for argument in self.arguments):
             Invocation(self, frame, values).begin()
             return
+        span = frame.run.notes(self.name, frame)
         try:
             result = self.inline(*values)
         except Exception as error:
+            if span is not None:
+                span.end(now(), "failed")
             self.failed(frame, error)
             return
+        if span is not None:
+            span.end(now(), "done")
         frame.set(self.out, result)
         frame.step_done()
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from foreserve.clock import now
 from foreserve.pipelines.channel import Channel
 from foreserve.pipelines.failing import Default, Dropped, Failed
 from foreserve.pipelines.frame import Frame
@@ -144,14 +145,19 @@ class InlineMap(_Map):
                 break
             self.cursor = at + 1
             index = indices[at]
+            span = self.frame.run.notes(self.step.body.steps[0].name, self.frame, (self.step.body.name, index))
             try:
                 value = call(items[at])
             except Exception as error:
+                if span is not None:
+                    span.end(now(), "failed")
                 if unhandled(error):
                     log.error("stage %s of %s failed", self.step.name, self.frame.run.id, exc_info=error)
                 if not self.child_failed(index, error):
                     return
                 continue
+            if span is not None:
+                span.end(now(), "done")
             out.put(index, value)
         self.busy = False
         if source._gated is not None:

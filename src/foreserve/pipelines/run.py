@@ -194,6 +194,17 @@ class Run:
             self.timeline.add(span)
         return span
 
+    def notes(self, name: str, frame: Frame, *child: tuple[str, Any]) -> Span | None:
+        """A call begins that is over before anybody else has his turn; `None` where nobody looks at it.
+
+        It is of the frame's own, or of a `child` of it that has no frame.
+        """
+        if self.timeline is None:
+            return None
+        span = Span(name, (*frame.ancestry, *child), now())
+        self.timeline.add(span)
+        return span
+
     def ends(self, span: Span, how: str) -> None:
         """It has ended: "done", "failed" or "cancelled"."""
         span.end(now(), how)
