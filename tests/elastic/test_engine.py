@@ -1,3 +1,4 @@
+import base64
 import io
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,13 @@ async def test_pixels_are_the_same_as_their_file(vision: Path) -> None:
     array = np.asarray(Image.open(io.BytesIO(file)))
     pixels = Encode(pixels=Tensor("UINT8", array.shape, array.tobytes()))
     one, other = await ran(engine, Encode(image=file), pixels)
+    np.testing.assert_array_equal(numbers(one), numbers(other))
+
+
+async def test_an_image_may_come_in_base64_as_json_has_no_bytes(vision: Path) -> None:
+    engine = await started(vision)
+    file = png(20, 30)
+    one, other = await ran(engine, Encode(image=file), Encode(image=base64.b64encode(file)))
     np.testing.assert_array_equal(numbers(one), numbers(other))
 
 

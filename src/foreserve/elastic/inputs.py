@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import logging
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from foreserve.elastic.folder import EncoderFacts
@@ -69,11 +70,29 @@ class Images:
         if payload.pixels is not None:
             return Image.fromarray(np.array(array(payload.pixels)))
         try:
-            image = Image.open(io.BytesIO(payload.image))
+            image = _image(payload.image)
             if image.width * image.height > MOST_PIXELS:
                 raise BadInput(f"the image has {image.width} x {image.height} pixels; at most {MOST_PIXELS} are taken")
             return image.convert("RGB")
         except BadInput:
             raise
+        except UnidentifiedImageError:
+            raise BadInput(
+                "the image cannot be read: it is neither an image file (PNG, JPEG, …) nor one in base64"
+            ) from None
         except Exception as error:  # PIL raises many kinds for a broken file
             raise BadInput(f"the image cannot be read: {error}") from None
+
+
+def _image(data: bytes) -> Image.Image:
+    """An image file, or one in base64, as it comes in JSON, which has no bytes."""
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        try:
+            decoded = base64.b64decode(data, validate=True)
+        except ValueError:
+            decoded = b""
+        if not decoded:
+            raise
+        return Image.open(io.BytesIO(decoded))

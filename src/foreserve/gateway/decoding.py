@@ -54,7 +54,8 @@ class Decoder(Generic[T]):
             known = [item.encode_name for item in msgspec.structs.fields(owner)] if owner else []
             valid = choices(name, (item for item in known if item not in self._hidden))
             return BadRequest(f"the field `{param}` is not known{valid}", param=param)
-        message = message[:1].lower() + message[1:].replace("`", "")
+        message = message.replace("`", "")
+        message = message[:1].lower() + message[1:]
         if message.startswith("invalid enum value"):
             holder = _struct_at(self._into, place.rpartition(".")[0])
             message += f"; valid: {', '.join(_literals(holder, place.rpartition('.')[2]))}"

@@ -32,8 +32,18 @@ PLAINLY = Terms()
 """Of a request that asks for nothing."""
 
 
+OTHERS = ("binary_data_output", "priority", "sequence_end", "sequence_id", "sequence_start", "timeout")
+"""Parameters of the protocol and of its usual clients, which are not ours."""
+
+
 def terms_of(parameters: Mapping[str, Any]) -> Terms:
-    """Those among the parameters of a request, which may have others. Raises BadRequest."""
+    """Those among the parameters of a request, which may have those of its protocol too. Raises BadRequest."""
+    for name in parameters:
+        if name not in Terms.__struct_fields__ and name not in OTHERS:
+            raise BadRequest(
+                f"`parameters`: {name!r} is not known{choices(name, Terms.__struct_fields__)}",
+                param=f"parameters.{name}",
+            )
     given = {name: parameters[name] for name in Terms.__struct_fields__ if name in parameters}
     try:
         return msgspec.convert(given, Terms)
