@@ -34,6 +34,10 @@ T = TypeVar("T")
 FOLLOW_S = 0.02
 """How often a read replica looks into the log."""
 
+STUCK_S = 5.0
+"""For how long a read replica tries again where an entry that was acknowledged does not read: a file system that is
+shared may show it late."""
+
 EXPIRE_SHARE = 0.01
 """Of the time that an edge lives: how often it is looked for edges that have expired, at least every second."""
 
@@ -84,8 +88,10 @@ class GraphEngine:
             if self._follow:
                 assert folder is not None
                 self._follower = Follower(graph, folder)
+                began = clock.now()
                 await self._on(self._writing, self._follower.catch_up)
-                self._caught_up = clock.now()
+                if self._follower.caught_up:
+                    self._caught_up = began
             else:
                 self._writer = GraphWriter(graph, folder, self._opened.keys, durable=self._options.durable)
         except (ForeserveError, OSError) as error:
@@ -194,18 +200,26 @@ class GraphEngine:
         return max(1.0, EXPIRE_SHARE * min(lives)) if lives else float("inf")
 
     async def _follow_log(self) -> None:
-        assert self._follower is not None
+        follower = self._follower
+        assert follower is not None
+        moved = clock.now()
         while True:
             began = clock.now()
             try:
-                applied = await self._on(self._writing, self._follower.catch_up)
+                applied = await self._on(self._writing, follower.catch_up)
+                if applied or follower.caught_up:
+                    moved = clock.now()
+                elif clock.now() - moved >= STUCK_S:
+                    raise follower.stuck()
             except Exception as error:
                 self._fail(f"{type(error).__name__}: {error}")
                 return
-            if not applied:
+            if follower.caught_up:
+                # Also where something was applied: under writes that never pause there is always something.
                 self._caught_up = began
                 async with self._committed:
                     self._committed.notify_all()
+            if not applied:
                 await asyncio.sleep(FOLLOW_S)
 
     # --- queries

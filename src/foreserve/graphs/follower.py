@@ -22,11 +22,27 @@ class Follower:
         self._folder = folder
         self._path: Path | None = None
         self._at = 0
+        self._most = 0
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether the last `catch_up` got to what was acknowledged when it began."""
+        return self._graph.store.version >= self._most
+
+    def stuck(self) -> LogBroken:
+        """What to tell where `caught_up` stays false though nothing more is applied."""
+        return LogBroken(
+            f"{self._path or self._folder}: entry {self._graph.store.version + 1} does not read, "
+            f"but entries up to {self._most} were acknowledged; restore the file"
+        )
 
     def catch_up(self) -> int:
-        """Apply all that is there; how many entries. Raises LogBroken where the log has gone on without it."""
+        """Apply what was acknowledged when it began; how many entries. Fewer where one does not read (yet).
+
+        Raises LogBroken where the log has gone on without it.
+        """
         applied = 0
-        most = log_.acknowledged(self._folder).seen
+        most = self._most = log_.acknowledged(self._folder).seen
         while self._graph.store.version < most:
             if self._path is not None and self._path.exists():
                 for entry, end in log_.entries(self._path, self._at):
