@@ -276,3 +276,80 @@ def test_a_snapshot_is_begun_when_the_last_one_is_finished(tmp_path: Path, monke
     finish()
     assert writer.wants_snapshot
     writer.close()
+
+
+def test_what_is_in_the_log_counts_towards_a_snapshot_also_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_, "SNAPSHOT_BYTES", 2000)
+    writer = _new(tmp_path)
+    restarts = 0
+    while not writer.wants_snapshot and restarts < 20:
+        writer.write([Submitted(Changes().insert_edges(EDGE, [n], [n + 1])) for n in range(10)], 0.0)
+        writer.close()
+        writer = GraphWriter(*_in(tmp_path))
+        restarts += 1
+    assert 1 < restarts < 20
+    writer.snapshot()()
+    writer.close()
+    writer = GraphWriter(*_in(tmp_path))
+    assert not writer._logged_bytes
+    writer.close()
+
+
+def _in(folder: Path) -> tuple[LiveGraph, Path, dict[str, int]]:
+    graph, keys = _recovered(folder)
+    return graph, folder, keys
+
+
+def test_a_file_of_the_log_that_cannot_be_begun_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = _new(tmp_path)
+    writer.write([Submitted(Changes().insert_edges(EDGE, [0], [1]), "a")], 0.0)
+    opens, fsync = os.open, os.fsync
+
+    def full(path: Any, *words: Any, **more: Any) -> int:
+        if str(path).endswith(".log"):
+            raise OSError(24, "Too many open files")
+        return opens(path, *words, **more)
+
+    def fails(fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("3.log"):
+            raise OSError(5, "Input/output error")
+        fsync(fd)
+
+    for name, broken in (("open", full), ("fsync", fails)):
+        with monkeypatch.context() as patch:
+            patch.setattr(log_.os, name, broken)
+            with pytest.raises(OSError, match=r"Too many|Input/output"):
+                writer.snapshot()
+        assert len(log_.files(tmp_path)) == 1
+    assert isinstance(writer.write([Submitted(Changes().insert_edges(EDGE, [2], [1]), "b")], 0.0)[0], Receipt)
+    writer.close()
+    with (tmp_path / "other").open("wb") as other:
+        writer.close()
+        other.write(b"whose number is not closed")
+    graph, keys = _recovered(tmp_path)
+    assert [*keys] == ["a", "b"]
+    assert _same(graph, writer.graph)
+
+
+def test_nothing_stays_of_a_snapshot_that_came_to_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = _new(tmp_path)
+    writer.write([Submitted(Changes().insert_edges(EDGE, [0], [1]))], 0.0)
+    finish = writer.snapshot()
+
+    def fails(path: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fails)
+        with pytest.raises(OSError, match="No space"):
+            finish()
+    assert not list(tmp_path.glob("*.making"))
+    writer.close()
+    (tmp_path / f"{9:020d}.making").write_bytes(b"half")
+    graph, keys = _recovered(tmp_path)
+    GraphWriter(graph, tmp_path, keys).close()
+    assert not list(tmp_path.glob("*.making"))

@@ -302,17 +302,19 @@ class GraphEngine:
 
     async def close(self) -> None:
         """Bring the log to the disk."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for threads in (self._writing, self._reading, self._snapshots):
-            threads.shutdown()
-        if self._writer is not None:
-            try:
-                self._writer.close()
-            except ForeserveError:
-                pass  # it was told when it happened
-        self._let_go()
+        try:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for threads in (self._writing, self._reading, self._snapshots):
+                threads.shutdown()
+            if self._writer is not None:
+                try:
+                    self._writer.close()
+                except ForeserveError:
+                    pass  # it was told when it happened
+        finally:
+            self._let_go()
 
     def _let_go(self) -> None:
         if self._held is not None:

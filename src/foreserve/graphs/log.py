@@ -53,12 +53,17 @@ class Log:
         self._size = 0
         self._before = 0
         self._fd = -1
+        self._path: Path | None = None
         self._told = os.open(folder / ACKNOWLEDGED, os.O_CREAT | os.O_RDWR, 0o644)
-        # What a writer that was killed left without waiting for the disk is taken as it is: now it has to stay.
-        for path in files(folder)[-1:]:
-            _sync_file(path)
-        self.rotate(sequence + 1)
-        self.acknowledge(sequence)
+        try:
+            # What a writer that was killed left without waiting for the disk is taken as it is: now it has to stay.
+            for path in files(folder)[-1:]:
+                _sync_file(path)
+            self.rotate(sequence + 1)
+            self.acknowledge(sequence)
+        except BaseException:
+            self._let_go()
+            raise
 
     @property
     def size(self) -> int:
@@ -66,16 +71,29 @@ class Log:
         return self._size
 
     def rotate(self, first: int) -> None:
-        """Begin a file with entry `first`."""
+        """Begin a file with entry `first`. Where that fails the log goes on in the file that it has."""
         if self._fd >= 0:
             self.sync()
-            os.close(self._fd)
         path = self._folder / f"{first:020d}.log"
-        self._fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
-        os.write(self._fd, MAGIC)
-        self._size = len(MAGIC)
-        os.fsync(self._fd)
-        sync_folder(self._folder)
+        if self._fd >= 0 and self._size == len(MAGIC) and path == self._path:
+            return  # it is that file, and empty
+        fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
+        try:
+            _write(fd, MAGIC)
+            os.fsync(fd)
+            sync_folder(self._folder)
+        except BaseException:
+            os.close(fd)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                # With that file there what the one before it gets would be passed over.
+                self._broken = f"{path.name}, which could not be begun, could not be taken away: {error}"
+            raise
+        before, self._fd = self._fd, fd
+        self._path, self._size = path, len(MAGIC)
+        if before >= 0:
+            os.close(before)
 
     def append(self, entry: Entry) -> None:
         """Write an entry behind the others. It is durable after the next `sync`. Raises LogBroken, OSError."""
@@ -128,13 +146,18 @@ class Log:
 
     def close(self) -> None:
         """Bring it to the disk."""
-        if self._fd >= 0:
-            try:
+        try:
+            if self._fd >= 0:
                 self.sync()
-            finally:
-                os.close(self._fd)
-                os.close(self._told)
-                self._fd = -1
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        # Never a second time: the numbers may be somebody else's by then.
+        open_ = [fd for fd in (self._fd, self._told) if fd >= 0]
+        self._fd = self._told = -1
+        for fd in open_:
+            os.close(fd)
 
 
 class Told(NamedTuple):

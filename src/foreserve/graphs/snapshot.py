@@ -59,15 +59,25 @@ def write(snapshot: Snapshot, folder: Path) -> Path:
         "keys": msgspec.json.encode(snapshot.keys).decode(),
         "crc32": msgspec.json.encode({name: zlib.crc32(values.data) for name, values in arrays.items()}).decode(),
     }
-    save_file(arrays, making, metadata)
-    fd = os.open(making, os.O_RDONLY)
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    making.rename(path)
+        save_file(arrays, making, metadata)
+        fd = os.open(making, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        making.rename(path)
+    except BaseException:
+        making.unlink(missing_ok=True)
+        raise
     sync_folder(folder)
     return path
+
+
+def sweep(folder: Path) -> None:
+    """Take away what a crash left of snapshots; for the one writer, while it writes none."""
+    for path in folder.glob("*.making"):
+        path.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Snapshot:

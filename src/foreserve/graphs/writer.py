@@ -74,9 +74,12 @@ class GraphWriter:
         self._keys: OrderedDict[str, int] = OrderedDict(keys)
         self._folder = folder
         self._durable = durable
+        self._logged_bytes = 0
+        if folder is not None:
+            snapshot_.sweep(folder)
+            self._logged_bytes = _logged(folder)
         self._log = None if folder is None else Log(folder, graph.store.version)
         self._finishing = False
-        self._logged_bytes = 0
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="graph-log")
 
     def write(self, updates: Sequence[Submitted], at: float) -> list[Receipt | ForeserveError]:
@@ -213,6 +216,14 @@ class GraphWriter:
         self._beside.shutdown()
         if self._log is not None:
             self._log.close()
+
+
+def _logged(folder: Path) -> int:
+    """Bytes of entries in the files that a restart reads: those that the last snapshot does not make needless."""
+    newest, every = snapshot_.newest(folder), log_.files(folder)
+    after = 0 if newest is None else int(newest.stem)
+    needed = [path for n, path in enumerate(every) if n + 1 == len(every) or log_.first_of(every[n + 1]) > after + 1]
+    return sum(max(0, path.stat().st_size - len(log_.MAGIC)) for path in needed)
 
 
 def recover(store: GraphStore, folder: Path, *, follow: bool = False) -> dict[str, int] | None:
