@@ -6,6 +6,7 @@ import torch
 
 from foreserve.errors import BadRequest
 from foreserve.graphs.changes import Changes
+from foreserve.graphs.program import Topology
 from foreserve.graphs.schema import EDGE, NODE, EdgeType, Schema
 from tests.graphs.models import KINDS, error, live, loaded, mixed_batch, net
 
@@ -116,3 +117,18 @@ def test_drift_is_measured_and_refreshed_away() -> None:
     assert graph.drift() > 1e-3
     graph.refresh()
     assert graph.drift() < 1e-12
+
+
+def test_weights_that_came_and_went_leave_exactly_what_was() -> None:
+    """0.1 is another number in float32, in which weights are kept, than in float64, in which they are summed."""
+    schema = Schema.homogeneous(8, EdgeType(weighted=True, multi=True))
+    graph = live(net("gcn", [8, 5], weighted=True), loaded(schema, 20, 60, torch.float32))
+    values = graph.tables.split.program.values
+    sums = [value for value in values if isinstance(value.op, Topology) and value.op.what == "weight"]
+    before = [graph.tables.table(value).clone() for value in sums]
+    assert before
+    for _ in range(20):
+        graph.apply(Changes().insert_edges(EDGE, [3] * 100, [5] * 100, weight=[0.1] * 100))
+        graph.apply(Changes().delete_edges(EDGE, [3] * 100, [5] * 100))
+    for value, rows in zip(sums, before, strict=True):
+        assert torch.equal(graph.tables.table(value), rows)

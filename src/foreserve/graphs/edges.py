@@ -119,7 +119,12 @@ class EdgeStore:
 
     def prepare(self, net: EdgeNet) -> EdgeEdit:
         """The edit that does `net`. Place for all ids of it must have been made. Changes nothing."""
-        inserted = net.inserted
+        # As they will be kept: what is made of them must be what is taken out again with them.
+        columns = self.into.columns
+        inserted = {
+            name: values.astype(columns[name].dtype, copy=False) if name in columns else values
+            for name, values in net.inserted.items()
+        }
         out_slots = self.out.find(net.source, net.target, net.rank)
         in_slots = self.into.find(net.target, net.source, net.rank)
         removed: Columns = {"source": net.source, "target": net.target}
