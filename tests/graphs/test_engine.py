@@ -1,5 +1,6 @@
 import asyncio
 import itertools
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,28 @@ async def test_a_replica_that_cannot_read_what_was_acknowledged_is_not_fresh_and
     assert made._caught_up == 1.0
     made._writing.shutdown()
     writer.close()
+
+
+async def test_an_update_that_is_applied_while_the_service_stops_is_told_that_it_may_be_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    writer, made = _new(None), GraphEngine(target="none")
+    made._writer = writer
+    entered, leave, write = threading.Event(), threading.Event(), writer.write
+
+    def slow(*words: Any) -> Any:
+        entered.set()
+        leave.wait(10)
+        return write(*words)
+
+    monkeypatch.setattr(writer, "write", slow)
+    waiting = made._intake.add(_edge(0), clock.now())
+    task = asyncio.create_task(made._batch(writer))
+    await asyncio.to_thread(entered.wait, 10)
+    task.cancel()
+    await asyncio.wait([task])
+    leave.set()
+    with pytest.raises(log_.LogBroken, match="may have been made; ask again with its key"):
+        await waiting.done
+    await asyncio.to_thread(made._writing.shutdown)
+    assert writer.graph.store.version == 2

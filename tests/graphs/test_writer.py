@@ -353,3 +353,23 @@ def test_nothing_stays_of_a_snapshot_that_came_to_nothing(tmp_path: Path, monkey
     graph, keys = _recovered(tmp_path)
     GraphWriter(graph, tmp_path, keys).close()
     assert not list(tmp_path.glob("*.making"))
+
+
+def test_what_was_made_before_the_log_broke_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = _new(tmp_path)
+    update = [Submitted(Changes().insert_edges(EDGE, [0], [to]), key) for to, key in ((1, "a"), (999, "b"), (2, "c"))]
+    sync, syncs = Log.sync, []
+
+    def second_fails(log: Log) -> None:
+        syncs.append(log)
+        if len(syncs) == 2:
+            raise LogBroken("the log takes nothing more")
+        sync(log)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "sync", second_fails)
+        results = writer.write([*update, update[2], update[0]], 0.0)
+    assert [type(each) for each in results] == [Receipt, BadRequest, LogBroken, LogBroken, Receipt]
+    assert isinstance(writer.broken, LogBroken)
+    assert writer.graph.store.version == 2
+    writer.close()

@@ -38,6 +38,8 @@ STUCK_S = 5.0
 """For how long a read replica tries again where an entry that was acknowledged does not read: a file system that is
 shared may show it late."""
 
+STOPPING = "the service is stopping, and this may have been made; ask again with its key"
+
 EXPIRE_SHARE = 0.01
 """Of the time that an edge lives: how often it is looked for edges that have expired, at least every second."""
 
@@ -169,6 +171,8 @@ class GraphEngine:
                     expires = clock.now() + every
                 if self._intake.waiting:
                     await self._batch(writer)
+                    if writer.broken is not None:
+                        raise writer.broken
                 if writer.wants_snapshot:
                     began = clock.now()
                     finish = await self._on(self._writing, writer.snapshot)
@@ -183,7 +187,7 @@ class GraphEngine:
         if (left := self._intake.wait_s(clock.now())) > 0:
             await asyncio.sleep(left)
         batch, wall = self._intake.take(), clock.wall()
-        made: list[Receipt | ForeserveError] = [LogBroken("the service is stopping")] * len(batch)
+        made: list[Receipt | ForeserveError] = [LogBroken(STOPPING)] * len(batch)
         try:
             made = await self._on(self._writing, lambda: writer.write(batch, wall))
         except Exception as error:

@@ -80,12 +80,15 @@ class GraphWriter:
             self._logged_bytes = _logged(folder)
         self._log = None if folder is None else Log(folder, graph.store.version)
         self._finishing = False
+        self.broken: Exception | None = None
+        """Why the log took nothing more in the middle of a batch, of which a part was made."""
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="graph-log")
 
     def write(self, updates: Sequence[Submitted], at: float) -> list[Receipt | ForeserveError]:
         """Apply updates as one batch at the wall time `at`; what does not fit is refused alone. In the order given.
 
-        Raises LogBroken and OSError when the log takes nothing; nothing of these updates is applied then.
+        Raises LogBroken and OSError when the log takes nothing; nothing of these updates is applied then. Where it
+        stops in the middle those that were made have their receipts, the others an error, and `broken` says why.
         """
         results: list[Receipt | ForeserveError | None] = [self._known(update) for update in updates]
         new = [n for n, result in enumerate(results) if result is None]
@@ -121,8 +124,22 @@ class GraphWriter:
             if len(updates) == 1:
                 return [error]
             # One of them does not fit, and must not keep the others out.
-            return [made for update in updates for made in self._together([update], at)]
+            return self._each(updates, at)
         return [Receipt(self.graph.store.version, len(update.changes)) for update in updates]
+
+    def _each(self, updates: list[Submitted], at: float) -> list[Receipt | ForeserveError]:
+        """One by one. Where the log takes nothing more, those before that are made, and are told so."""
+        results: list[Receipt | ForeserveError] = []
+        for update in updates:
+            try:
+                results += self._together([update], at)
+            except (LogBroken, OSError) as error:
+                if not any(isinstance(each, Receipt) for each in results):
+                    raise
+                self.broken = error
+                told = error if isinstance(error, ForeserveError) else LogBroken(str(error))
+                return results + [told] * (len(updates) - len(results))
+        return results
 
     def _apply(self, changes: Changes, keys: tuple[str, ...], at: float) -> None:
         if not len(changes):
