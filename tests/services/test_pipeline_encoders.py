@@ -12,11 +12,11 @@ import pytest
 import foreserve as fs
 from foreserve.clock import now
 from foreserve.core import OutcomeKind, Request
-from foreserve.errors import ConfigError, RequestError
+from foreserve.errors import BadRequest, ConfigError, RequestError
 from foreserve.graphs.asked import Query
 from foreserve.running import Running
 from foreserve.services.encoder_reading import Answered
-from foreserve.tensors import tensor_of
+from foreserve.tensors import array, tensor_of
 from tests.elastic import folders
 from tests.services.graph_app import Net, words
 
@@ -108,6 +108,15 @@ def pipeline_of(stage: Any) -> Any:
         return stage(text)
 
     return one
+
+
+@pytest.mark.parametrize("nodes", [[1.7], [True], [True, 2], ["5"], [[1]], [2**63], 3, None])
+async def test_a_graph_is_asked_for_whole_numbers_alone(nodes: Any):
+    stage: Any = fs.query(fs.Graph(Net, **words()))
+    with pytest.raises(BadRequest, match="valid: a list of ids, whole numbers"):
+        stage.asked(request(), None, {"nodes": nodes})
+    asked = stage.asked(request(), None, {"nodes": np.array([1, 2], np.int32)})
+    assert array(asked.payload.ids).tolist() == [1, 2]
 
 
 async def test_what_an_encoder_does_not_do_is_told_before_it_starts(base: Path):

@@ -45,11 +45,16 @@ class Queries(ServiceStage):
         """See `ServiceStage`."""
         nodes = values["nodes"]
         try:
-            ids = np.array(nodes, dtype=np.int64)
+            ids = np.asarray(nodes)
         except (OverflowError, TypeError, ValueError):
-            ids = None
-        if ids is None or ids.ndim != 1 or not ids.size:
-            raise BadRequest(f"stage {self.name!r}: `nodes` is {str(nodes)[:64]}; valid: a list of ids", param="nodes")
+            ids = np.empty(0)
+        # numpy takes true for 1 beside a whole number.
+        mixed = not isinstance(nodes, np.ndarray) and ids.ndim == 1 and any(isinstance(each, bool) for each in nodes)
+        if ids.dtype.kind not in "iu" or ids.ndim != 1 or not ids.size or mixed or ids.max() >= 2**63:
+            raise BadRequest(
+                f"stage {self.name!r}: `nodes` is {str(nodes)[:64]}; valid: a list of ids, whole numbers", param="nodes"
+            )
+        ids = ids.astype(np.int64)
         return msgspec.structs.replace(request, payload=Query(tensor_of(ids), self.type, self.max_staleness_ms))
 
     async def _answer(self, invocation: Invocation, *values: Any) -> Any:
