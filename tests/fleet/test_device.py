@@ -102,6 +102,25 @@ async def test_an_idle_worker_lets_go_and_has_it_again_at_the_same_address(made,
         assert stats.uploads == 1
 
 
+async def test_a_file_that_was_changed_since_it_was_loaded_is_not_copied_under_its_old_name(made, tmp_path, device):
+    path, memory = weights_file(tmp_path / "w"), made(device_s=0.0)
+    async with holders(memory, 1, on(device, path)) as (holder,):
+        await holder.say("placed")
+        await holder.say("rest")
+
+        async def gone():
+            stats = await memory.stats()
+            return stats.device_evictions == 1
+
+        await until(gone)
+        other = weights_file(tmp_path / "other", fill=7).read_bytes()
+        with path.open("r+b") as file:  # in place, as cp does
+            file.write(other)
+        assert "changed after it was loaded" in str(await holder.say("wake"))
+    async with holders(memory, 1, on(device, path)) as (late,):
+        assert await late.say("look") == {"w": digest(path)}
+
+
 async def test_who_rests_when_the_copy_goes_gets_another_at_the_same_address(made, tmp_path, device):
     path, memory = weights_file(tmp_path / "w"), made(device_s=0.0)
     async with holders(memory, 1, on(device, path)) as (holder,):

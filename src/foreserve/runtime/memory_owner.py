@@ -231,12 +231,16 @@ class Owner:
     def _place(self, line: Line, message: Place) -> None:
         try:
             entry, image = self._of(line, message.of)
-        except EngineStartError as error:
+            if not self._images.current(entry):
+                # A copy of what the file is now would go by the name and the digest of what it was.
+                self._do(self._table.forget(entry))
+                raise EngineStartError("its file was changed after it was loaded; who starts anew gets what it is now")
+            source = Source(image.fd, self._images.held(entry))
+        except (EngineStartError, OSError) as error:
             line.send(Refused(message.number, str(error)))
             return
         copies = self._places.on(message.device)
         lease = self._lease(line, message.number, False, copies)
-        source = Source(image.fd, self._images.held(entry))
         if reason := self._places.place(copies, lease, _keys(entry, image), image.size, source):
             log.warning("%s", reason)
             line.send(Waits(message.number, reason))

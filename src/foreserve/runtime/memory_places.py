@@ -111,11 +111,11 @@ class Places:
         entry = table.find(key)
         assert entry is not None
         copies.name(entry, source)
+        if not known:
+            copies.adopt(entry, allocation)
+        self._do(copies, effects, copied=False)  # at once: a lease may end while anything is awaited
         if known:
             await asyncio.to_thread(allocation.free)
-        else:
-            copies.adopt(entry, allocation)
-        self._do(copies, effects, copied=False)
 
     def release(self, copies: Copies, lease: int) -> None:
         """A lease is over."""

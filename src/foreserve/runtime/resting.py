@@ -16,7 +16,6 @@ from contextvars import copy_context
 from typing import Any, Literal, TypeVar
 
 from foreserve import clock
-from foreserve.errors import EngineStartError
 from foreserve.messages import FromWorker, Rested, Woke
 from foreserve.runtime import leases
 from foreserve.runtime.placed import Placed
@@ -72,7 +71,7 @@ class Resting:
     async def _go(self) -> None:
         try:
             self._placed = await _aside(leases.rest)
-        except EngineStartError as error:
+        except Exception as error:  # whatever it is: requests are held, and would be for ever
             await self._failed(f"its weights could not be given back: {error}")
             return
         if not self._placed:
@@ -88,8 +87,8 @@ class Resting:
         try:
             began = clock.precise()
             copied = await _aside(lambda: [placed.wake() for placed in self._placed])
-        except EngineStartError as error:
-            await self._failed(str(error))
+        except Exception as error:
+            await self._failed(str(error) or f"its weights could not be had again: {type(error).__name__}")
             return
         self._state, self._idle_since, self._tried = "awake", None, False
         self._tell(Woke(clock.precise() - began, any(copied)))
