@@ -1,27 +1,22 @@
 """Any sequence of operations on any kind of model leaves what full recompute gives."""
 
-import shutil
-import tempfile
-from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from foreserve.errors import BadRequest
-from foreserve.graphs import log
 from foreserve.graphs.changes import Changes
-from foreserve.graphs.live import LiveGraph
 from foreserve.graphs.program import Program
 from foreserve.graphs.schema import EDGE, NODE, EdgeType, Schema
 from foreserve.graphs.store import GraphStore
 from foreserve.graphs.taking_apart import take_apart
-from foreserve.graphs.writer import GraphWriter, Receipt, Submitted, begin, recover
+from foreserve.graphs.writer import Submitted
+from tests.graphs.machines import GraphMachine
 from tests.graphs.models import KINDS, WEIGHTED, error, net
 
 NODES = st.integers(0, 11)
@@ -38,11 +33,8 @@ def _schema(weighted: bool, multi: bool) -> Schema:
     return Schema.homogeneous(2, EdgeType(weighted=weighted, multi=multi, expire_s=10.0), most=12)
 
 
-class Machine(RuleBasedStateMachine):
-    """Changes are gathered in a batch, which is applied at any time."""
-
-    graph: LiveGraph
-    finish: Callable[[], None] | None = None
+class Machine(GraphMachine):
+    """Nodes and edges of one type."""
 
     @initialize(
         kind=st.sampled_from(sorted(KINDS)),
@@ -58,15 +50,8 @@ class Machine(RuleBasedStateMachine):
         none: dict[str, Any] = {name: np.empty(0, np.int64) for name in ("source", "target", "weight", "time")}
         store.load({NODE: np.ones((4, 2))}, {EDGE: none})
         self.model, program = _taken_apart(kind, weighted, multi)
-        self.program, self.words = program, {"level": level, "dense_share": share, "hot_bytes": hot}
-        self.folder = Path(tempfile.mkdtemp(prefix="foreserve-machine-"))
-        begin(store, self.folder)
-        self.graph = LiveGraph(program, store, **self.words)
-        self.writer = GraphWriter(self.graph, self.folder, {}, durable=False)
+        self.opened(program, store, level=level, dense_share=share, hot_bytes=hot)
         self.there = set(range(4))
-        self.random = np.random.default_rng(0)
-        self.now = 0.0
-        self.batch = Changes()
 
     @rule(node=NODES)
     def insert_node(self, node: int) -> None:
@@ -96,51 +81,8 @@ class Machine(RuleBasedStateMachine):
             else:
                 self.batch.delete_edges(EDGE, source, target)
 
-    @rule()
-    def apply(self) -> None:
-        self.now += 1.0
-        [receipt] = self.writer.write([Submitted(Changes.decode(self.batch.encode()))], self.now)
-        assert isinstance(receipt, Receipt)
-        self.batch = Changes()
-
-    @rule(age=st.integers(0, 5))
-    def expire(self, age: int) -> None:
-        self.apply()
-        self.writer.expire(self.now - age + 10.0)
-
-    @rule(torn=st.integers(0, 40))
-    def crash(self, torn: int) -> None:
-        """The process ends, in the middle of an entry that nobody was told of; the batch that was gathered is lost."""
-        self.writer.close()
-        self.finish = None
-        with log.files(self.folder)[-1].open("ab") as file:
-            file.write(bytes(range(torn)))
-        store = GraphStore(self.graph.store.schema, torch.float64)
-        keys = recover(store, self.folder)
-        assert keys is not None
-        assert store.version == self.graph.store.version
-        self.graph = LiveGraph(self.program, store, **self.words)
-        self.writer = GraphWriter(self.graph, self.folder, keys, durable=False)
-        self.batch = Changes()
+    def recovered(self, store: GraphStore) -> None:
         self.there = set(store.alive(NODE).tolist())
-
-    @precondition(lambda self: self.finish is None)
-    @rule()
-    def begin_snapshot(self) -> None:
-        self.finish = self.writer.snapshot()
-
-    @precondition(lambda self: self.finish is not None)
-    @rule()
-    def finish_snapshot(self) -> None:
-        """After any number of batches; a crash may come first."""
-        assert self.finish is not None
-        self.finish()
-        self.finish = None
-
-    def teardown(self) -> None:
-        if hasattr(self, "writer"):
-            self.writer.close()
-            shutil.rmtree(self.folder)
 
     @rule()
     def refuse(self) -> None:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from foreserve.errors import BadRequest
-from foreserve.graphs import log
 from foreserve.graphs.changes import Changes
-from foreserve.graphs.live import LiveGraph
 from foreserve.graphs.program import Program
 from foreserve.graphs.schema import EdgeKey, EdgeType, NodeType, Schema, written
 from foreserve.graphs.store import GraphStore
 from foreserve.graphs.taking_apart import take_apart
-from foreserve.graphs.writer import GraphWriter, Receipt, Submitted, begin, recover
+from foreserve.graphs.writer import Submitted
+from tests.graphs.machines import GraphMachine
 from tests.graphs.models import error
 from tests.graphs.typed import BUYS, KNOWS, SHOP, SOLD, hetero_model, shop_model
 
@@ -47,11 +42,8 @@ def _taken_apart(made: str, aggr: str) -> tuple[torch.nn.Module, Schema, Program
     return model, schema, take_apart(model, schema)
 
 
-class TypedMachine(RuleBasedStateMachine):
-    """Changes are gathered in a batch, which is applied at any time."""
-
-    graph: LiveGraph
-    finish: Callable[[], None] | None = None
+class TypedMachine(GraphMachine):
+    """Two types of nodes, three of edges."""
 
     @initialize(
         made=st.sampled_from(["hetero_conv", "to_hetero"]),
@@ -61,8 +53,7 @@ class TypedMachine(RuleBasedStateMachine):
         hot=st.sampled_from([0, 500]),
     )
     def begin(self, made: str, aggr: str, level: int, share: float, hot: int) -> None:
-        self.model, schema, self.program = _taken_apart(made, aggr if made == "hetero_conv" else "sum")
-        self.words: dict[str, Any] = {"level": level, "dense_share": share, "hot_bytes": hot}
+        self.model, schema, program = _taken_apart(made, aggr if made == "hetero_conv" else "sum")
         store = GraphStore(schema, torch.float64)
         none = {"source": np.empty(0, np.int64), "target": np.empty(0, np.int64), "time": np.empty(0)}
         edges = {
@@ -70,14 +61,8 @@ class TypedMachine(RuleBasedStateMachine):
             for key, edge in schema.edges.items()
         }
         store.load({name: np.ones((3, node.features)) for name, node in schema.nodes.items()}, edges)
-        self.folder = Path(tempfile.mkdtemp(prefix="foreserve-machine-"))
-        begin(store, self.folder)
-        self.graph = LiveGraph(self.program, store, **self.words)
-        self.writer = GraphWriter(self.graph, self.folder, {}, durable=False)
+        self.opened(program, store, level=level, dense_share=share, hot_bytes=hot)
         self.there = {name: set(range(3)) for name in schema.nodes}
-        self.random = np.random.default_rng(0)
-        self.now = 0.0
-        self.batch = Changes()
 
     def _row(self, type_: str) -> Any:
         return self.random.normal(size=(1, SHOP.nodes[type_].features))
@@ -107,45 +92,8 @@ class TypedMachine(RuleBasedStateMachine):
         else:
             self.batch.delete_edges(key, source, target)
 
-    @rule()
-    def apply(self) -> None:
-        self.now += 1.0
-        [receipt] = self.writer.write([Submitted(Changes.decode(self.batch.encode()))], self.now)
-        assert isinstance(receipt, Receipt)
-        self.batch = Changes()
-
-    @rule(age=st.integers(0, 5))
-    def expire(self, age: int) -> None:
-        self.apply()
-        self.writer.expire(self.now - age + 10.0)
-
-    @rule(torn=st.integers(0, 40))
-    def crash(self, torn: int) -> None:
-        """Within an entry or a snapshot that nobody was told of."""
-        self.writer.close()
-        self.finish = None
-        with log.files(self.folder)[-1].open("ab") as file:
-            file.write(bytes(range(torn)))
-        store = GraphStore(self.graph.store.schema, torch.float64)
-        keys = recover(store, self.folder)
-        assert keys is not None
-        assert store.version == self.graph.store.version
-        self.graph = LiveGraph(self.program, store, **self.words)
-        self.writer = GraphWriter(self.graph, self.folder, keys, durable=False)
-        self.batch = Changes()
+    def recovered(self, store: GraphStore) -> None:
         self.there = {name: set(store.alive(name).tolist()) for name in self.there}
-
-    @precondition(lambda self: self.finish is None)
-    @rule()
-    def begin_snapshot(self) -> None:
-        self.finish = self.writer.snapshot()
-
-    @precondition(lambda self: self.finish is not None)
-    @rule()
-    def finish_snapshot(self) -> None:
-        assert self.finish is not None
-        self.finish()
-        self.finish = None
 
     @rule(key=st.sampled_from([BUYS, SOLD, KNOWS]))
     def refuse(self, key: EdgeKey) -> None:
@@ -154,11 +102,6 @@ class TypedMachine(RuleBasedStateMachine):
         assert isinstance(refused, BadRequest)
         assert written(key) in str(refused)
         assert self.graph.store.version == version
-
-    def teardown(self) -> None:
-        if hasattr(self, "writer"):
-            self.writer.close()
-            shutil.rmtree(self.folder)
 
     @precondition(lambda self: hasattr(self, "graph") and not len(self.batch))
     @invariant()
