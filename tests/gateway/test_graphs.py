@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,8 +151,19 @@ def test_a_key_applies_once(client: httpx.Client) -> None:
     first = client.post(UPDATES, json=body).json()
     again = client.post(UPDATES, json={"changes": body["changes"]}, headers={"idempotency-key": "one"}).json()
     assert (first["again"], again["again"], again["version"]) == (False, True, first["version"])
+    assert (first["changes"], again["changes"]) == (1, 0)
     differs = client.post(UPDATES, json=body, headers={"idempotency-key": "two"})
     assert differs.status_code == 400
+
+
+def test_a_mistyped_kind_of_change_is_told_with_its_place_and_the_kinds(client: httpx.Client) -> None:
+    fine, wrong = {"op": "insert_edge", "source": 2, "target": 9}, {"op": "insert_edg", "source": 2, "target": 9}
+    refused = client.post(UPDATES, json={"changes": [fine, wrong]})
+    words = "invalid value 'insert_edg'; valid: insert_node, set_features, delete_node, insert_edge, delete_edge"
+    assert (refused.status_code, refused.json()["error"]["message"]) == (400, f"`changes[1].op`: {words}")
+    lines = "\n".join(json.dumps(each) for each in (fine, wrong))
+    refused = client.post(UPDATES, content=lines, headers={"content-type": "application/x-ndjson"})
+    assert (refused.status_code, refused.json()["error"]["message"]) == (400, f"line 2: `op`: {words}")
 
 
 def test_status_and_refresh(client: httpx.Client) -> None:

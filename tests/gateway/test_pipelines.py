@@ -117,7 +117,12 @@ def test_the_timeline_of_a_request(client: httpx.Client):
     assert answer["args"]["service"] == "chat"
     first = next(e for e in slices if e["name"] == "repeat 0")
     assert first["ts"] < answer["ts"] + answer["dur"]
-    page = client.get(at).text
+    facts = client.get(at).json()
+    assert (facts["id"], facts["pipeline"], facts["left_out"]) == (request_id, "checked", 0)
+    told = next(span for span in facts["spans"] if span["stage"] == "answer")
+    assert (told["ended"], told["facts"]["service"], told["place"]) == (answer["cat"], "chat", [])
+    assert told["took_s"] >= 0.02
+    page = client.get(at, headers={"accept": "text/html,*/*;q=0.8"}).text
     assert "count_letters 1" in page
     assert "<script" in page
     assert client.get(at, params={"form": "pdf"}).status_code == 400

@@ -78,7 +78,7 @@ def test_a_key_applies_once_also_in_one_batch_and_after_a_restart(tmp_path: Path
     for at_snapshot in (False, True):
         graph, keys = _recovered(tmp_path)
         writer = GraphWriter(graph, tmp_path, keys)
-        assert writer.write([update], 9.0) == [Receipt(first.version, 1, again=True)]
+        assert writer.write([update], 9.0) == [Receipt(first.version, 0, again=True)]
         assert len(graph.store.edges[EDGE]) == before + 2
         if not at_snapshot:
             writer.snapshot()()

@@ -105,6 +105,21 @@ async def test_what_is_decorated_runs_as_itself_when_it_is_named():
         await engine.close()
 
 
+def test_words_of_a_decorator_that_a_named_target_would_lose_are_refused(tmp_path: Path):
+    (tmp_path / "f.py").write_text(
+        "import foreserve as fs\n\n\n@fs.function(batch=8, max_running=4)\ndef f(x): ...\n\n\n"
+        "@fs.function\ndef g(x): ...\n"
+    )
+    with pytest.raises(
+        ConfigError, match=r"decorated with @function\(batch, max_running\).*say batch, max_running here"
+    ):
+        Function(f"{tmp_path}/f.py:f").check()
+    with pytest.raises(ConfigError, match=r"say max_running here"):
+        Function(f"{tmp_path}/f.py:f", batch=2).check()
+    Function(f"{tmp_path}/f.py:f", batch=2, max_running=3).check()
+    Function(f"{tmp_path}/f.py:g").check()
+
+
 def test_a_target_is_checked_without_running_it(tmp_path: Path):
     file = tmp_path / "functions.py"
     file.write_text("def a(): ...\nb = 3\nfrom os import path as c\nraise SystemExit\n")

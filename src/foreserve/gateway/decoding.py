@@ -59,17 +59,30 @@ class Decoder(Generic[T]):
         if message.startswith("invalid enum value"):
             holder = _struct_at(self._into, place.rpartition(".")[0])
             message += f"; valid: {', '.join(_literals(holder, place.rpartition('.')[2]))}"
+        elif tags := message.startswith("invalid value") and _tags_at(self._into, place):
+            message += f"; valid: {', '.join(tags)}"
         return BadRequest(f"`{place}`: {message}" if place else f"the body: {message}", param=place or None)
 
 
 def _struct_at(root: Any, place: str) -> type[msgspec.Struct] | None:
     """The struct that lies at `messages[0].content` within `root`, where there is just one it could be."""
+    return next(_structs(_hint_at(root, place)), None)
+
+
+def _hint_at(root: Any, place: str) -> Any:
     at: Any = root
     for name in filter(None, _INDEX.sub("", place).split(".")):
         struct = next(_structs(at), None)
         fields = {item.encode_name: item.type for item in msgspec.structs.fields(struct)} if struct else {}
         at = fields.get(name)
-    return next(_structs(at), None)
+    return at
+
+
+def _tags_at(root: Any, place: str) -> list[str]:
+    """The words by which the structs at `changes[1].op` are told apart, where `op` is what tells them."""
+    owner, _, name = place.rpartition(".")
+    configs = [struct.__struct_config__ for struct in _structs(_hint_at(root, owner))]
+    return [str(each.tag) for each in configs if each.tag_field == name]
 
 
 def _structs(hint: Any) -> Iterator[type[msgspec.Struct]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -92,7 +92,7 @@ class QueryBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 update_body = Decoder(UpdateBody)
 query_body = Decoder(QueryBody)
-_line = msgspec.json.Decoder(Change)
+_line: Decoder[Change] = Decoder(cast("type[Change]", Change))
 
 
 def lines(raw: bytes) -> list[Change]:
@@ -102,8 +102,8 @@ def lines(raw: bytes) -> list[Change]:
         if line.strip():
             try:
                 made.append(_line.decode(line))
-            except msgspec.DecodeError as error:
-                raise BadRequest(f"line {n}: {error}") from None
+            except BadRequest as error:
+                raise BadRequest(f"line {n}: {error}", param=error.param) from None
     return made
 
 

@@ -1,4 +1,4 @@
-"""The timeline of one request of a pipeline: as a Chrome trace, and as a page."""
+"""The timeline of one request of a pipeline: as plain facts, as a Chrome trace, and as a page."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ from typing import Any
 from foreserve.page import Chart, Page, text
 from foreserve.pipelines.events import path_of
 from foreserve.pipelines.timeline import Span, Timeline
+
+
+def as_facts(timeline: Timeline) -> dict[str, Any]:
+    """Each call with its place in the streams it belongs to; times in seconds since the request came."""
+    spans = [
+        {
+            "stage": span.name,
+            "place": list(path_of(span.ancestry)),
+            "began_s": round(span.began - timeline.arrival, 6),
+            "took_s": round(span.seconds, 6),
+            "ended": span.how or None,
+            **({"facts": span.facts} if span.facts else {}),
+        }
+        for span in timeline.spans
+    ]
+    return {"id": timeline.request, "pipeline": timeline.pipeline, "spans": spans, "left_out": timeline.left_out}
 
 
 def as_trace(timeline: Timeline) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from foreserve.gateway.calls import Call
 from foreserve.gateway.decoding import Decoder
 from foreserve.gateway.disconnect import closing
 from foreserve.gateway.function_replies import wants_stream
-from foreserve.gateway.pipeline_timeline import as_page, as_trace
+from foreserve.gateway.pipeline_timeline import as_facts, as_page, as_trace
 from foreserve.gateway.schemas import describe
 from foreserve.gateway.sse import EventStream, event
 from foreserve.pipelines.run import Run
@@ -73,14 +73,18 @@ async def run_pipeline(http: HttpRequest, name: str) -> Response:
 @router.get(
     "/{name}/requests/{request_id}/timeline", **describe("When each stage worked for a request", not_found=True)
 )
-async def timeline(http: HttpRequest, name: str, request_id: str, form: str = "page") -> Response:
-    """Of one of the latest requests: a page, or with `?form=trace` a Chrome trace for https://ui.perfetto.dev."""
+async def timeline(http: HttpRequest, name: str, request_id: str, form: str | None = None) -> Response:
+    """Of one of the latest requests: JSON, to a browser a page; with `?form=trace` a Chrome trace for https://ui.perfetto.dev."""
     served = Call(http, b"").pipeline(name)
     if request_id not in served.timelines:
         raise NotFound(f"no timeline of {request_id[:200]!r} is kept; those of the latest requests are")
-    if form not in ("page", "trace"):
-        raise BadRequest(f"`form` is {form[:64]!r}; valid: page, trace", param="form")
+    if form is None:
+        form = "page" if "text/html" in http.headers.get("accept", "") else "json"
+    if form not in ("json", "page", "trace"):
+        raise BadRequest(f"`form` is {form[:64]!r}; valid: json, page, trace", param="form")
     kept = served.timelines[request_id]
+    if form == "json":
+        return Response(msgspec.json.encode(as_facts(kept)), media_type="application/json")
     if form == "trace":
         return Response(msgspec.json.encode(as_trace(kept)), media_type="application/json")
     return HTMLResponse(as_page(kept))

@@ -46,7 +46,7 @@ class Answered(msgspec.Struct, frozen=True):
 
 
 class Made(msgspec.Struct, frozen=True):
-    """An update is visible in `version`; `again` says that it was before."""
+    """An update is visible in `version`. This call made `changes`: none where it had been made before, `again`."""
 
     version: int
     changes: int

@@ -39,7 +39,7 @@ class Submitted(msgspec.Struct, frozen=True):
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """An update is part of `version`; `again` says that it was so before this call."""
+    """An update is part of `version`. This call made `changes`: none where it had been made before, `again`."""
 
     version: int
     changes: int
@@ -114,7 +114,7 @@ class GraphWriter:
         if not 0 < len(update.key) <= MOST_KEY:
             return BadRequest(f"an idempotency key has 1 to {MOST_KEY} characters")
         version = self._keys.get(update.key)
-        return None if version is None else Receipt(version, len(update.changes), again=True)
+        return None if version is None else Receipt(version, 0, again=True)
 
     def _together(self, updates: list[Submitted], at: float) -> list[Receipt | ForeserveError]:
         keys = tuple(update.key for update in updates if update.key is not None)

@@ -31,7 +31,15 @@ from foreserve.pipelines.plan import Edge, writing
 from foreserve.ports import Decoded
 from foreserve.registry import entry
 from foreserve.services.function_price import CallSeconds
-from foreserve.services.function_target import arguments_of, called, check_code, check_target, file_of, target_of
+from foreserve.services.function_target import (
+    arguments_of,
+    called,
+    check_code,
+    check_target,
+    file_of,
+    target_of,
+    words_left_out,
+)
 from foreserve.services.function_weights import check_weights, weights_of
 from foreserve.services.imports import imports_of
 from foreserve.services.inference import ANY, ModelTensor
@@ -118,6 +126,11 @@ class Function:
     def check(self) -> None:
         """Whether its file and its weights are there, and what they must be. Runs none of it. Raises ConfigError."""
         check_target(self.settings.target, self._where)
+        if self.served_code is None and (words := words_left_out(self.settings.target, self.settings)):
+            raise ConfigError(
+                f"{self._where}: {self.settings.target} is decorated with @function({', '.join(words)}), which is read "
+                f"only where the decorated object itself is served; say {', '.join(words)} here too"
+            )
         check_weights(weights_of(self.settings), self._where)
 
     def prepare(self, progress: Callable[[float, str], None] | None = None) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from foreserve.arguments import Arguments
 from foreserve.errors import ConfigError
 from foreserve.registry import choices
@@ -81,6 +83,31 @@ def check_target(target: str, where: str) -> None:
         raise ConfigError(f"{where}: target: {file} cannot be read: {error}") from None
     if name.partition(".")[0] not in names and "*" not in names:
         raise ConfigError(f"{where}: target: {file} has no {name!r}{choices(name, sorted(names))}")
+
+
+def words_left_out(target: str, settings: FunctionSettings) -> list[str]:
+    """What `@function(…)` says above a target in a file that its service does not.
+
+    A service reads its own settings alone: the file is not run to find out what it serves, so a `batch` in the
+    decorator would be dropped without a word. One that the service sets too is not told, whichever value it has.
+    """
+    file, name = file_of(target), target.rpartition(":")[2]
+    if file is None:
+        return []
+    plain = {each.name: each.default for each in msgspec.structs.fields(FunctionSettings)}
+    words = _decorated_with(ast.parse(file.read_bytes()), name)
+    return [word for word in words if word in plain and getattr(settings, word) == plain[word]]
+
+
+def _decorated_with(tree: ast.Module, name: str) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
+            for each in node.decorator_list:
+                if (
+                    isinstance(each, ast.Call)
+                    and getattr(each.func, "attr", getattr(each.func, "id", "")) == "function"
+                ):
+                    yield from (keyword.arg for keyword in each.keywords if keyword.arg is not None)
 
 
 def _bound(tree: ast.Module) -> Iterator[str]:
