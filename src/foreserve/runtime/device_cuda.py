@@ -116,6 +116,9 @@ class CudaMemory:
         finally:
             mapping.close()
 
+    def takes(self, size: int) -> int:
+        return _rounded(size, self._properties)
+
     def close(self) -> None:
         pass
 
