@@ -41,8 +41,8 @@ class Line:
 
     `leases` are the caller's to keep: by the client's numbers; `copies` are the numbers of those on devices.
 
-    A client that does not read what it asked for, or breaks
-    the protocol, is cut off; one that asks for too much is refused that.
+    A client that does not read what it asked for, or breaks the protocol, is cut off; one that asks
+    for too much is refused that.
     """
 
     def __init__(

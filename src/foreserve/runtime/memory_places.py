@@ -73,7 +73,11 @@ class Places:
                 raise DeviceError(f"copies are kept on at most {MOST_DEVICES} devices, and there are as many already")
             table = Table(self._idle_s, self._capacity, "device_gb")
             copies = Copies(
-                identity, table, lambda effects: self._do(copies, effects), self._threads, self._chunk_bytes
+                identity,
+                table,
+                lambda effects: self._do(self._by_device[identity], effects),
+                self._threads,
+                self._chunk_bytes,
             )
             self._by_device[identity] = copies
         return copies

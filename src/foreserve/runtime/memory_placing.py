@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -41,7 +41,7 @@ class Placing:
         if ready.done():
             self._place(line, message)
             return
-        lease = self._leases.make(line, message.number, False, lambda _: ready.cancel(), copy=True)
+        lease = self._leases.make(line, message.number, False, _giving_up(ready), copy=True)
         self._spawn(self._place_later(line, message, lease, ready))
 
     async def _place_later(self, line: Line, message: Place, lease: int, ready: asyncio.Future[None]) -> None:
@@ -66,7 +66,7 @@ class Placing:
         """Take over a copy; `fd` stays the caller's. Raises OSError."""
         ours = os.dup(fd)  # before anything is noted that would have to be taken back
         ready = self._hosted.ready(line, message.of)
-        lease = self._leases.make(line, message.number, True, lambda _: ready.cancel(), copy=True)
+        lease = self._leases.make(line, message.number, True, _giving_up(ready), copy=True)
         task = self._spawn(self._adopt(line, message, ours, lease, ready))
         task.add_done_callback(lambda _: os.close(ours))
 
@@ -99,3 +99,10 @@ class Placing:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _giving_up(ready: asyncio.Future[None]) -> Callable[[int], None]:
+    def give_up(_: int) -> None:
+        ready.cancel()
+
+    return give_up
