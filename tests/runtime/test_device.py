@@ -160,6 +160,59 @@ def test_a_write_that_fails_leaves_nothing_behind(driver, source):
         allocation.free()
 
 
+def test_a_copy_of_another_size_than_it_is_said_to_have_is_not_taken_over(driver):
+    device = open_memory(identity("cuda"))
+    allocation = device.allocate(4 * MIB)
+    allocation.finish()
+    for _ in range(300):  # and nothing of it is left behind
+        for size in (2 * MIB, 8 * MIB, 4 * MIB - 1, 0):
+            with pytest.raises(DeviceError, match=r"it is not of|whole pages"):
+                device.adopt(allocation.fd, size)
+    device.adopt(allocation.fd, 4 * MIB).free()
+    allocation.free()
+
+
+def failing(monkeypatch, *names):
+    """The driver refuses these calls; gives those that it took otherwise."""
+    real, taken = device_driver.driver().call, []
+
+    def call(name, *arguments):
+        if name in names:
+            raise DeviceError(f"{name}: refused")
+        real(name, *arguments)
+        taken.append(name)
+
+    monkeypatch.setattr(device_driver.driver(), "call", call)
+    return taken
+
+
+def test_addresses_that_cannot_be_read_are_not_left_mapped(driver, monkeypatch):
+    allocation = open_memory(identity("cuda")).allocate(2 * MIB)
+    allocation.finish()
+    window = open_window("cuda", 2 * MIB)
+    with monkeypatch.context() as patch:
+        failing(patch, "cuMemSetAccess")
+        with pytest.raises(DeviceError, match="cuMemSetAccess"):
+            window.map(allocation.fd)
+    window.map(allocation.fd)  # refused where something is mapped already
+    window.unmap()
+    allocation.free()
+
+
+def test_what_cannot_be_freed_keeps_nothing_else(driver, monkeypatch):
+    contexts = ctypes.CDLL(os.environ[device_driver.LIBRARY]).stand_in_contexts
+    before = contexts()
+    allocation = open_memory(identity("cuda")).allocate(2 * MIB)
+    with monkeypatch.context() as patch:
+        taken = failing(patch, "cuStreamDestroy_v2", "cuEventDestroy_v2")
+        with pytest.raises(DeviceError, match="refused"):
+            allocation.finish()
+    assert taken.count("cuMemFreeHost") == device_cuda.STAGES
+    assert taken[-4:] == ["cuMemUnmap", "cuMemAddressFree", "cuCtxPopCurrent_v2", "cuDevicePrimaryCtxRelease_v2"]
+    assert contexts() == before
+    allocation.free()
+
+
 def test_without_a_driver_it_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv(device_driver.LIBRARY, str(tmp_path / "none.so"))
     device_driver.driver.cache_clear()

@@ -207,6 +207,168 @@ async def test_what_is_let_go_of_while_it_is_taken_over_is_not_held(tmp_path, fi
         os.close(given)
 
 
+def sealed(content):
+    fd = memory()
+    os.write(fd, content)
+    given = seal(fd)
+    os.close(fd)
+    return given
+
+
+async def test_a_copy_of_what_a_file_was_is_not_taken_over(tmp_path, file, caplog):  # noqa: F811
+    async with serving(tmp_path) as client:
+        await holding(client, file)
+        file.write_bytes(image(7))  # in place
+        os.utime(file, ns=(1, 1))
+        given = sealed(image()[-SIZE:])
+        client.say(AdoptCopy(2, 1, "host-copy", SIZE, 2.5), given)
+        os.close(given)
+
+        async def told():
+            return "was changed after it was loaded" in caplog.text
+
+        await until(told)
+        assert await copies(client) == []
+
+
+async def test_a_copy_of_another_size_is_not_taken_over(tmp_path, file, caplog):  # noqa: F811
+    async with serving(tmp_path) as client:
+        await holding(client, file)
+        given = sealed(b"x" * (SIZE - 1))
+        client.say(AdoptCopy(2, 1, "host-copy", SIZE - 1, 2.5), given)
+        os.close(given)
+
+        async def told():
+            return f"it has {SIZE - 1} bytes, and a copy of what is held has {SIZE}" in caplog.text
+
+        await until(told)
+        assert await copies(client) == []
+
+
+@pytest.mark.parametrize("how", ["place", "adopt", "release"])
+async def test_a_copy_of_what_is_still_loaded_waits_for_it(tmp_path, file, monkeypatch, how):  # noqa: F811
+    from foreserve.runtime import memory_loader
+
+    go, read = threading.Event(), memory_loader._read
+    monkeypatch.setattr(memory_loader, "_read", lambda *all_: go.wait(10) and read(*all_))
+    async with serving(tmp_path) as client:
+        client.acquire(1, file)
+        given = sealed(image()[-SIZE:])
+        if how == "adopt":
+            client.say(AdoptCopy(2, 1, "host-copy", SIZE, 2.5), given)
+        else:
+            client.say(Place(2, 1, "host-copy"))
+        os.close(given)
+        if how == "release":
+            client.say(Release(2))
+        assert [entry.state for entry in (await client.told()).entries] == ["loading"]
+        go.set()
+        assert isinstance(first := await client.hear(), Given)
+        assert first.number == 1
+        if how == "release":
+            assert await copies(client) == []
+        else:
+            assert (second := await client.hear()).number == 2
+            assert second.copied == (how == "place")
+
+
+async def test_who_waits_for_what_cannot_be_loaded_is_refused(tmp_path, file, monkeypatch):  # noqa: F811
+    from foreserve.runtime import memory_loader
+
+    go = threading.Event()
+
+    def fails(*_):
+        go.wait(10)
+        raise OSError("the disk fell off")
+
+    monkeypatch.setattr(memory_loader, "_read", fails)
+    async with serving(tmp_path) as client:
+        client.acquire(1, file)
+        client.say(Place(2, 1, "host-copy"))
+        await client.told()
+        go.set()
+        assert "the disk fell off" in (await client.hear()).reason
+        assert (refused := await client.hear()).number == 2
+        assert refused.reason.startswith("a copy is made of what is held")
+
+
+def descriptors_of(path):
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    return sum(os.path.exists(link) and os.path.realpath(link) == str(path) for link in links)
+
+
+async def test_no_descriptor_of_a_source_is_left_behind(tmp_path, file, monkeypatch):  # noqa: F811
+    chunks, go, write = [], threading.Event(), device_host.HostAllocation.write
+
+    def counted(allocation, at, *more):
+        chunks.append(at)
+        assert go.wait(10)
+        write(allocation, at, *more)
+
+    monkeypatch.setattr(device_host.HostAllocation, "write", counted)
+    async with serving(tmp_path) as client:
+        await holding(client, file)
+        before = descriptors_of(file)
+        client.say(Place(2, 1, "host-copy"))
+
+        async def writing():
+            return bool(chunks)
+
+        await until(writing)
+        for number in (2, 3, 4):  # each takes the place of one before, while the stopped load still reads
+            client.say(Release(number))
+            client.say(Place(number + 1, 1, "host-copy"))
+        await client.told()
+        client.say(Release(5))
+        go.set()
+
+        async def none():
+            return await copies(client) == []
+
+        await until(none)
+        assert descriptors_of(file) == before
+
+
+async def test_devices_are_bounded_and_known(tmp_path, file, monkeypatch):  # noqa: F811
+    from foreserve.runtime import memory_places
+
+    monkeypatch.setattr(memory_places, "MOST_DEVICES", 2)
+    async with serving(tmp_path) as client:
+        await holding(client, file)
+        before = descriptors_of(file)
+        for word in ("toaster", "cuda:0", "cuda:ffff", "cpu", ""):
+            client.say(Place(2, 1, word))
+            assert f"{word!r} is no device" in (await client.hear()).reason
+        for number, word in enumerate(("host-copy:1", "host-copy:2")):
+            client.say(Place(10 + number, 1, word))
+            assert isinstance(await client.hear(), Given)
+        client.say(Place(2, 1, "host-copy:3"))
+        assert "at most 2 devices" in (await client.hear()).reason
+        assert descriptors_of(file) <= before + 2
+
+
+async def test_copies_have_a_bound_of_their_own(tmp_path, file, monkeypatch):  # noqa: F811
+    from foreserve.runtime import memory_line
+
+    monkeypatch.setattr(memory_line, "MOST_LEASES", 2)
+    monkeypatch.setattr(memory_line, "MOST_COPIES", 2)
+    async with serving(tmp_path) as client:
+        for number in (1, 2):
+            await holding(client, file, number)
+        for number in (3, 4):
+            client.say(Place(number, 1, "host-copy"))
+            assert isinstance(await client.hear(), Given)
+        client.say(Place(5, 1, "host-copy"))
+        assert (await client.hear()).reason == (
+            "one process may have 2 copies of weights on devices, and this one has them"
+        )
+        client.acquire(6, file)
+        assert (await client.hear()).reason == "one process may have 2 weights, and this one has them"
+        client.say(Release(3))
+        client.say(Place(5, 1, "host-copy"))
+        assert isinstance(await client.hear(), Given)
+
+
 async def test_the_same_by_another_path_is_told_of_by_both(tmp_path, file):  # noqa: F811
     from foreserve.runtime.memory_messages import mark
 

@@ -1,5 +1,6 @@
 import asyncio
 import os
+import signal
 import socket
 import sys
 import threading
@@ -156,6 +157,14 @@ def loads(tmp_path):
         "def complex(): return {'a': numpy.ones(3, 'complex128')}\n"
         "def number(): return {1: numpy.ones(3)}\n"
         "def ends(): raise SystemExit(5)\n"
+        "def forks():\n"
+        "    import os\n"
+        "    if (pid := os.fork()) == 0:\n"
+        "        os.setsid()\n"  # nothing that ends its session ends it, and it has all that its parent had open
+        "        time.sleep(60)\n"
+        "        os._exit(0)\n"
+        "    open(__file__ + '.pid', 'w').write(str(pid))\n"
+        "    return quick()\n"
         "def leaves():\n"
         "    import subprocess, sys, os\n"
         "    child = subprocess.Popen(['sleep', '60'])\n"
@@ -193,6 +202,13 @@ async def test_what_a_loader_has_started_ends_with_it(loads, late):
             return False
 
     await until(lambda: not running())
+
+
+async def test_what_a_loader_has_forked_is_not_waited_for(loads):
+    try:
+        assert (await loads("forks", limit_s=20.0)).endswith(bytes.fromhex("0000803f") * 3)
+    finally:
+        os.kill(int(loads.path.with_name("loads.py.pid").read_text()), signal.SIGKILL)
 
 
 async def test_a_loader_writes_an_image_once_there_is_room(loads):

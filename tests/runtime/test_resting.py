@@ -49,7 +49,7 @@ class Weights:
         self.rested += 1
         return True
 
-    def wake(self):
+    def wake(self, timeout_s=None):
         asyncio.run_coroutine_threadsafe(self.go.wait(), self._loop).result(10)
         if self.fails:
             raise EngineStartError(self.fails)

@@ -10,10 +10,14 @@ everything else runs in tests as it does on one: a second copy in this machine's
 
 from __future__ import annotations
 
-from typing import Protocol
+import re
+from typing import Final, Protocol
 
 from foreserve.devices import VALID, is_device
 from foreserve.errors import EngineStartError
+
+UUID: Final = re.compile("[0-9a-f]{32}")
+"""Of a GPU, as its identity has it."""
 
 
 class DeviceError(EngineStartError):
@@ -57,6 +61,10 @@ class DeviceMemory(Protocol):
         """What a worker has of an owner before us; `fd` stays the caller's. Raises DeviceError where it is none."""
         ...
 
+    def takes(self, size: int) -> int:
+        """The bytes that an allocation for `size` has: whole pages of the device. Raises DeviceError."""
+        ...
+
     def close(self) -> None:
         """Nothing is asked of it any more. Never raises."""
         ...
@@ -92,6 +100,12 @@ def identity(name: str) -> str:
 
         return f"cuda:{uuid_of(int(name.partition(':')[2] or 0))}"
     return name
+
+
+def is_identity(word: str) -> bool:
+    """Whether this is what `identity` may say, whether there is such a device or not."""
+    kind, _, rest = word.partition(":")
+    return bool(UUID.fullmatch(rest)) if kind == "cuda" else is_device(word) and word.startswith("host-copy")
 
 
 def open_memory(identified: str) -> DeviceMemory:

@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from ctypes import byref
 from typing import Any, Final
 
@@ -96,7 +96,28 @@ class CudaMemory:
             raise
 
     def adopt(self, fd: int, size: int) -> CudaAllocation:
-        return CudaAllocation(_imported(fd), os.dup(fd), size, None)
+        handle = _imported(fd)
+        try:
+            self._check(handle, size)
+            return CudaAllocation(handle, os.dup(fd), size, None)
+        except BaseException:
+            driver().call("cuMemRelease", handle)
+            raise
+
+    def _check(self, handle: int, size: int) -> None:
+        """No call tells the size of a handle, but one of another size cannot be mapped to so many addresses."""
+        if size <= 0 or size != _rounded(size, self._properties):
+            raise DeviceError(f"a copy has whole pages of the GPU, not {size} bytes")
+        mapping = _Mapping(self._device, size)
+        try:
+            mapping.map(handle, READ)
+        except DeviceError as error:
+            raise DeviceError(f"it is not of {size} bytes: {error}") from None
+        finally:
+            mapping.close()
+
+    def takes(self, size: int) -> int:
+        return _rounded(size, self._properties)
 
     def close(self) -> None:
         pass
@@ -183,20 +204,20 @@ class _Writing:
             self._close()
 
     def _close(self) -> None:
-        """Unmap only what the device is done with; what it is given up for is not looked at any more."""
-        try:
-            with self._context():
-                if self._stream.value:
-                    driver().call("cuStreamSynchronize", self._stream)
-                    driver().call("cuStreamDestroy_v2", self._stream)
-                for buffer, event in self._made:
-                    driver().call("cuEventDestroy_v2", event)
-                    if buffer.value:
-                        driver().call("cuMemFreeHost", buffer)
-                if self._mapping is not None:
-                    self._mapping.close()
-        finally:
-            self._context.close()
+        """Each by itself: what cannot be freed keeps nothing else from it. The device is done with all of it before."""
+        call = driver().call
+        with ExitStack() as last:  # in reverse order, whatever any of them raises
+            last.callback(self._context.close)
+            last.enter_context(self._context())
+            if self._mapping is not None:
+                last.callback(self._mapping.close)
+            for buffer, event in self._made:
+                last.callback(call, "cuEventDestroy_v2", event)
+                if buffer.value:
+                    last.callback(call, "cuMemFreeHost", buffer)
+            if self._stream.value:
+                last.callback(call, "cuStreamDestroy_v2", self._stream)
+                last.callback(call, "cuStreamSynchronize", self._stream)
 
 
 class CudaWindow:
@@ -242,17 +263,27 @@ class _Mapping:
             driver().call("cuMemMap", self.address, self._size, 0, handle, 0)
             self._mapped = True
             granted = Access(location=Location(_DEVICE, self._device), flags=access)
-            driver().call("cuMemSetAccess", self.address, self._size, byref(granted), 1)
+            try:
+                driver().call("cuMemSetAccess", self.address, self._size, byref(granted), 1)
+            except BaseException:
+                with suppress(DeviceError):
+                    self._unmap()
+                raise
 
     def unmap(self) -> None:
         with self._lock:
-            if self._mapped:
-                driver().call("cuMemUnmap", self.address, self._size)
-                self._mapped = False
+            self._unmap()
+
+    def _unmap(self) -> None:
+        if self._mapped:
+            driver().call("cuMemUnmap", self.address, self._size)
+            self._mapped = False
 
     def close(self) -> None:
-        self.unmap()
-        driver().call("cuMemAddressFree", self.address, self._size)
+        try:
+            self.unmap()
+        finally:
+            driver().call("cuMemAddressFree", self.address, self._size)
 
 
 def _device(ordinal: int) -> int:

@@ -87,14 +87,19 @@ class Client:
             self._placing[number] = placed
             self._tell(Place(number, placed.of, placed.identity))
 
-    def withdraw(self, placed: Placed) -> None:
-        """It is not mapped any more. Returns at once."""
+    def withdraw(self, placed: Placed) -> bool:
+        """It is not mapped, or not wanted, any more. Returns at once. Whether it had been asked for in vain so far."""
         with self._lock:
+            asked = [number for number, each in self._placing.items() if each is placed]
+            for number in asked:
+                del self._placing[number]
+                self._tell(Release(number))
             for number, (each, _, fd) in list(self._copies.items()):
                 if each is placed:
                     del self._copies[number]
                     os.close(fd)
                     self._tell(Release(number))
+            return bool(asked)
 
     def _tell(self, message: Place | Release) -> None:
         if self._socket is not None:

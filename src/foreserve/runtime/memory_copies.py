@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from foreserve import clock
 from foreserve.errors import EngineStartError
 from foreserve.runtime.device import Allocation, DeviceMemory, NoRoom, open_memory
-from foreserve.runtime.memory_digests import Stat
-from foreserve.runtime.memory_entry import Deny, Effect, Entry, Evict, Grant, Load, State, Stop
+from foreserve.runtime.memory_entry import Effect, Entry, State
 from foreserve.runtime.memory_messages import MOST_MARKS, SOURCE_CHARACTERS, Held
+from foreserve.runtime.memory_source import Source
 from foreserve.runtime.memory_sources import to_its_end
+from foreserve.runtime.memory_store import Kept, Store
 from foreserve.runtime.memory_table import Table
-from foreserve.runtime.safetensors import data_begin
 
 log = logging.getLogger(__name__)
 
@@ -33,48 +32,23 @@ TRIES: Final = 20
 T = TypeVar("T")
 
 
-class Source:
-    """The host's copy, by a descriptor of its own, and what it is called there."""
-
-    def __init__(self, fd: int, held: Held) -> None:
-        self._fd = os.dup(fd)
-        self._stat = Stat.of(fd)
-        self.names = held.names
-        self.source = held.source
-        self.kind = held.kind
-        self.sha256 = held.sha256
-        self.marks = held.marks
-
-    @property
-    def fd(self) -> int:
-        """Open until `close`."""
-        return self._fd
-
-    @property
-    def current(self) -> bool:
-        """Whether it is what it was."""
-        return Stat.of(self._fd) == self._stat
-
-    def close(self) -> None:
-        """Does nothing the second time."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
-class _Kept:
+class _Kept(Kept):
     def __init__(self, source: Source) -> None:
+        super().__init__()
         self.source = source
+        self.reading: Source | None = None  # by a load, which closes it; it may have been told to stop
         self.marks: dict[int, None] = {}
         self.allocation: Allocation | None = None
-        self.load: asyncio.Task[None] | None = None
-        self.room: asyncio.Future[None] | None = None
+
+    def close(self) -> None:
+        if self.source is not self.reading:
+            self.source.close()
 
 
-class Copies:
+class Copies(Store[_Kept]):
     """Of the entries of `table`, on the device with this `identity`, which is opened when it is first needed.
 
-    `do(self, effects)` carries out all that follows from what is told to it. Copies are written by `threads` threads,
+    `do(effects)` carries out all that follows from what is told to it. Copies are written by `threads` threads,
     in chunks of `chunk_bytes`.
     """
 
@@ -82,31 +56,24 @@ class Copies:
         self,
         identity: str,
         table: Table,
-        do: Callable[[Copies, Iterable[Effect]], None],
+        do: Callable[[Iterable[Effect]], None],
         threads: int,
         chunk_bytes: int,
     ) -> None:
+        super().__init__(table, do)
         self.identity = identity
-        self.table = table
-        self._do = do
         self._chunk_bytes = chunk_bytes
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "foreserve-device")
         self._lane = asyncio.Semaphore(1)
         self._device: DeviceMemory | None = None
-        self._kept: dict[int, _Kept] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
-        self._loop = asyncio.get_running_loop()
-        self.uploads = self.evictions = 0
+        self.uploads = 0
 
     def close(self) -> None:
         """Stop everything and give all memory back."""
-        self._closed = True
-        for task in self._tasks:
-            task.cancel()
+        super().close()
         for kept in self._kept.values():
-            kept.source.close()
+            kept.close()
             if kept.allocation is not None:
                 kept.allocation.free()
                 kept.allocation = None
@@ -115,9 +82,7 @@ class Copies:
     # --- what is known
 
     def name(self, entry: Entry, source: Source) -> None:
-        """`entry` is asked for, by who has `source`. What is known of entries that are no more is forgotten."""
-        for number in self._kept.keys() - self.table.entries.keys():
-            self._kept.pop(number).source.close()
+        """`entry` is asked for, by who has `source`, which is ours now."""
         kept = self._kept.setdefault(entry.number, _Kept(source))
         others = [each for each in kept.marks if each not in source.marks]
         kept.marks = dict.fromkeys([*others, *source.marks][-MOST_MARKS:])
@@ -125,9 +90,8 @@ class Copies:
             return
         if entry.waits or entry.state is State.EVICTING:  # it is still to be made, and may be gone from elsewhere
             kept.source, source = source, kept.source
-            if kept.load is not None and not kept.load.done():
-                return  # which reads it until it has stopped, and closes it then
-        source.close()
+        if source is not kept.reading:
+            source.close()
 
     def find(self, entry: Entry) -> Allocation | None:
         """The copy, while it is there."""
@@ -137,6 +101,10 @@ class Copies:
         """A copy that a worker has. Raises DeviceError where it is none."""
         async with self._lane:
             return await self._run(lambda: self._opened().adopt(fd, size))
+
+    def takes(self, size: int) -> int:
+        """The bytes of a copy of so many, on this device, which is open. Raises DeviceError."""
+        return self._opened().takes(size)
 
     def adopt(self, entry: Entry, allocation: Allocation) -> None:
         """This is its copy, which an earlier owner has made."""
@@ -164,31 +132,16 @@ class Copies:
 
     # --- what is decided
 
-    def carry_out(self, effect: Load | Stop | Grant | Deny | Evict) -> None:
-        """Do it, or begin to."""
-        kept = self._kept[effect.entry.number]
-        match effect:
-            case Load(entry):
-                kept.load = self._spawn(self._load(entry, kept))
-                kept.load.add_done_callback(lambda task: self._gone(entry) if task.cancelled() else None)
-            case Stop() if kept.load is not None:
-                kept.load.cancel()
-            case Grant() if kept.room is not None and not kept.room.done():
-                kept.room.set_result(None)
-            case Deny(_, reason) if kept.room is not None and not kept.room.done():
-                kept.room.set_exception(EngineStartError(reason))
-            case Evict(entry):
-                self._spawn(self._evict(entry, kept))
-
     async def _load(self, entry: Entry, kept: _Kept) -> None:
-        source = kept.source
+        source = kept.reading = kept.source
         allocation: Allocation | None = None
         try:
             async with self._lane:
                 began = clock.precise()
                 self.uploads += 1
-                begin, end = data_begin(source.fd), os.fstat(source.fd).st_size
+                begin, end = source.data
                 allocation = await self._allocated(end - begin)
+                # Devices give out whole pages of theirs, so it may be more than was thought.
                 await self._room(entry, kept, allocation.size)
                 await self._write(allocation, source, begin, end)
                 await self._run(allocation.finish)
@@ -204,16 +157,17 @@ class Copies:
             return
         finally:
             source.close()
+            kept.reading = None
         kept.allocation = allocation
         log.info("%s: %d bytes on %s in %.3f s", source.source, allocation.size, self.identity, seconds)
-        self._do(self, self.table.loaded(entry, allocation.size, seconds, end - begin, clock.now()))
+        self._do(self.table.loaded(entry, allocation.size, seconds, end - begin, clock.now()))
 
     def _failed(self, entry: Entry, source: Source, error: BaseException) -> None:
         if not isinstance(error, EngineStartError):
             log.error("%s could not be copied to %s", source.source, self.identity, exc_info=error)
             error = EngineStartError(f"{type(error).__name__}: {error}")
         words = f"{source.source} cannot be copied to {self.identity}: {error}"
-        self._do(self, self.table.failed(entry, words, clock.now()))
+        self._do(self.table.failed(entry, words, clock.now()))
 
     async def _allocated(self, size: int) -> Allocation:
         """Memory of the device. What is idle there goes for it; what others have taken is waited for, a while."""
@@ -222,7 +176,7 @@ class Copies:
                 return await self._run(lambda: self._opened().allocate(size))
             except NoRoom as error:
                 reason = error
-            self._do(self, self.table.shed(size))
+            self._do(self.table.shed(size))
             await asyncio.sleep(AGAIN_S)
         raise reason
 
@@ -231,12 +185,6 @@ class Copies:
         if self._device is None:
             self._device = open_memory(self.identity)
         return self._device
-
-    async def _room(self, entry: Entry, kept: _Kept, size: int) -> None:
-        """Devices give out whole pages of theirs, so it may be more than was thought."""
-        kept.room = self._loop.create_future()
-        self._do(self, self.table.resize(entry, size, clock.now()))
-        await kept.room
 
     async def _write(self, allocation: Allocation, source: Source, begin: int, end: int) -> None:
         left = iter(range(begin, end, self._chunk_bytes))
@@ -253,23 +201,12 @@ class Copies:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    async def _evict(self, entry: Entry, kept: _Kept) -> None:
+    async def _free(self, kept: _Kept) -> None:
         allocation, kept.allocation = kept.allocation, None
         if allocation is not None:
             self.evictions += 1
             log.info("%s: %d bytes on %s are given back", kept.source.source, allocation.size, self.identity)
             await self._run(allocation.free)
-        self._gone(entry)
-
-    def _gone(self, entry: Entry) -> None:
-        if not self._closed:
-            self._do(self, self.table.gone(entry, clock.now()))
 
     async def _run(self, fn: Callable[[], T]) -> T:
         return await to_its_end(asyncio.get_running_loop().run_in_executor(self._pool, fn))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

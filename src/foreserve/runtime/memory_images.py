@@ -1,24 +1,23 @@
-"""The images behind the entries of the table: loads them, gives their memory back, learns what they are.
-
-Carries out what the table decides on an entry, and tells the table what became of it.
-"""
+"""The images behind the entries of the table: loads them, gives their memory back, learns what they are."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 from foreserve import clock
 from foreserve.core import WeightsRef
 from foreserve.errors import EngineStartError
 from foreserve.runtime.memory_digests import Digests, Stat, sha256_key
-from foreserve.runtime.memory_entry import Deny, Effect, Entry, Evict, Grant, Load, State, Stop
+from foreserve.runtime.memory_entry import Effect, Entry, State
 from foreserve.runtime.memory_loader import Image, Loader
 from foreserve.runtime.memory_messages import MOST_MARKS, SOURCE_CHARACTERS, Held, mark
+from foreserve.runtime.memory_source import Source
+from foreserve.runtime.memory_store import Kept, Store
 from foreserve.runtime.memory_table import Table
 
 log = logging.getLogger(__name__)
@@ -27,22 +26,21 @@ MOST_NAMES: Final = 4
 """Names of one image that are told of."""
 
 
-class _Kept:
+class _Kept(Kept):
     """What is known of an entry: who asked last before it is loaded says where it comes from."""
 
     def __init__(self, ref: WeightsRef, python: str, stat: Stat | None) -> None:
+        super().__init__()
         self.ref = ref
         self.python = python
         self.stat = stat  # of a file
         self.names: dict[str, None] = {}
         self.marks: dict[int, None] = {}
         self.image: Image | None = None
-        self.load: asyncio.Task[None] | None = None
         self.learning: asyncio.Task[None] | None = None
-        self.room: asyncio.Future[None] | None = None
 
 
-class Images:
+class Images(Store[_Kept]):
     """Of the entries of `table`; `do(effects)` carries out all that follows from what is told to it.
 
     The digest of an image that is there is learned after `learn_after_s` seconds, when who waited for it is under way.
@@ -56,22 +54,15 @@ class Images:
         do: Callable[[Iterable[Effect]], None],
         learn_after_s: float,
     ) -> None:
-        self._table = table
+        super().__init__(table, do)
         self._loader = loader
         self._digests = digests
-        self._do = do
         self._learn_after_s = learn_after_s
-        self._kept: dict[int, _Kept] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
-        self._loop = asyncio.get_running_loop()
-        self.loads = self.evictions = 0
+        self.loads = 0
 
     def close(self) -> None:
         """Stop everything and give all memory back."""
-        self._closed = True
-        for task in self._tasks:
-            task.cancel()
+        super().close()
         for kept in self._kept.values():
             if kept.image is not None:
                 os.close(kept.image.fd)
@@ -81,9 +72,7 @@ class Images:
     # --- what is known
 
     def name(self, entry: Entry, ref: WeightsRef, python: str, stat: Stat | None) -> None:
-        """`entry` is asked for as `ref`. What is known of entries that are no more is forgotten."""
-        for number in self._kept.keys() - self._table.entries.keys():
-            del self._kept[number]
+        """`entry` is asked for as `ref`."""
         kept = self._kept.setdefault(entry.number, _Kept(ref, python, stat))
         if entry.waits or entry.state is State.EVICTING:  # it is still to be loaded, and may be gone from elsewhere
             kept.ref, kept.python, kept.stat = ref, python, stat
@@ -99,6 +88,18 @@ class Images:
         """Whether the file that it was loaded from, if it was one, is still the same."""
         kept = self._kept[entry.number]
         return kept.image is None or kept.stat is None or Stat.of(kept.image.fd) == kept.stat
+
+    def source(self, entry: Entry) -> Source:
+        """What a copy is made of: it stands for the file as it was when it was loaded.
+
+        Raises EngineStartError where there is none, or the file is another by now.
+        """
+        kept = self._kept[entry.number]
+        if kept.image is None:
+            raise EngineStartError("it is not in this machine's memory")
+        if not self.current(entry):  # a copy of what the file is now would go by the name and digest of what it was
+            raise EngineStartError("its file was changed after it was loaded; who starts anew gets what it is now")
+        return Source(kept.image.fd, self.held(entry), kept.stat)
 
     def adopt(self, entry: Entry, image: Image) -> None:
         """This is its image, which somebody else has loaded."""
@@ -124,28 +125,12 @@ class Images:
 
     # --- what is decided
 
-    def carry_out(self, effect: Load | Stop | Grant | Deny | Evict) -> None:
-        """Do it, or begin to."""
-        kept = self._kept[effect.entry.number]
-        match effect:
-            case Load(entry):
-                kept.load = self._spawn(self._load(entry, kept))
-                # Here and not within: a task that is cancelled before its first step never gets to what is within.
-                kept.load.add_done_callback(lambda task: self._gone(entry) if task.cancelled() else None)
-            case Stop() if kept.load is not None:
-                kept.load.cancel()
-            case Grant() if kept.room is not None and not kept.room.done():
-                kept.room.set_result(None)
-            case Deny(_, reason) if kept.room is not None and not kept.room.done():
-                kept.room.set_exception(EngineStartError(f"{kept.ref.source}: {reason}"))
-            case Evict(entry):
-                self._spawn(self._evict(entry, kept))
-
     async def _load(self, entry: Entry, kept: _Kept) -> None:
         async def room(size: int) -> None:
-            kept.room = self._loop.create_future()
-            self._do(self._table.resize(entry, size, clock.now()))
-            await kept.room
+            try:
+                await self._room(entry, kept, size)
+            except EngineStartError as error:
+                raise EngineStartError(f"{kept.ref.source}: {error}") from None
 
         known = self._digests.find(kept.stat) if kept.stat else None
         self.loads += 1
@@ -158,15 +143,15 @@ class Images:
             if not isinstance(error, EngineStartError):
                 log.exception("%s could not be loaded", kept.ref.source)
                 error = EngineStartError(f"{kept.ref.source}: {type(error).__name__}: {error}")
-            self._do(self._table.failed(entry, str(error), clock.now()))
+            self._do(self.table.failed(entry, str(error), clock.now()))
             return
         kept.image = image
         log.info("%s: %d bytes in %.3f s", kept.ref.source, image.size, image.seconds)
-        self._do(self._table.loaded(entry, image.size, image.seconds, image.bytes_read, clock.now()))
+        self._do(self.table.loaded(entry, image.size, image.seconds, image.bytes_read, clock.now()))
         if entry.state is State.READY:
             self._identify(entry)
 
-    async def _evict(self, entry: Entry, kept: _Kept) -> None:
+    async def _free(self, kept: _Kept) -> None:
         if kept.learning is not None:
             kept.learning.cancel()
         image, kept.image = kept.image, None
@@ -174,11 +159,6 @@ class Images:
             self.evictions += 1
             log.info("%s: %d bytes are given back", kept.ref.source, image.size)
             await clock.offload(lambda: _free(image.fd))
-        self._gone(entry)
-
-    def _gone(self, entry: Entry) -> None:
-        if not self._closed:
-            self._do(self._table.gone(entry, clock.now()))
 
     # --- what it is
 
@@ -209,13 +189,7 @@ class Images:
             self._digests.learn(kept.stat, sha256)
         if kept.image is not None:
             kept.image = kept.image._replace(sha256=sha256)
-        self._table.learn(entry, sha256_key(sha256))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        self.table.learn(entry, sha256_key(sha256))
 
 
 def _free(fd: int) -> None:

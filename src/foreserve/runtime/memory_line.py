@@ -27,7 +27,10 @@ from foreserve.runtime.memory_messages import (
 log = logging.getLogger(__name__)
 
 MOST_LEASES: Final = 512
-"""Of one line. Shards of a large model are one each."""
+"""Of one line, in the host's memory. Shards of a large model are one each."""
+
+MOST_COPIES: Final = 512
+"""Of one line, on all devices."""
 
 TURN_MESSAGES: Final = 64
 """What is read before others have their turn."""
@@ -36,8 +39,10 @@ TURN_MESSAGES: Final = 64
 class Line:
     """Reads for `heard(line, message, fd)`, which owns `fd`; `gone(line)` is called once, at the end of the line.
 
-    `leases` are the caller's to keep: by the client's numbers. A client that does not read what it asked for, or breaks
-    the protocol, is cut off; one that asks for too much is refused that.
+    `leases` are the caller's to keep: by the client's numbers; `copies` are the numbers of those on devices.
+
+    A client that does not read what it asked for, or breaks the protocol, is cut off; one that asks
+    for too much is refused that.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Line:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._readable)
         self.leases: dict[int, int] = {}
+        self.copies: set[int] = set()
 
     def send(self, message: ToClient, fd: int | None = None) -> None:
         """Send it, and `fd` with it, or end the line."""
@@ -98,9 +104,20 @@ class Line:
                 os.close(fd)
             self.close()
             return
-        if len(self.leases) < MOST_LEASES or not isinstance(message, Acquire | Adopt | Place | AdoptCopy):
+        if (reason := self._too_many(message)) is None:
             self._heard(self, message, fd)
             return
         if fd is not None:
             os.close(fd)
-        self.send(Refused(message.number, f"one process may have {MOST_LEASES} weights, and this one has them"))
+        self.send(Refused(message.number, reason))
+
+    def _too_many(self, message: ToOwner) -> str | None:
+        """Why this is not to be had, where it is one more than a line may have. Another of its numbers is no more."""
+        if message.number in self.leases:
+            return None
+        match message:
+            case Acquire() | Adopt() if len(self.leases) - len(self.copies) >= MOST_LEASES:
+                return f"one process may have {MOST_LEASES} weights, and this one has them"
+            case Place() | AdoptCopy() if len(self.copies) >= MOST_COPIES:
+                return f"one process may have {MOST_COPIES} copies of weights on devices, and this one has them"
+        return None

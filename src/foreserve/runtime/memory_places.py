@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from foreserve import clock
-from foreserve.runtime.memory_copies import Copies, Source
+from foreserve.devices import VALID
+from foreserve.runtime.device import DeviceError, is_identity
+from foreserve.runtime.memory_copies import Copies
 from foreserve.runtime.memory_entry import Arm, Effect, Entry, Give, Refuse
+from foreserve.runtime.memory_source import Source
 from foreserve.runtime.memory_table import Table
 from foreserve.runtime.memory_timers import Timers
+
+MOST_DEVICES: Final = 64
 
 
 class Placed(NamedTuple):
@@ -60,10 +65,20 @@ class Places:
             copies.close()
 
     def on(self, identity: str) -> Copies:
-        """Those on one device."""
+        """Those on one device, kept for good. Raises DeviceError for what is none, and beyond `MOST_DEVICES`."""
         if (copies := self._by_device.get(identity)) is None:
+            if not is_identity(identity):
+                raise DeviceError(f"{identity!r} is no device; valid: {VALID}")
+            if len(self._by_device) >= MOST_DEVICES:
+                raise DeviceError(f"copies are kept on at most {MOST_DEVICES} devices, and there are as many already")
             table = Table(self._idle_s, self._capacity, "device_gb")
-            copies = Copies(identity, table, self._do, self._threads, self._chunk_bytes)
+            copies = Copies(
+                identity,
+                table,
+                lambda effects: self._do(self._by_device[identity], effects),
+                self._threads,
+                self._chunk_bytes,
+            )
             self._by_device[identity] = copies
         return copies
 
@@ -92,15 +107,17 @@ class Places:
         fd: int,
         size: int,
         restore_s: float,
-        lease: Callable[[], tuple[int, Sequence[str], Source]],
+        lease: Callable[[int], tuple[int, Sequence[str], Source]],
     ) -> None:
-        """Take over a copy that a worker has. `lease` makes it, with its content's keys and source, when that is done.
+        """Take over a copy that a worker has.
+
+        `lease`, told its size, makes it, with its content's keys and source, when that is done.
 
         Raises EngineStartError where it is none, or by `lease`.
         """
         allocation = await copies.adopted(fd, size)
         try:
-            number, keys, source = lease()
+            number, keys, source = lease(allocation.size)
         except BaseException:
             await asyncio.to_thread(allocation.free)
             raise
@@ -136,6 +153,7 @@ class Places:
                     self._timers.arm(entry, at, lambda e=entry, g=generation: self._fired(copies, e, g))  # type: ignore[misc]
                 case _:
                     copies.carry_out(effect)
+        copies.forget()
 
     def _fired(self, copies: Copies, entry: Entry, generation: int) -> None:
         self._do(copies, copies.table.fired(entry, generation, clock.now()))

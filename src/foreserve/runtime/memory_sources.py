@@ -29,6 +29,12 @@ READ_S: Final = 30.0
 LOADER_S: Final = 900.0
 """The longest that a user's loader may take."""
 
+LOOK_S: Final = 0.02
+"""Between two looks at whether it has ended."""
+
+LAST_WORDS_S: Final = 1.0
+"""The longest that is read on after its end, where somebody else keeps the pipe open: what it said is there by then."""
+
 MOST_BYTES: Final = 1 << 40
 _STEP_BYTES: Final = 64 * 2**20
 """The first room that is asked for where a server does not tell how much there is; doubled from there on."""
@@ -140,18 +146,42 @@ async def run_loader(loader: str, python: str, fd: int, room: Room, limit_s: flo
         raise EngineStartError(f"{loader}: the interpreter {python} cannot be run: {error.strerror}") from None
     try:
         async with asyncio.timeout(limit_s):
-            reason = await _converse(process, room)
-            code = await process.wait()
+            reason = await _until_end(process, room)
+            code = process.returncode
     except TimeoutError:
         raise EngineStartError(f"{loader}: it took longer than {limit_s:g} s") from None
     finally:
         kill_group(process.pid)  # also of one that has ended: its number is not another's while it has left somebody
-        if process.returncode is None:
-            await asyncio.shield(process.wait())
+        await asyncio.shield(_ended(process))
+        process._transport.close()  # type: ignore[attr-defined]  # the pipe of one who has left the session stays open
     if reason is not None:
         raise EngineStartError(reason)
     if code:
         raise EngineStartError(f"{loader}: its process ended with {code}, which the log may tell more of")
+
+
+async def _until_end(process: asyncio.subprocess.Process, room: Room) -> str | None:
+    """Converse until its process has ended, whoever else still has its pipe: what it has forked may live on."""
+    talk = asyncio.ensure_future(_converse(process, room))
+    end = asyncio.ensure_future(_ended(process))
+    try:
+        await asyncio.wait({talk, end}, return_when=asyncio.FIRST_COMPLETED)
+        if talk.done():
+            talk.result()  # it may have raised, and its process still waits for an answer then
+            await end
+        else:
+            await asyncio.wait({talk}, timeout=LAST_WORDS_S)
+        return talk.result() if talk.done() else None
+    finally:
+        for task in (talk, end):
+            task.cancel()
+        await asyncio.gather(talk, end, return_exceptions=True)
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """Not `Process.wait`, which in some versions of Python waits for the ends of all its pipes as well."""
+    while process.returncode is None:  # noqa: ASYNC110
+        await asyncio.sleep(LOOK_S)
 
 
 async def _converse(process: asyncio.subprocess.Process, room: Room) -> str | None:

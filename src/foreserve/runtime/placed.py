@@ -92,16 +92,19 @@ class Placed:
             self.client.withdraw(self)
             return True
 
-    def wake(self) -> bool:
-        """Have it again, at the same address. Whether it had to be copied anew.
+    def wake(self, timeout_s: float | None = None) -> bool | None:
+        """Have it again, at the same address. Whether it had to be copied anew; `None` if it is not there in time.
 
-        Blocks for as long as there is no room for it.
+        Blocks for as long as there is no room for it, at most `timeout_s` seconds: then it is wanted no more.
         Raises EngineStartError where it cannot be had any more.
         """
         with self._busy:
             assert self.client is not None
             self.client.place(self)
-            self._known.wait()
+            if not self._known.wait(timeout_s):
+                if self.client.withdraw(self):
+                    return None
+                self._known.wait()  # the answer has just come
             if self._error:
                 raise EngineStartError(f"the weights on {self.device} cannot be had again: {self._error}")
             return self._copied

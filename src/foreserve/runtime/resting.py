@@ -19,6 +19,7 @@ from foreserve import clock
 from foreserve.messages import FromWorker, Rested, Woke
 from foreserve.runtime import leases
 from foreserve.runtime.placed import Placed
+from foreserve.runtime.waking import wake
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +87,13 @@ class Resting:
     async def _wake(self) -> None:
         try:
             began = clock.precise()
-            copied = await _aside(lambda: [placed.wake() for placed in self._placed])
+            now = asyncio.get_running_loop().time
+            copied = await _aside(lambda: wake(self._placed, now))
         except Exception as error:
             await self._failed(str(error) or f"its weights could not be had again: {type(error).__name__}")
             return
         self._state, self._idle_since, self._tried = "awake", None, False
-        self._tell(Woke(clock.precise() - began, any(copied)))
+        self._tell(Woke(clock.precise() - began, copied))
         self._hold(False)
 
 
