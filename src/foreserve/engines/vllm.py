@@ -115,6 +115,7 @@ class VLLMEngine:
             )
         except Exception as error:  # of many kinds: its checks of the settings, the model and the machine
             raise EngineStartError(f"vLLM cannot run {self._settings.model_path}: {_in_words(error)}") from error
+        await self._llm.get_supported_tasks()  # asked once; from here on a request is known as soon as it is run
         return self._info(current_platform.device_type)
 
     def _check_model(self) -> None:
@@ -178,9 +179,7 @@ class VLLMEngine:
                         yield chunk
                         if chunk.finish is not None:
                             return
-                    if request.cancelled:  # before vLLM had heard of it, so that it gave no end
-                        break
-            yield request.end("cancelled" if request.cancelled else "error", "vLLM gave the request no end")
+            yield request.end("error", "vLLM gave the request no end")
         except EngineDeadError:
             yield request.end("error", "vLLM's engine process has ended")
             self._failure.say("vLLM's engine process has ended")
