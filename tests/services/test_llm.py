@@ -168,7 +168,7 @@ def test_a_hugging_face_folder_is_for_transformers_by_itself(tmp_path: Path):
 
 def test_vllm_takes_the_gpus_that_it_sees(tmp_path: Path):
     assert LLM(str(tmp_path), engine="vllm").policy == "hrrn"
-    with pytest.raises(ConfigError, match="`device` is not for vLLM.*CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(ConfigError, match=r"`device` is not for vLLM.*CUDA_VISIBLE_DEVICES"):
         LLM(str(tmp_path), engine="vllm", device="cuda:0")
 
 
