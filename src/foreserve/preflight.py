@@ -35,6 +35,7 @@ WORKER = {"msgspec": "msgspec"}
 EXTRAS: dict[str, dict[str, tuple[str, ...]]] = {
     "openvino": {"openvino": ("openvino_genai", "gguf", "tokenizers", "jinja2")},
     "transformers": {"torch": ("torch", "transformers", "gguf", "tokenizers", "jinja2", "safetensors")},
+    "vllm": {"vllm": ("vllm",)},
     "elastic": {"torch": ("torch", "transformers", "tokenizers", "safetensors", "PIL")},
 }
 """By engine: the extra of Foreserve that it comes with, and the modules that the extra brings."""
@@ -173,7 +174,7 @@ def _packages(name: str, kind: Any, missing: Missing) -> Iterator[Finding]:
         have = [
             each
             for each, extras in EXTRAS.items()
-            if each != "elastic" and not missing(m for modules in extras.values() for m in modules)
+            if each in ("openvino", "transformers") and not missing(m for modules in extras.values() for m in modules)
         ]
         advice = f"no engine is installed: {pip} 'foreserve[openvino]'"
         yield Finding(ok=bool(have), what=f"{name}: engine", detail=have[0] if have else advice)

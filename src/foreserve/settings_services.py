@@ -196,10 +196,10 @@ class ForesightSettings(Settings, frozen=True, kw_only=True):
 class LLMSettings(ServiceSettings, frozen=True, kw_only=True):
     """A language model on this machine.
 
-    `model` is a packaged model's name, a GGUF file or a Hugging Face folder. `engine` is chosen from the model when
-    `auto`. `weights` is the precision kept in memory; `exact` makes answers independent of who else is in the
-    batch, at about half the speed. `max_running` bounds the sequences that run at once, `kv_cache_gb` (GiB) their
-    memory (with engine `transformers` at least one context), `max_batched_tokens` one engine step. `default_max_tokens`
+    `model` is a packaged model's name, a GGUF file or a Hugging Face folder. `engine` (docs/engines.md) is chosen from
+    the model when `auto`. `weights` is the precision kept in memory; `exact` makes answers independent of who else is
+    in the batch, at about half the speed. `max_running` bounds the sequences that run at once, `kv_cache_gb` (GiB)
+    their memory (with `transformers` at least one context), `max_batched_tokens` one engine step. `default_max_tokens`
     holds for requests that name none (`None`: up to the context). `device` is where the engine `transformers` computes.
     """
 

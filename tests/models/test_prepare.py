@@ -93,13 +93,22 @@ def test_openvino_folder_in_place(folder: Path, tmp_path: Path) -> None:
 def test_wrong_pairs_name_the_valid_choices(folder: Path, tiny: Source, tmp_path: Path) -> None:
     source = Source(name="hf", form="huggingface", path=folder)
     with pytest.raises(
-        ConfigError, match=r"'openvino' cannot run .*; valid: transformers .* openvino takes: gguf, open"
+        ConfigError, match=r"'openvino' cannot run .*; valid: transformers, vllm .* openvino takes: gguf, open"
     ):
         prepare(source, "openvino", None, cache=tmp_path)
     with pytest.raises(ConfigError, match=r"engine 'vlm' cannot run .*valid: openvino, transformers"):
         prepared_already(tiny, "vlm", None, tmp_path)
     with pytest.raises(ConfigError, match=r"weights 'bf16' is not for engine 'openvino'.*valid: f16, q8_0"):
         prepare(tiny, "openvino", "bf16", cache=tmp_path)
+
+
+def test_vllm_takes_what_was_prepared_for_transformers(folder: Path, tmp_path: Path) -> None:
+    source = Source(name="hf", form="huggingface", path=folder)
+    assert not prepared_already(source, "vllm", None, tmp_path)
+    made = prepare(source, "transformers", "bf16", cache=tmp_path)
+    assert prepared_already(source, "vllm", None, tmp_path)
+    same = prepare(source, "vllm", None, cache=tmp_path)
+    assert (same.folder, same.weights_path, same.weights) == (made.folder, folder, "auto")
 
 
 def test_what_openvino_does_not_read_is_refused_before_any_work(make_gguf: Callable[..., Path], tmp_path: Path) -> None:

@@ -126,3 +126,62 @@ async def test_a_resting_replica_drains_at_once(made):
     await ear.first(Rested)
     host.handle(Drain())
     await ear.first(Drained)
+
+
+class OwnMeans(Engine):
+    """Has a device's memory by itself; `can` tells whether it lets go of it."""
+
+    def __init__(self, can=True):
+        super().__init__(weights=self)
+        self.can, self.there, self.rested, self.fails = can, True, 0, ""
+
+    async def rest(self):
+        self.rested += 1
+        self.there = not self.can
+        return self.can
+
+    async def wake(self):
+        if self.fails:
+            raise RuntimeError(self.fails)
+        self.there = True
+
+
+async def hosted(engine, ear):
+    host = EngineHost(lambda _: lambda: engine, ear.heard)
+    host.handle(Start("an:engine", {}, heartbeat_s=0.01, rest_s=0.05))
+    await ear.first(Ready)
+    return host
+
+
+async def test_an_engine_rests_and_wakes_by_its_own_means():
+    ear, engine = Ear(), OwnMeans()
+    host = await hosted(engine, ear)
+    await ear.first(Rested)
+    assert not engine.there
+    host.handle(Run((work("a"),)))
+    await until(lambda: ends(ear))
+    assert engine.asked == [("a", True)]
+    assert (await ear.first(Woke)).copied
+    host.abandon()
+
+
+async def test_an_engine_that_does_not_let_go_is_asked_once_in_each_idleness():
+    ear, engine = Ear(), OwnMeans(can=False)
+    host = await hosted(engine, ear)
+    await until(lambda: engine.rested == 1)
+    await asyncio.sleep(0.2)
+    host.handle(Run((work("a"),)))
+    await until(lambda: ends(ear))
+    assert engine.rested == 1
+    assert not [message for message in ear.messages if isinstance(message, Rested | Woke)]
+    host.abandon()
+
+
+async def test_an_engine_that_does_not_wake_is_ended_in_words():
+    ear, engine = Ear(), OwnMeans()
+    host = await hosted(engine, ear)
+    await ear.first(Rested)
+    engine.fails = "no memory on the device"
+    host.handle(Run((work("a"),)))
+    await host.closed.wait()
+    assert host.failed == "no memory on the device"

@@ -166,6 +166,12 @@ def test_a_hugging_face_folder_is_for_transformers_by_itself(tmp_path: Path):
         LLM(str(tmp_path), engine="openvino").check()
 
 
+def test_vllm_takes_the_gpus_that_it_sees(tmp_path: Path):
+    assert LLM(str(tmp_path), engine="vllm").policy == "hrrn"
+    with pytest.raises(ConfigError, match=r"`device` is not for vLLM.*CUDA_VISIBLE_DEVICES"):
+        LLM(str(tmp_path), engine="vllm", device="cuda:0")
+
+
 def test_missing_packages_are_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("foreserve.services.llm_engine.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'foreserve\[openvino\]'"):

@@ -81,6 +81,20 @@ def test_a_static_engine_is_told_what_its_batches_may_hold(tmp_path: Path):
     assert "kv_tokens" not in _options(settings, "openvino", model)
 
 
+def test_vllm_knows_every_setting_that_it_is_given(tmp_path: Path):
+    """What it did not know it would take for one of vLLM's own arguments."""
+    from foreserve.engines.vllm import VLLMEngine
+
+    model = PreparedModel(weights_path=tmp_path, weights="auto", folder=tmp_path, facts=FACTS)
+    settings = LLMSettings(model="m", engine="vllm", kv_cache_gb=2, context_tokens=7, max_running=3, threads=1)
+    options = _options(settings, "vllm", model)
+    engine = VLLMEngine(**options, enforce_eager=True)
+    assert dict(engine._settings.more) == {"enforce_eager": True}
+    said = engine._settings.arguments()
+    assert said["model"] == str(tmp_path)
+    assert (said["kv_cache_memory_bytes"], said["max_model_len"], said["max_num_seqs"]) == (2**31, 7, 3)
+
+
 async def test_a_template_that_writes_the_date_knows_it_in_a_thread_too():
     from foreserve.services.llm_prepared import _wall
 

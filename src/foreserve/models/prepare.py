@@ -1,6 +1,6 @@
 """A model in the form an engine wants, made once: its weights, a `tokenizer.json` and its facts.
 
-|source|`openvino`|`transformers`|
+|source|`openvino`|`transformers`, `vllm`|
 |---|---|---|
 |GGUF file|a GGUF file in `f16` or `q8_0`, in place if it is one|a Hugging Face folder in `bf16` or `f32`|
 |Hugging Face folder|-|in place|
@@ -34,10 +34,15 @@ VERSION: Final = 1
 WEIGHTS: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     ("gguf", "openvino"): ("f16", "q8_0"),
     ("gguf", "transformers"): ("bf16", "f32"),
+    ("gguf", "vllm"): ("bf16", "f32"),
     ("huggingface", "transformers"): ("bf16", "f32"),
+    ("huggingface", "vllm"): ("auto", "bf16", "f16", "f32"),
     ("openvino", "openvino"): (),
 }
 """The precisions of each pair of form and engine, the default first. Pairs that are not here do not go together."""
+
+KEPT_AS: Final = {"vllm": "transformers"}
+"""Engines that take the very form of another, and share what was prepared for it."""
 
 GGUF_ON_OPENVINO: Final = ("llama", "qwen2", "qwen3")
 """Architectures that OpenVINO reads from a GGUF file."""
@@ -59,7 +64,7 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
 def prepare(
     source: Source, engine: str, weights: str | None, progress: Progress | None = None, cache: Path | None = None
 ) -> PreparedModel:
-    """The model for `engine` (`openvino`, `transformers`) in the precision `weights` (`None`: the default).
+    """The model for `engine` (`openvino`, `transformers`, `vllm`) in the precision `weights` (`None`: the default).
 
     Slow the first time (seconds to minutes), quick after it. `progress(done, what)` is told how far it is, from 0 to
     1. Raises ConfigError where the pair does not go together, the model's files are not usable or the disk is full.
@@ -101,7 +106,7 @@ class _Plan:
             self.cache.digest(self.source.path) if self.source.form == "gguf" else _folder_digest(self.source.path)
         )
         kept = "in-place" if self.in_place else self.weights
-        return f"{content[:32]}-{self.engine}-{kept}-v{VERSION}"
+        return f"{content[:32]}-{KEPT_AS.get(self.engine, self.engine)}-{kept}-v{VERSION}"
 
     def build(self, folder: Path) -> None:
         """Fill `folder`: weights where they are not used in place, tokenizer, facts."""

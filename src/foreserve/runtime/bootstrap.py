@@ -78,5 +78,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-elif __name__ == "__mp_main__":
-    provide_foreserve()  # a process that an engine has spawned unpickles what is ours
+elif __name__ == "__mp_main__":  # a process that an engine has spawned
+    provide_foreserve()  # it unpickles what is ours
+    importlib.import_module("foreserve.runtime.ends").end_after_parent()

@@ -147,9 +147,10 @@ class EngineHost:
         self._requests = Requests(self._engine, static, self._outbox, self._spawn, self._drained)
         if hasattr(self._engine, "hand_over"):
             self._engine.hand_over(self._requests)
-        if any(ref.device is not None for ref in message.weights):
+        by_itself = self._engine if hasattr(self._engine, "rest") else None
+        if by_itself is not None or any(ref.device is not None for ref in message.weights):
             hold, tell = self._requests.hold, self._outbox.tell
-            self._resting = Resting(message.rest_s, hold, self._spawn, tell, self._fail)
+            self._resting = Resting(message.rest_s, hold, self._spawn, tell, self._fail, by_itself)
         self._spawn(self._beat(self._engine, message.heartbeat_s))
         if hasattr(self._engine, "failed"):
             self._spawn(self._fate(self._engine))

@@ -1,4 +1,6 @@
-"""An engine that is idle lets its weights on a device go, and has them again before it is asked for anything.
+"""An engine that is idle lets what it has on a device go, and has it again before it is asked for anything.
+
+Its weights, where they were declared; or by its own means, where it has `rest` and `wake` (see `Engine`).
 
 What it holds there counts as held no more, so it is the first that goes when others want room, or after its time; its
 process stays, with all that a start would have to make anew. While it rests no request reaches the engine, so nothing
@@ -39,13 +41,16 @@ class Resting:
         spawn: Callable[[Coroutine[Any, Any, None]], Any],
         tell: Callable[[FromWorker], None],
         failed: Callable[[str], Coroutine[Any, Any, None]],
+        engine: Any = None,
     ) -> None:
+        """`engine` is given where it rests by its own means."""
         self._rest_s = rest_s
         self._hold = hold
         self._spawn = spawn
         self._tell = tell
         self._failed = failed
         self._state: Literal["awake", "going", "resting", "waking"] = "awake"
+        self._engine = engine
         self._placed: list[Placed] = []
         self._idle_since: float | None = None
         self._tried = self._wanted = False
@@ -71,11 +76,11 @@ class Resting:
 
     async def _go(self) -> None:
         try:
-            self._placed = await _aside(leases.rest)
+            rests = await self._let_go()
         except Exception as error:  # whatever it is: requests are held, and would be for ever
             await self._failed(f"its weights could not be given back: {error}")
             return
-        if not self._placed:
+        if not rests:
             self._state = "awake"
             self._hold(False)
             return
@@ -87,14 +92,27 @@ class Resting:
     async def _wake(self) -> None:
         try:
             began = clock.precise()
-            now = asyncio.get_running_loop().time
-            copied = await _aside(lambda: wake(self._placed, now))
+            copied = await self._have_again()
         except Exception as error:
             await self._failed(str(error) or f"its weights could not be had again: {type(error).__name__}")
             return
         self._state, self._idle_since, self._tried = "awake", None, False
         self._tell(Woke(clock.precise() - began, copied))
         self._hold(False)
+
+    async def _let_go(self) -> bool:
+        if self._engine is not None:
+            return bool(await self._engine.rest())
+        self._placed = await _aside(leases.rest)
+        return bool(self._placed)
+
+    async def _have_again(self) -> bool:
+        """Whether it had to be copied anew."""
+        if self._engine is not None:
+            await self._engine.wake()
+            return True
+        now = asyncio.get_running_loop().time
+        return await _aside(lambda: wake(self._placed, now))
 
 
 async def _aside(fn: Callable[[], T]) -> T:

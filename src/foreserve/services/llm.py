@@ -65,6 +65,8 @@ class LLM:
         self._factory = entry("engine", self._engine, f"{where}: engine").value
         if settings.device != "cpu" and self._engine != "transformers":
             words = f"`device` is {settings.device!r}, and the engine {self._engine!r} computes on the CPU"
+            if self._engine == "vllm":
+                words = "`device` is not for vLLM, which takes the GPUs that it sees: set CUDA_VISIBLE_DEVICES in `env`"
             raise ConfigError(f"{where}: {words}; valid here: cpu, or engine: transformers")
         if (settings.model == SIMULATED) != (self._engine == SIMULATED):
             raise ConfigError(f'{where}: model "{SIMULATED}" and engine "{SIMULATED}" go together only')

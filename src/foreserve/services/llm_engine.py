@@ -33,7 +33,7 @@ def need_packages(engine: str, where: str) -> None:
     """Raises ConfigError with the command that installs what reads model files, where it is missing here."""
     missing = [name for name in ("gguf", "jinja2", "tokenizers") if find_spec(name) is None]
     if missing:
-        extra = "torch" if engine == "transformers" else "openvino"
+        extra = {"transformers": "torch", "vllm": "vllm"}.get(engine, "openvino")
         raise ConfigError(
             f"{where}: engine {engine!r} needs {', '.join(missing)}; install with: pip install 'foreserve[{extra}]'"
         )

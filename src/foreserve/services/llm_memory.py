@@ -10,7 +10,7 @@ from foreserve.settings import LLMSettings
 
 GIB = 2**30
 
-RUNTIME_BYTES = {"openvino": 300 * 2**20, "transformers": 700 * 2**20}
+RUNTIME_BYTES = {"openvino": 300 * 2**20, "transformers": 700 * 2**20, "vllm": 1800 * 2**20}
 """What an engine's process holds beside weights and KV cache."""
 
 _FLOAT_BYTES = {"bf16": 2.0, "f32": 4.0}
@@ -25,7 +25,7 @@ def memory_bytes(settings: LLMSettings, engine: str, where: str) -> int:
     source = locate(settings.model, where)
     weights = _weights_bytes(source, settings.weights, engine)
     match engine:
-        case "openvino":
+        case "openvino" | "vllm":
             cache = settings.kv_cache_gb * GIB
         case "transformers":
             cache = _static_cache_bytes(settings, source)

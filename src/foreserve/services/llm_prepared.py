@@ -82,4 +82,11 @@ def _options(settings: LLMSettings, engine: str, model: PreparedModel) -> dict[s
         case "transformers":
             tokens = static_kv_tokens(settings, model.facts, model.weights)
             options |= {"weights": model.weights or "bf16", "kv_tokens": tokens, "device": settings.device}
+        case "vllm":
+            options |= {
+                "max_batched_tokens": settings.max_batched_tokens,
+                "kv_cache_gb": settings.kv_cache_gb,
+                "prefix_caching": settings.prefix_caching,
+                "weights": model.weights or "auto",
+            }
     return options

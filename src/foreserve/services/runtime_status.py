@@ -121,7 +121,9 @@ class RuntimeView:
             wants=bool(refs),
             weights=all_held(refs, ready_marks(entries)),
             context=up,
-            copies=not _all_rest(replicas.ready) or all_held(placed, ready_marks(entries, on_device=True)),
+            # Without declared weights, what rests is an engine by its own means, of which there is one copy.
+            copies=not _all_rest(replicas.ready)
+            or (bool(placed) and all_held(placed, ready_marks(entries, on_device=True))),
         )
         own = [one for one in entries if one.device is None and any(all_held([ref], one.marks) for ref in refs)]
         return ServiceRuntime(
