@@ -1,44 +1,37 @@
 """Our plug-ins for Ray Serve beside its own router and scaling policy: one deployment, one load, in turn.
 
-The deployment stands for an engine: it reads prompts one after another, then says a token a step, in steps that get
-longer with the square of what it holds. Requests are those of a real trace, played faster; their answers' lengths are
-in the payload for the engine alone.
+The deployment is a simulated engine (`cluster_serve_engine`); requests are those of a real trace.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from benchmarks.cluster_serve_engine import MOST_TOKENS, READS, STEP_S, Ask, Engine, load
 from benchmarks.common import Report, console
-from benchmarks.data import folder
-from foreserve.loadgen.arrivals import generator, poisson
-from foreserve.traces.open import open_trace
+from benchmarks.routing_load import KV_TOKENS, SLOTS
 
-KV_TOKENS = 12_000
-TOKEN_S = 0.0001
-STEP_S = 0.02
-TOGETHER = 16
-"""Tokens of an answer that come in one message."""
-
-TRACE = "traces/azure_llm_2023/AzureLLMInferenceTrace_conv.csv.xz"
-MOST_TOKENS = 1024
 LIMIT_S = 120.0
+ROUTED_RATE = 1.6
+"""Requests a second for each replica: about nine tenths of what they bear."""
+
+ROUTED_REPLICAS = 4
+ROUTED_BEGINS = (3000, 6000)
+"""Rows of the trace at which runs begin."""
 
 
-class Ask(msgspec.Struct, frozen=True):
-    """One request: when it comes, its lengths in tokens."""
+class Routed(msgspec.Struct, frozen=True):
+    """The 99th percentiles of the seconds to a first token and of a whole answer."""
 
-    at: float
-    prompt: int
-    output: int
+    first_s: float
+    whole_s: float
 
 
 class Scaled(msgspec.Struct, frozen=True):
@@ -48,80 +41,42 @@ class Scaled(msgspec.Struct, frozen=True):
     p99_s: float
 
 
-class Engine:
-    """The modelled engine; see above."""
-
-    def __init__(self) -> None:
-        self.held = 0
-        self.reading = asyncio.Lock()
-
-    async def __call__(self, asked: dict[str, Any]) -> AsyncIterator[int]:
-        prompt, output = len(asked["prompt"]) // 4, int(asked["output"])
-        async with self.reading:
-            await asyncio.sleep(TOKEN_S * prompt)
-        self.held += prompt
-        held = prompt
-        try:
-            for start in range(0, output, TOGETHER):
-                tokens = min(TOGETHER, output - start)
-                await asyncio.sleep(tokens * STEP_S * (1 + (self.held / KV_TOKENS) ** 2))
-                self.held += tokens
-                held += tokens
-                yield tokens
-        finally:
-            self.held -= held
-
-
-def load(report: Report, rate: float, seconds: float) -> list[Ask]:
-    """The trace's requests, its arrivals played so that `rate` come in a second on average."""
-    count = int(rate * seconds)
-    path = folder() / TRACE
-    if not path.exists():
-        report.note("no Azure trace here (FORESERVE_DATA): arrivals are Poisson, lengths log-normal")
-        rng = generator(0)
-        times = itertools.islice(poisson(rate, rng), count)
-        lengths = zip(rng.lognormal(6.3, 1.0, count), rng.lognormal(4.9, 0.8, count), strict=True)
-        return [Ask(at.at, int(p) + 1, int(o) + 1) for at, (p, o) in zip(times, lengths)]  # noqa: B905
-    rows = list(itertools.islice((row for row in open_trace(path) if row.input_tokens < 3000), count))
-    report.note("Ray Serve: requests of the Azure conversation trace of 2023, with prompts below 3,000 tokens")
-    pace = seconds / max(rows[-1].arrival - rows[0].arrival, 1e-9)
-    return [
-        Ask((row.arrival - rows[0].arrival) * pace, row.input_tokens, min(max(row.output_tokens, 1), MOST_TOKENS))
-        for row in rows
-    ]
-
-
-async def play(handle: Any, asks: Sequence[Ask]) -> tuple[list[float], int]:
-    """Seconds of each answer, and how many were lost: ended by an error, or short of tokens.
+async def play(handle: Any, asks: Sequence[Ask]) -> tuple[list[float], list[float], int]:
+    """Seconds to each first token and of each answer, and how many were lost: ended by an error, or short of tokens.
 
     One that is not whole after `LIMIT_S` is given up by its client: it counts with that time, and is not lost.
     """
     start = time.perf_counter()
+    first: list[float] = []
     took: list[float] = []
     lost = 0
 
-    async def one(ask: Ask) -> None:
+    async def one(number: int, ask: Ask) -> None:
         nonlocal lost
         await asyncio.sleep(max(0.0, ask.at - (time.perf_counter() - start)))
         sent = time.perf_counter()
-        payload = {"prompt": "word" * ask.prompt, "output": ask.output, "max_tokens": MOST_TOKENS}
-        answer = handle.options(stream=True).remote(payload)
+        began, tokens = None, 0
+        answer = handle.options(stream=True).remote(ask.payload(number))
         try:
             async with asyncio.timeout(LIMIT_S):
-                tokens = sum([part async for part in answer])
-            if tokens == ask.output:
+                async for part in answer:
+                    began = time.perf_counter() if began is None else began
+                    tokens += part
+            if tokens == ask.output and began is not None:
+                first.append(began - sent)
                 took.append(time.perf_counter() - sent)
             else:
                 lost += 1
         except TimeoutError:
+            first.append(LIMIT_S if began is None else began - sent)
             took.append(LIMIT_S)
         except Exception:
             lost += 1
         finally:
             answer.cancel()
 
-    await asyncio.gather(*(one(ask) for ask in asks))
-    return took, lost
+    await asyncio.gather(*(one(*each) for each in enumerate(asks)))
+    return first, took, lost
 
 
 @contextmanager
@@ -141,30 +96,31 @@ def serving() -> Iterator[Any]:
 
 def deployed(serve: Any, **options: Any) -> Any:
     """A handle of the deployment with these options."""
-    made = serve.deployment(Engine).options(max_ongoing_requests=64, ray_actor_options={"num_cpus": 0}, **options)
+    made = serve.deployment(Engine).options(max_ongoing_requests=SLOTS, ray_actor_options={"num_cpus": 0}, **options)
     return serve.run(made.bind(), name="engine", route_prefix=None)
 
 
-def routed(report: Report, repetitions: int, seconds: float) -> tuple[list[float], list[float], int]:
-    """The 99th percentile of the seconds of an answer, with our router and with Serve's, and what was lost."""
+def routed(report: Report, repetitions: int, seconds: float) -> tuple[list[Routed], list[Routed], int]:
+    """With our router and with Serve's, run by run, and what was lost."""
     from ray.serve.config import RequestRouterConfig
 
     ours = RequestRouterConfig(
         request_router_class="foreserve.integrations.ray_serve:AnticipatedRouter",
-        request_router_kwargs={"kv_tokens": KV_TOKENS, "token_s": TOKEN_S, "step_s": STEP_S, "most": MOST_TOKENS},
-    )
-    asks = load(report, 1.5, seconds)
-    found: dict[str, list[float]] = {"ours": [], "default": []}
+        request_router_kwargs={
+            "kv_tokens": KV_TOKENS, "token_s": 1 / READS, "step_s": STEP_S, "most": MOST_TOKENS
+        },
+    )  # fmt: skip
+    found: dict[str, list[Routed]] = {"ours": [], "default": []}
     missing = 0
     with serving() as serve:
-        for _ in range(repetitions):
+        for begin in ROUTED_BEGINS[:repetitions]:
+            asks = load(report, ROUTED_RATE * ROUTED_REPLICAS, seconds, begin)
             for name, config in (("ours", ours), ("default", RequestRouterConfig())):
-                handle = deployed(serve, num_replicas=3, request_router_config=config)
-                took, lost = asyncio.run(play(handle, asks))
+                handle = deployed(serve, num_replicas=ROUTED_REPLICAS, request_router_config=config)
+                first, took, lost = asyncio.run(play(handle, asks))
                 missing += lost
-                found[name].append(float(np.percentile(took, 99)))
-                mean = float(np.mean(took))
-                console.print(f"  {name}: p99 {found[name][-1]:.2f} s, mean {mean:.2f} s, {lost} lost")
+                found[name].append(Routed(float(np.percentile(first, 99)), float(np.percentile(took, 99))))
+                console.print(f"  {name}: p99 {found[name][-1]}, mean {float(np.mean(took)):.2f} s, {lost} lost")
                 serve.delete("engine")
     return found["ours"], found["default"], missing
 
@@ -207,5 +163,5 @@ async def _counted(serve: Any, handle: Any, asks: Sequence[Ask]) -> tuple[float,
         now = time.perf_counter()
         replica_s += sum(states.get(state, 0) for state in ("STARTING", "RUNNING", "STOPPING")) * (now - last)
         last = now
-    took, lost = playing.result()
+    _, took, lost = playing.result()
     return replica_s, took, lost

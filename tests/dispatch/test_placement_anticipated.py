@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from foreserve.core import Forecast, Length, Prefix, Ramp, Work
-from foreserve.dispatch.placement_anticipated import SILENT_S, Anticipated, PrefixAffinity
+from foreserve.dispatch.placement_anticipated import SILENT_S, Anticipated, AnticipatedEven, PrefixAffinity
 from foreserve.fleet.ahead import Ahead
 from foreserve.ports import Placement, Room, Shortlisted, Unread, ranked
 from foreserve.simulation.clock import run
@@ -81,6 +81,13 @@ def test_overflow_is_kept_together_so_that_the_rest_go_on():
     assert placement.place([work()], [*rooms, room("d", 9400)], 0.0) == "d", "who has room takes it"
     assert placement.place([work()], [room("d", 9400), room("e", 5000)], 0.0) == "e"
     assert not placement.near([work()]), "nobody overflows any more"
+
+
+def test_overflow_is_shared_by_all_where_it_is_to_be_even():
+    rooms = [room("a", 9600), room("b", 9900), room("c", 9700)]
+    placement = AnticipatedEven()
+    assert placement.place([work()], rooms, 0.0) == "a"
+    assert not placement.near([work()])
 
 
 def test_overflow_goes_to_nobody_who_is_slow_or_silent_or_where_it_would_wait_too_long():

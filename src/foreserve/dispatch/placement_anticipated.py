@@ -68,6 +68,8 @@ class Anticipated:
     """
 
     shortlist: ClassVar[int] = 2
+    gathers: ClassVar[bool] = True
+    """Whether an overflow is kept together."""
 
     def __init__(self) -> None:
         self._prefixes = Prefixes()
@@ -125,7 +127,7 @@ class Anticipated:
             ill = silent or peak > FULL
             if (ill, seconds) < (all_ill, least):
                 all_ill, least, name = ill, seconds, room.replica
-            if peak > fullest and not (slow or silent) and _overflows(room, ramps, peak):
+            if self.gathers and peak > fullest and not (slow or silent) and _overflows(room, ramps, peak):
                 overflows, fullest = room.replica, peak
         self._overflows = overflows
         return overflows if all_ill and overflows else name
@@ -133,6 +135,16 @@ class Anticipated:
     def chosen(self, works: Sequence[Work], replica: str, now: float) -> int:
         """See `ports.Shortlisted`."""
         return _sent(self._prefixes, works, replica, self._caches)
+
+
+class AnticipatedEven(Anticipated):
+    """`anticipated_even`: as `anticipated`, but what overflows is shared by all replicas.
+
+    More answers are late then, and none is very late: for who is judged by a high percentile, and for who hears too
+    little of the replicas to know when one of them would have room again.
+    """
+
+    gathers: ClassVar[bool] = False
 
 
 class PrefixAffinity:

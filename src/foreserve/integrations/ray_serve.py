@@ -45,7 +45,7 @@ class AnticipatedRouter(RequestRouter):  # type: ignore[misc]
     bookings: Bookings | None = None
     faults: Faults
 
-    def initialize_state(self, placement: str = "anticipated", **options: Any) -> None:
+    def initialize_state(self, placement: str = "anticipated_even", **options: Any) -> None:
         """See `RequestRouter`; called once, before any request."""
         self.faults = Faults(log, "the router's policy")
         try:
