@@ -145,7 +145,8 @@ def _greedy(batches: Sequence[Batch], starts: Floats, after: After) -> tuple[Flo
     leaves: list[float] = []
     for batch in reversed(batches):
         leaves.append(latest)
-        latest = min(latest, float(batch.deadlines[0])) - float(batch.seconds.min())
+        if batch.deadlines[0] >= starts.min():  # else it is late, whatever is left to it
+            latest = min(latest, float(batch.deadlines[0])) - float(batch.seconds.min())
     now, total = starts.copy(), np.zeros(len(starts))
     settings = np.full((len(starts), len(batches)), -1)
     rows = np.arange(len(starts))
