@@ -5,9 +5,10 @@ each seed and for all of them together: how many texts one of the two answers ri
 likely so uneven a split is by chance (McNemar's exact test). Texts are the same for every seed, so the test of all
 together counts each text once, by which of the two is right under more seeds.
 
-    python -m benchmarks.elastic_prompts [--task sst2] [--prompts 8] [--epochs 3] [--seeds 3] [--json FILE]
+    python -m benchmarks.elastic_prompts [--task sst2] [--seeds 3] [--epochs 2] [--rate 0.03] [--json FILE]
 
-Tasks that are trained already are taken from `--tasks`.
+What is trained is in `--tasks` afterwards, and taken from there the next time. That of seed 0 is the one that
+`benchmarks.elastic_tasks` makes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from scipy.stats import binomtest
 
-from benchmarks.common import ROOT, Report, arguments, console
+from benchmarks.common import Report, arguments, console
+from benchmarks.elastic_tasks import TEXT_MERGES
 from benchmarks.labelled_sets import SETS, labelled_set, written
 from foreserve.elastic.adapting import Adapting, Plan
 from foreserve.elastic.encoder import ElasticEncoder
@@ -35,6 +37,7 @@ from foreserve.elastic.labelled import Labelled, read_labelled
 from foreserve.elastic.loading import load
 from foreserve.elastic.setting import PLAIN, Prompts
 from foreserve.models.catalog import locate
+from foreserve.settings import Environment
 
 Right = NDArray[np.bool_]
 
@@ -64,11 +67,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     def more(parser: Any) -> None:
         parser.add_argument("--task", choices=sorted(SETS), default="sst2")
         parser.add_argument("--prompts", type=int, default=8)
-        parser.add_argument("--epochs", type=int, default=3)
-        parser.add_argument("--rate", type=float, default=1e-2)
+        parser.add_argument("--epochs", type=int, default=2)
+        parser.add_argument("--rate", type=float, default=0.03, help="of the prompts, by AdamW")
         parser.add_argument("--seeds", type=int, default=3)
         parser.add_argument("--rows", type=int, help="of the data to train on; all without")
-        parser.add_argument("--tasks", type=Path, default=ROOT / "runs" / "prompts")
+        parser.add_argument("--tasks", type=Path, default=Environment.read().cache / "benchmarks" / "prompts")
         parser.add_argument("--threads", type=int, default=1)
 
     chosen = arguments(__doc__, argv, more)
@@ -100,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 def progress(done: float, what: str, bars: Progress = bars, bar: Any = bar) -> None:
                     bars.update(bar, completed=done, description=what)
 
-                settings = Plan(merges=(), seed=seed, **plan)
+                settings = Plan(merges=TEXT_MERGES, seed=seed, **plan)
                 Adapting(model, folder, facts, train_data, held_data, labels, settings, out, progress).run()
             report.note(f"seed {seed}: trained in {time.perf_counter() - began:.0f} s")
         task = Task.load(out, read_tasks(base, facts)[out.name])
