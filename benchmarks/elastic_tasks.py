@@ -13,6 +13,7 @@ writes those that are missing. What it made is in `benchmarks/tasks`, so the ben
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from benchmarks.cifar import CLASSES, archive, cifar
 from benchmarks.common import ROOT, console
 from benchmarks.labelled_sets import labelled_set, written
 from foreserve.elastic.adapting import Adapting, Plan
-from foreserve.elastic.folder import EncoderFacts, read_folder, read_tasks
+from foreserve.elastic.folder import read_folder, read_tasks
 from foreserve.elastic.labelled import Labelled, read_labelled
 from foreserve.elastic.loading import load
 from foreserve.elastic.payload import Encode, TaskFacts
@@ -76,10 +77,9 @@ def task(name: str, base: Path, quick: bool = False) -> TaskFacts | None:
     home = base / made.model
     if (home / name / "task.json").exists():
         return read_tasks(home, facts)[name]
-    there = _texts(name, folder, facts, home) if made.model == "minilm" else _images(name)
-    if there is None:
+    if (labelled_set(name) if made.model == "minilm" else archive()) is None:
         return None
-    train, held, labels = there
+    train, held, labels = labelled_texts(name) if made.model == "minilm" else _images(name)
     most = (300, 200) if quick else (made.train, made.held_out)
     train, held = (each.part(range(len(each.numbers))[:rows]) for each, rows in zip((train, held), most, strict=True))
     plan = msgspec.structs.replace(made.plan, epochs=1) if quick else made.plan
@@ -93,22 +93,24 @@ def task(name: str, base: Path, quick: bool = False) -> TaskFacts | None:
         return Adapting(model, folder, facts, train, held, labels, plan, home / name, progress).run()
 
 
-def _texts(name: str, folder: Path, facts: EncoderFacts, home: Path) -> tuple[Labelled, Labelled, list[str]] | None:
+def labelled_texts(name: str, quick: bool = False) -> tuple[Labelled, Labelled, list[str]]:
+    """What to train on, what is held out, and the labels. Raises SystemExit where the data is not here."""
     there = labelled_set(name)
     if there is None:
-        return None
-    files = [written(rows, home / "data" / f"{name}-{at}.jsonl") for at, rows in enumerate(there)]
-    train, labels = read_labelled(files[0], folder, facts, ())
-    held, _ = read_labelled(files[1], folder, facts, labels)
-    for file in files:
-        file.unlink()
+        raise SystemExit("no labelled texts here (FORESERVE_DATA)")
+    folder = locate("minilm", "elastic").path
+    facts = read_folder(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        most = 300 if quick else None
+        files = [written(rows[:most], Path(scratch) / f"{at}.jsonl") for at, rows in enumerate(there)]
+        train, labels = read_labelled(files[0], folder, facts, ())
+        held, _ = read_labelled(files[1], folder, facts, labels)
     return train, held, labels
 
 
-def _images(name: str) -> tuple[Labelled, Labelled, list[str]] | None:
+def _images(name: str) -> tuple[Labelled, Labelled, list[str]]:
     source = archive()
-    if source is None:
-        return None
+    assert source is not None
     parts, names = [], ["alive", "dead"] if name == "alive" else [*ANGLES]
     for seed, (pictures, kinds) in enumerate(cifar(source, images())):
         draw = np.random.default_rng(seed)

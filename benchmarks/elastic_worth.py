@@ -107,7 +107,7 @@ def played(case: Case, count: int, told: Callable[[float], None]) -> dict[tuple[
 
 def worth(report: Report, name: str, case: Case, quick: bool, told: Callable[[float], None]) -> None:
     """Play all loads to all sides. The keys have `name` before them where it is not empty."""
-    lines = played(case, 300 if quick else 3000, told)
+    lines = played(case, 200 if quick else 3000, told)
     what, dash = name or "vision", f"{name}_" if name else ""
     totals: dict[str, float] = {}
     bound = hindsight = 0.0

@@ -79,10 +79,17 @@ def test_who_is_unlike_runs_apart(other: dict[str, Any]) -> None:
 
 def test_who_is_alike_runs_together_under_what_all_allow() -> None:
     elastic = policy()
-    fill(elastic, work("a"), work("b", has_s=1.1, plans={"merge:8": 0.6, "plain": 0.9}))
+    fill(elastic, work("a"), work("b", has_s=1.1, plans={"plain": 0.6, "prompts:4": 0.9}))
     found = picked(elastic)
     assert found.ids == ("a", "b")
-    assert found.plan == "plain"
+    assert found.plan == "prompts:4"
+
+
+def test_a_task_without_prompts_does_not_take_them_from_another() -> None:
+    elastic = policy()
+    fill(elastic, work("a"), work("b", has_s=1.1, plans={"merge:8": 0.6, "plain": 0.9}))
+    found = [picked(elastic) for _ in range(2)]
+    assert [(each.ids, each.plan) for each in found] == [(("a",), "prompts:4"), (("b",), "plain")]
 
 
 def test_who_comes_later_than_the_wait_begins_a_batch() -> None:

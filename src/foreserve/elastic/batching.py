@@ -40,7 +40,8 @@ class Elastic:
 
     Requests share a batch that come within `wait_s` of each other, that have about as long until their deadlines (they
     differ by at most the share `span`), about the same utility (between the same two of `utility_classes`), inputs
-    that are about as long, and of whose settings at least half are common; up to `size` of them. What a setting takes
+    that are about as long, and of whose settings at least half are common, the best of each among them; up to `size` of
+    them. What a setting takes
     is in the `profile`, stretched by what has been seen since; what an answer under it is worth is in each request's
     `plans`. The planner looks at `budget` states at the most. Batches go by their earliest deadline; a request without
     one should be done within `patience_s`, and is worth little later, but not nothing, and has its turn (see `Turns`).
@@ -179,6 +180,8 @@ class Elastic:
 
     def _pressed(self, batches: Sequence[Open], most: int, ahead: Ahead, now: float) -> Pick | None:
         """Where there is no time for all: the batch that brings most, of whatever waits."""
+        # Who waits already takes of the time until then as well.
+        ahead = ahead.beside(sum(len(batch.works) for batch in batches))
         pace = ahead.pace(now)
         if pace is None:
             return None

@@ -147,8 +147,11 @@ class Forming:
             return False
         if batch.length != length or batch.kind != kind or abs(has_s - batch.has_s) > self._like.span * batch.has_s:
             return False
-        # Who allows little must not take away what the others allow.
-        return 2 * len(batch.common(work)) >= max(len(batch.plans), len(work.plans or PLANS))
+        # Who allows little must not take away what the others allow, nor the best of it.
+        common = batch.common(work)
+        if 2 * len(common) < max(len(batch.plans), len(work.plans or PLANS)):
+            return False
+        return all(_keeps(each, common) for each in (next(iter(batch.works.values())), work))
 
     def drop(self, request_id: str) -> None:
         """It waits no more. Unknown ids are ignored."""
@@ -166,3 +169,9 @@ class Forming:
         for work in works:
             self.drop(work.id)
         return works
+
+
+def _keeps(work: Work, settings: Sequence[str]) -> bool:
+    """Whether these are worth as much to it as all that it allows."""
+    plans = work.plans or PLANS
+    return max(plans.values()) == max((plans[each] for each in settings), default=-math.inf)
