@@ -19,6 +19,7 @@ import itertools
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,13 @@ from foreserve.elastic.folder import read_folder
 from foreserve.elastic.loading import load
 from foreserve.elastic.measuring import measured
 from foreserve.elastic.planner import Batch, plan
-from foreserve.elastic.profile import Profile, interpolated
-from foreserve.elastic.setting import PLAIN, Merge, Prompts, parse_setting
+from foreserve.elastic.profile import Grid, Profile, interpolated
+from foreserve.elastic.setting import PLAIN, Merge, Prompts, Setting, parse_setting
 from foreserve.models.catalog import locate
 from foreserve.ports import Room
 
 PARTS = ("planner", "vision", "texts", "retrieval")
-SHAPES = (Merge(24), Merge(20), Merge(16), Merge(12), Merge(8), Merge(4), PLAIN)
+SHAPES: tuple[Setting, ...] = (Merge(24), Merge(20), Merge(16), Merge(12), Merge(8), Merge(4), PLAIN)
 """Of the vision transformer's 64 patches and six layers."""
 
 
@@ -103,25 +104,31 @@ async def picks(budget: int, count: int) -> tuple[list[float], list[float]]:
     draw = np.random.default_rng(1)
     seconds = {"merge:20": 0.4, "merge:12": 0.6, "merge:8": 0.75, "merge:4": 0.9, "plain": 1.0}
     plans = dict(zip(seconds, (0.73, 0.77, 0.78, 0.788, 0.79), strict=True))
-    grids = {each: tuple((share * (0.002 + 0.0007 * n),) for n in (1, 8, SIZE)) for each, share in seconds.items()}
+    one_pass = [0.002 + 0.0007 * n for n in (1, 8, SIZE)]
+    grids: dict[str, Grid] = {each: tuple((share * s,) for s in one_pass) for each, share in seconds.items()}
     profile = Profile(sizes=(1, 8, SIZE), lengths=(1,), seconds=grids)
     room = Room(replica="r", free={"slots": float(SIZE)}, capacity={"slots": float(SIZE)}, running=0)
     own, passed = [], []
+    policy = Elastic(profile, size=SIZE, budget=budget, wait_s=0.01)
     for at in range(count + 10):
-        policy = Elastic(profile, size=SIZE, budget=budget, wait_s=0.01)
         # Every other time with few to a batch, so that there is time for all of them.
-        most, now = (SIZE, 6)[at % 2], 0.0
+        most, now, names = (SIZE, 6)[at % 2], 0.0, []
         for batch in range(16):
-            now = 0.012 * batch
+            now = 10.0 * at + 0.012 * batch
             utility, has_s = ((2.0, 0.3), (1.0, 0.5), (0.5, 1.0))[int(draw.integers(3))]
             for n in range(int(draw.integers(1, most + 1))):
-                words = {"cost": {"slots": 1.0, "tokens": 1.0}, "deadline": now + has_s * draw.uniform(0.9, 1.1)}
-                policy.add(Work(f"{batch}-{n}", None, arrival=now, utility=utility, plans=plans, **words), now)
+                words: Any = {"cost": {"slots": 1.0, "tokens": 1.0}, "deadline": now + has_s * draw.uniform(0.9, 1.1)}
+                names.append(f"{at}-{batch}-{n}")
+                policy.add(Work(id=names[-1], payload=None, arrival=now, utility=utility, plans=plans, **words), now)
+        # As after every batch in a service: all times are stretched anew.
+        policy.timing.learn("plain", 8, 1, 0.0076 * draw.uniform(0.98, 1.02))
         began, start = time.thread_time(), precise()
         policy.pick([room], now)
         if at >= 10:
             own.append(1000 * (time.thread_time() - began))
             passed.append(1000 * (precise() - start))
+        for name in names:
+            policy.remove(name)
     return own, passed
 
 
@@ -194,7 +201,9 @@ def vision(report: Report, folder: Path, images: Path, base: Path, quick: bool, 
             drawn_at = {setting: 1000 / median(paced[setting]) for setting in values if setting in paced}
             _dots(each, name, {setting: (ms, values[setting]) for setting, ms in drawn_at.items()})
     # By what was measured: settings that another of the same task beats are left out.
-    profile = asyncio.run(model.profile([*dict.fromkeys(s for each in told_of.values() for s in each)], SIZE, 20))
+    profile = asyncio.run(
+        model.profile([*dict.fromkeys(s for each in told_of.values() for s in each)], SIZE, 3 if quick else 20)
+    )
     load_s = loading(folder)
     report.note(f"loading the vision transformer takes {load_s:.2f} s: what switching pays")
     case = Case(profile=profile, plans=_frontiers(profile, told_of, quickest), small=quickest, load_s=load_s)
@@ -260,9 +269,8 @@ def retrieval(report: Report, quick: bool, told: Callable[[float], None]) -> Non
     if found is None:
         report.note("no retrieval data here (FORESERVE_DATA)")
         return
-    report.note(
-        f"recall at 10, {queries} queries, what answers them and {others} more: {', '.join(f'{each} {value:.4f}' for each, value in found.items())}"
-    )
+    told_of = ", ".join(f"{each} {value:.4f}" for each, value in found.items())
+    report.note(f"recall at 10, {queries} queries, what answers them and {others} more abstracts: {told_of}")
     report.add("text_recall_merged_vs_plain", found["merge:1"] / found["plain"])
 
 
@@ -293,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in chosen.only:
             bar(name, 0.0)
             try:
-                parts[name](lambda done, name=name: bar(name, done))
+                parts[name](partial(bar, name))
             except Exception as error:  # the other parts' figures are still wanted
                 traceback.print_exc()
                 report.note(f"{name} failed: {type(error).__name__}: {error}")

@@ -97,7 +97,7 @@ def drawn(kind: str, rate: float, count: int, unit_s: float, seed: int, tasks: S
     found = []
     for _, arrival in zip(range(count), source, strict=False):
         each = CLASSES[draw.choice(len(CLASSES), p=[c.share for c in CLASSES])]
-        task = tasks[draw.integers(len(tasks))]
+        task = tasks[int(draw.integers(len(tasks)))]
         found.append(Query(arrival.at, task, float(draw.random()), each.slack * unit_s, each.utility))
     return found
 

@@ -73,6 +73,8 @@ class Open:
     def without(self, taken: Collection[str]) -> Open | None:
         """As it would be without these, or `None` where nothing would be left."""
         left = [work for work in self.works.values() if work.id not in taken]
+        if len(left) == len(self.works):
+            return self
         if not left:
             return None
         made = Open(left[0], self.length, self.has_s, self.kind)
@@ -83,15 +85,23 @@ class Open:
     def planned(self, timing: Timing, due: Mapping[str, float], memory: float) -> Batch:
         """As the planner sees it. `due` has when each should be done."""
         guard, size = timing.guard, len(self.works)
-        if self._planned is None or self._planned[:2] != (guard, size):
+        if self._planned is None or self._planned[1] != size:
             self._planned = (guard, size, self._made(timing, due, memory))
+        elif self._planned[0] != guard:
+            self._planned = (guard, size, self._planned[2].stretched(guard / self._planned[0]))
         return self._planned[2]
 
     def _made(self, timing: Timing, due: Mapping[str, float], memory: float) -> Batch:
         size = len(self.works)
         seconds = [timing.seconds(each, size, self.length) for each in self.plans]
         works = self.works.values()
-        worth = np.array([[work.utility * (work.plans or PLANS)[each] for work in works] for each in self.plans])
+        allowed = [work.plans or PLANS for work in works]
+        if all(each == allowed[0] for each in allowed):  # of one task, as is usual
+            worth = np.multiply.outer([allowed[0][each] for each in self.plans], [work.utility for work in works])
+        else:
+            worth = np.array(
+                [[w.utility * plans[each] for w, plans in zip(works, allowed, strict=True)] for each in self.plans]
+            )
         fits = fitting(self.plans, timing, size, self.length, memory)
         for at, each in enumerate(self.plans):
             if each not in fits:
