@@ -1,16 +1,20 @@
-"""Load a real encoder in its worker process and count what it is worth: a task on MiniLM, on held-out texts."""
+"""Load real encoders in their worker process and count what they are worth: a task on MiniLM, on held-out texts."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from benchmarks.common import Report, console
+from benchmarks.common import Report
 from benchmarks.elastic_play import QUEUE, Tally, drawn, played
+from benchmarks.elastic_switching import Switching
+from benchmarks.elastic_tasks import labelled_texts
+from benchmarks.elastic_two_models import SMALL, Switched, head_alone
 from benchmarks.labelled_sets import labelled_set
 from foreserve.app import App
 from foreserve.elastic.profile import Profile, interpolated
@@ -18,35 +22,55 @@ from foreserve.services.encoder import Encoder
 from foreserve.services.encoder_plans import Allowed
 
 SIZE = 32
-POINTS = (("steady", 1.0), ("bursty", 1.0), ("trace", 1.0), ("steady", 2.0), ("bursty", 2.0), ("trace", 2.0))
-LENGTH = 64
-"""Of most texts, in tokens, as the profile has lengths: what capacity and deadlines are told by."""
+POINTS = (("steady", 0.5), ("bursty", 0.5), ("trace", 1.0), ("steady", 1.5), ("bursty", 1.5), ("trace", 2.0))
+SECONDS = 6.0
+LENGTH = 32
+"""Of most texts, in tokens: what capacity and deadlines are told by."""
+
+OURS, PLAIN, SWITCHING = "ours", "plain dynamic batching", "switching"
 
 
-def live(report: Report, name: str, base: Path, fixed: str, quick: bool) -> None:
-    """Ours, one fixed setting under our policy, and plain dynamic batching, at a few points."""
+def live(report: Report, name: str, base: Path, quick: bool, told: Callable[[float], None]) -> None:
+    """Ours, fixed settings under our policy, plain dynamic batching, and two models that are switched."""
+    alone = ("plain",) if quick else ("merge:2", "plain", "prompts:8")
+    sides = (OURS, *(f"{each} alone" for each in alone), PLAIN, SWITCHING)
+    found: dict[str, dict[str, Tally]] = {}
+    pace: list[float] = []
+    for at, side in enumerate(sides):
+        found[side] = asyncio.run(_served(report, side, name, base, quick, pace))
+        for point, tally in found[side].items():
+            shares = ", ".join(f"{part} {value:.2f}" for part, value in tally.shares().items())
+            report.note(f"live, {point}: {side} {tally.utility:.0f} ({shares}), {dict(tally.settings)}")
+        told((at + 1) / len(sides))
+    totals = {side: sum(each.utility for each in points.values()) for side, points in found.items()}
+    best = max((each for each in totals if each.endswith(" alone")), key=totals.__getitem__)
+    report.note(f"live, {name}: the best of one setting is {best}")
+    for key, side in (("best_fixed", best), ("plain_batching", PLAIN), ("switching", SWITCHING)):
+        report.add(f"live_utility_vs_{key}", totals[OURS] / max(totals[side], 1e-9), "1.25")
+
+
+def _service(side: str, name: str, base: Path, quick: bool) -> tuple[Encoder, dict[str, float]]:
+    """The kind, and what the requests of this side allow."""
+    words = {"tasks": str(base), "max_running": SIZE, "threads": 1, "queue": QUEUE}
+    if side == SWITCHING:
+        small = head_alone(name, base.parent / "minilm-3", *labelled_texts(name, quick))
+        encoder: Encoder = Switched(base.parent / "minilm-3", **words)
+        encoder.check()
+        return encoder, {SMALL: small.accuracy["plain"], "plain": encoder.tasks[name].accuracy["plain"]}
+    encoder = Encoder("minilm", policy="deferred" if side == PLAIN else "auto", **words)
+    encoder.check()
+    task = encoder.tasks[name]
+    if side == OURS:
+        return encoder, {each: task.accuracy[each] for each in task.kept}
+    one = "plain" if side == PLAIN else side.removesuffix(" alone")
+    return encoder, {one: task.accuracy[one]}
+
+
+async def _served(report: Report, side: str, name: str, base: Path, quick: bool, pace: list[float]) -> dict[str, Tally]:
     rows = labelled_set(name)
     assert rows is not None
-    ours: dict[str, Tally] = {}
-    pace: list[float] = []
-    for side in ("ours", f"{fixed} alone", "plain dynamic batching"):
-        found = asyncio.run(_served(side, name, base, rows[1], quick, pace))
-        if side == "ours":
-            ours = found
-        for point, tally in found.items():
-            told = ", ".join(f"{part} {value:.2f}" for part, value in tally.shares().items())
-            report.note(f"live, {point}: {side} {tally.utility:.0f} ({told}), {dict(tally.settings)}")
-        if side != "ours":
-            mine, theirs = (sum(each.utility for each in points.values()) for points in (ours, found))
-            key = "best_fixed" if side.endswith("alone") else "plain_batching"
-            report.add(f"live_utility_vs_{key}", mine / max(theirs, 1e-9), "1.25")
-
-
-async def _served(
-    side: str, name: str, base: Path, texts: list[tuple[str, str]], quick: bool, pace: list[float]
-) -> dict[str, Tally]:
-    policy = "deferred" if side == "plain dynamic batching" else "auto"
-    encoder = Encoder("minilm", tasks=str(base), max_running=SIZE, threads=1, queue=QUEUE, policy=policy)
+    texts = rows[1]
+    encoder, plans = _service(side, name, base, quick)
     running = App(encoder=encoder, state={"history": False}).run()
     await running.start()
     found: dict[str, Tally] = {}
@@ -57,16 +81,16 @@ async def _served(
         if not pace:
             pace += [interpolated(profile, profile.seconds["plain"], count, LENGTH) for count in (8, SIZE)]
         unit, capacity = pace[0], SIZE / pace[1]
+        if side == SWITCHING:
+            policy = Switching(profile, (SMALL, "plain"), capacity, size=SIZE)
+            service.dispatcher.adopt(policy, service.dispatcher._admission)
+            ratio = interpolated(profile, profile.seconds[SMALL], SIZE, LENGTH) / pace[1]
+            report.note(f"live: the smaller model takes {ratio:.2f} of the time, its accuracy is {plans[SMALL]:.4f}")
         task = encoder.tasks[name]
-        plans = {each: task.accuracy[each] for each in task.kept}
-        if side.endswith(" alone"):
-            plans = {side.removesuffix(" alone"): task.accuracy[side.removesuffix(" alone")]}
-        elif policy == "deferred":
-            plans = {"plain": task.accuracy["plain"]}
         payloads = [msgspec.structs.replace(each, task=name) for each in encoder.texts([t for t, _ in texts], "text")]
-        for kind, share in POINTS[3:5] if quick else POINTS:
-            count = int(share * capacity * (2 if quick else 8))
-            queries = drawn(kind, share * capacity, count, unit, seed=1)
+        for kind, share in POINTS[2:3] if quick else POINTS:
+            count = int(share * capacity * (2 if quick else SECONDS))
+            queries = drawn(kind, share * capacity, count, unit, 1, [name])
             order = np.random.default_rng(2).integers(0, len(texts), count)
 
             def payload(at: int, order: Any = order) -> Any:
@@ -77,7 +101,6 @@ async def _served(
                 return answer.encoding.setting, task.labels[int(probabilities.argmax())] == texts[order[at]][1]
 
             found[f"{kind} at {share:g}"] = await played(service, queries, payload, judged, Allowed(plans=plans))
-            console.print(f"live: {side}, {kind} at {share:g} done")
     finally:
         await running.stop(30.0)
     running.ledger.check()

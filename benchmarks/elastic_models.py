@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import lzma
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from foreserve.elastic.loading import load
 from foreserve.elastic.measuring import measured
 from foreserve.elastic.payload import Encode
 from foreserve.elastic.profile import Profile
-from foreserve.elastic.setting import PLAIN, Merge, Setting, parse_setting
+from foreserve.elastic.setting import PLAIN, Merge, Prompts, Setting, parse_setting
 from foreserve.elastic.words import Words
 
 
@@ -76,8 +76,11 @@ class Vision:
         """Its times on this machine."""
 
         async def forward(setting: str, count: int, length: int) -> None:
+            which = parse_setting(setting)
+            p = which.p if isinstance(which, Prompts) else 0
+            prompts = torch.zeros(count, self.encoder.depth, p, self.encoder.width) if p else None
             with torch.inference_mode():
-                self.encoder({"pixel_values": self.pixels[:count]}, parse_setting(setting))
+                self.encoder({"pixel_values": self.pixels[:count]}, which, prompts)
 
         return await measured(forward, settings, (1, 8, size), (1,), within_s)
 
@@ -126,7 +129,9 @@ def vaswani(base: Path) -> tuple[dict[str, str], dict[str, str], dict[str, set[s
     return found, queries, judged
 
 
-def recalls(folder: Path, merges: Sequence[int], queries: int, others: int) -> dict[str, float] | None:
+def recalls(
+    folder: Path, merges: Sequence[int], queries: int, others: int, told: Callable[[float], None]
+) -> dict[str, float] | None:
     """Recall at 10 on Vaswani, by setting of documents and queries alike; `None` where the data is not here.
 
     Of `queries` judged queries, among what answers them and `others` more abstracts.
@@ -154,6 +159,7 @@ def recalls(folder: Path, merges: Sequence[int], queries: int, others: int) -> d
             first = {kept[at] for at in scores[row].topk(10).indices.tolist()}
             hits.append(len(first & judged[query]) / min(10, len(judged[query])))
         found[str(setting)] = float(np.mean(hits))
+        told(len(found) / len(settings))
     return found
 
 

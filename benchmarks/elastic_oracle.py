@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.elastic_play import Query
+from benchmarks.elastic_play import Plans, Query
 from foreserve.elastic.profile import Profile, interpolated
 
 SLOTS = 1024
@@ -27,10 +27,15 @@ Floats = NDArray[np.float64]
 class Bound:
     """What no way to serve these queries can exceed, on passes of the profile's lengths."""
 
-    def __init__(self, profile: Profile, queries: Sequence[Query], plans: dict[str, float], size: int) -> None:
-        every = [[interpolated(profile, profile.seconds[each], n, 1) / n for n in range(1, size + 1)] for each in plans]
+    def __init__(self, profile: Profile, queries: Sequence[Query], plans: Plans, size: int) -> None:
+        settings = [*dict.fromkeys(each for allowed in plans.values() for each in allowed)]
+        sizes = range(1, size + 1)
+        every = [[interpolated(profile, profile.seconds[each], n, 1) / n for n in sizes] for each in settings]
         self._share = np.array(every).min(axis=1)
-        self._worth = np.array([query.utility for query in queries])[:, None] * np.array([*plans.values()])
+        # What a task does not allow is worth nothing to it.
+        accuracy = {task: [allowed.get(each, 0.0) for each in settings] for task, allowed in plans.items()}
+        utility = np.array([query.utility for query in queries])
+        self._worth = utility[:, None] * np.array([accuracy[query.task] for query in queries])
         at = np.array([query.at for query in queries])
         due = at + np.array([query.has_s for query in queries])
         start = float(at.min())

@@ -39,12 +39,17 @@ CLASSES = (Class(4.0, 2.0, 0.3), Class(8.0, 1.0, 0.4), Class(20.0, 0.5, 0.3))
 
 
 class Query(msgspec.Struct, frozen=True):
-    """One request: when, how hard, and on what terms."""
+    """One request: when, of which task, how hard, and on what terms."""
 
     at: float
+    task: str
     difficulty: float
     has_s: float
     utility: float
+
+
+Plans = dict[str, dict[str, float]]
+"""By task: the settings that may be used for it, and how accurate each is."""
 
 
 class Tally(msgspec.Struct):
@@ -67,16 +72,19 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     """A way to serve: a policy, and the settings that it may use."""
 
     name: str
-    plans: dict[str, float]
+    plans: Plans
     policy: str = "elastic"
     options: dict[str, Any] = {}
     engine: dict[str, Any] = {}
-    made: Callable[[Profile, Sequence[Query], dict[str, float]], BatchPolicy] | None = None
+    made: Callable[[Profile], BatchPolicy] | None = None
     """Makes the policy in place of the named one."""
 
 
-def drawn(kind: str, rate: float, count: int, unit_s: float, seed: int) -> list[Query]:
-    """`count` queries of a kind of load: `steady`, `bursty` or `trace`, at `rate` a second on average."""
+def drawn(kind: str, rate: float, count: int, unit_s: float, seed: int, tasks: Sequence[str]) -> list[Query]:
+    """`count` queries of a kind of load: `steady`, `bursty` or `trace`, at `rate` a second on average.
+
+    Each is of one of the `tasks`, as likely of any.
+    """
     rng = arrivals.generator(seed)
     source: Iterator[arrivals.Arrival]
     file = trace("azure_conv")
@@ -89,7 +97,8 @@ def drawn(kind: str, rate: float, count: int, unit_s: float, seed: int) -> list[
     found = []
     for _, arrival in zip(range(count), source, strict=False):
         each = CLASSES[draw.choice(len(CLASSES), p=[c.share for c in CLASSES])]
-        found.append(Query(arrival.at, float(draw.random()), each.slack * unit_s, each.utility))
+        task = tasks[int(draw.integers(len(tasks)))]
+        found.append(Query(arrival.at, task, float(draw.random()), each.slack * unit_s, each.utility))
     return found
 
 
@@ -116,18 +125,18 @@ async def _simulated(side: Side, profile: Profile, queries: Sequence[Query], siz
     await running.start()
     service = running.services["encoder"]
     if side.made is not None:
-        made = side.made(profile, queries, side.plans)
+        made = side.made(profile)
         service.dispatcher.adopt(made, service.dispatcher._admission)
-    tally = await played(service, queries, lambda at: Asked(queries[at].difficulty), _right(side.plans, queries))
+    tally = await played(service, queries, lambda at: Asked(queries[at].task), _right(side.plans, queries))
     await running.stop(60.0)
     running.ledger.check()
     return tally
 
 
-def _right(plans: dict[str, float], queries: Sequence[Query]) -> Callable[[int, Any], tuple[str, bool]]:
+def _right(plans: Plans, queries: Sequence[Query]) -> Callable[[int, Any], tuple[str, bool]]:
     def right(at: int, answer: Any) -> tuple[str, bool]:
         setting = answer["setting"] if isinstance(answer, dict) else answer.setting
-        return setting, queries[at].difficulty < plans[setting]
+        return setting, queries[at].difficulty < plans[queries[at].task][setting]
 
     return right
 

@@ -39,9 +39,9 @@ _NO_TOKENS = Length(mean=1.0, p50=1.0, p80=1.0, p95=1.0, source="batches")
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """A payload: how hard it is, 0 to 1."""
+    """A payload: the task that it is of."""
 
-    difficulty: float
+    task: str
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -95,18 +95,21 @@ class SleepingEngine:
 
 
 class Stand:
-    """The kind. `plans` are the settings that requests allow, with their accuracies."""
+    """The kind. `plans` are the settings that requests of each task allow, with their accuracies."""
 
     name = "encoder"
     idempotent = True
     policy = "elastic"
 
     def __init__(
-        self, settings: EncoderSettings, profile: Profile, plans: dict[str, float], seed: int, **engine: Any
+        self, settings: EncoderSettings, profile: Profile, plans: dict[str, dict[str, float]], seed: int, **engine: Any
     ) -> None:
         self.settings = settings
         self._plans = plans
-        self._seconds = {each: interpolated(profile, profile.seconds[each], 1, 1) for each in plans}
+        self._seconds = {
+            task: [interpolated(profile, profile.seconds[each], 1, 1) for each in allowed]
+            for task, allowed in plans.items()
+        }
         options = {"profile": msgspec.to_builtins(profile), "size": settings.max_running, "seed": seed, **engine}
         self._spec = EngineSpec(factory="benchmarks.elastic_stand:SleepingEngine", options=options)
 
@@ -121,10 +124,10 @@ class Stand:
             input_tokens=0,
             output=_NO_TOKENS,
             most_tokens=0,
-            seconds=max(self._seconds.values()),
-            least_seconds=min(self._seconds.values()),
+            seconds=max(self._seconds[request.payload.task]),
+            least_seconds=min(self._seconds[request.payload.task]),
         )
-        return Price(cost={"slots": 1.0, "tokens": 1.0}, forecast=forecast, plans=self._plans)
+        return Price(cost={"slots": 1.0, "tokens": 1.0}, forecast=forecast, plans=self._plans[request.payload.task])
 
     def settled(self, outcome: Outcome) -> None:
         """Learns nothing."""

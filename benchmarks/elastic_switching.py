@@ -17,9 +17,10 @@ UP, DOWN = 0.9, 0.7
 class Switching(Elastic):
     """Our own batches and shedding, and one model at a time, by the arrivals of the last second."""
 
-    def __init__(self, profile: Profile, plans: dict[str, float], capacity: float, size: int) -> None:
+    def __init__(self, profile: Profile, models: Sequence[str], capacity: float, size: int) -> None:
+        """`models` are named as settings, the faster one first; `capacity` is the other's, requests a second."""
         super().__init__(profile, size=size, foresight=False)
-        self._models = sorted(plans, key=lambda each: plans[each])
+        self._models = models
         self._capacity = capacity
         self._model = self._models[-1]
         self._came: list[float] = []

@@ -79,10 +79,17 @@ def test_who_is_unlike_runs_apart(other: dict[str, Any]) -> None:
 
 def test_who_is_alike_runs_together_under_what_all_allow() -> None:
     elastic = policy()
-    fill(elastic, work("a"), work("b", has_s=1.1, plans={"merge:8": 0.6, "plain": 0.9}))
+    fill(elastic, work("a"), work("b", has_s=1.1, plans={"plain": 0.6, "prompts:4": 0.9}))
     found = picked(elastic)
     assert found.ids == ("a", "b")
-    assert found.plan == "plain"
+    assert found.plan == "prompts:4"
+
+
+def test_a_task_without_prompts_does_not_take_them_from_another() -> None:
+    elastic = policy()
+    fill(elastic, work("a"), work("b", has_s=1.1, plans={"merge:8": 0.6, "plain": 0.9}))
+    found = [picked(elastic) for _ in range(2)]
+    assert [(each.ids, each.plan) for each in found] == [(("a",), "prompts:4"), (("b",), "plain")]
 
 
 def test_who_comes_later_than_the_wait_begins_a_batch() -> None:
@@ -294,3 +301,28 @@ def test_a_budget_bounds_every_plan() -> None:
     elastic = policy(budget=1, fill=True)
     fill(elastic, *(work(str(n), has_s=0.2 + 0.3 * n) for n in range(12)))
     assert picked(elastic).ids
+
+
+def test_whoever_has_no_deadline_gets_a_turn_under_lasting_overload() -> None:
+    elastic, now, turns = policy(size=8, patience_s=0.5), 0.0, []
+    patient = [work(f"patient-{n}", has_s=None, utility=0.1) for n in range(12)]
+    fill(elastic, *patient)
+    for step in range(100):
+        for n in range(16):
+            elastic.add(work(f"{step}-{n}", now, has_s=0.3, utility=3.0), now)
+        found = picked(elastic, now)
+        if any(each.startswith("patient") for each in found.ids):
+            turns.append((step, len(found.ids)))
+        now += PROFILE.seconds[found.plan][1][0]
+    assert [count for _, count in turns] == [8, 4]
+    first, second = (step for step, _ in turns)
+    assert 0.5 <= first * 0.04 <= 0.5 + 9 * 0.12
+    assert second - first == 8
+
+
+def test_what_is_overdue_does_not_hide_what_can_still_be_in_time() -> None:
+    elastic = policy(size=2, patience_s=0.1, wait_s=0.0)
+    for n in range(80):  # forty batches, more than a plan looks at
+        elastic.add(work(f"overdue-{n}", 0.001 * n, has_s=None), 0.001 * n)
+    elastic.add(work("urgent", 0.5, has_s=0.05), 0.5)
+    assert "urgent" in picked(elastic, 0.5).ids

@@ -78,3 +78,13 @@ def test_what_is_worth_nothing_costs_nothing_and_what_has_no_time_is_not_foresee
     assert ahead(np.array([now])) == pytest.approx(0.0)
     hopeless, now = outlook(300.0, has_s=0.0)
     assert hopeless.ahead(now) is None
+
+
+def test_those_who_wait_already_make_a_second_dearer() -> None:
+    made, now = outlook(55.0)  # a little more than what plain can do, less than it can with the slack
+    ahead = made.ahead(now)
+    assert ahead is not None
+    assert ahead.price(now) == 0
+    beside = ahead.beside(30)
+    assert beside.price(now) == pytest.approx((0.8 - 0.6) / 0.01, rel=0.01)
+    assert beside.pace(now) is not None

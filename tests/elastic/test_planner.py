@@ -137,3 +137,17 @@ def test_beyond_the_budget_what_comes_after_counts_as_well() -> None:
     assert found.exact == 1
     assert found.settings == (0, 0, 0, 0)
     assert found.total == pytest.approx(found.worth + 2.0 * 6)
+
+
+def test_a_stretched_batch_is_one_that_takes_longer() -> None:
+    for batch in drawn(np.random.default_rng(4), 20):
+        longer = batch.stretched(1.5)
+        assert longer.seconds == pytest.approx(1.5 * batch.seconds)
+        assert (longer.gains == batch.gains).all()
+        assert plan([longer], 0.0).worth <= plan([batch], 0.0).worth
+
+
+def test_a_batch_that_is_late_already_does_not_hurry_those_before_it() -> None:
+    head, next_one = single(1.0, [0.5], [1.0]), single(50.0, [4.0, 10.0], [80.0, 92.0])
+    late = Batch([-1.0], [4.0], np.array([[5.0]]), [0.1])
+    assert plan([head, next_one, late], 0.0, budget=1).settings[1] == 1

@@ -14,6 +14,7 @@ from foreserve.elastic.outlook import Ahead, Outlook
 from foreserve.elastic.planner import After, Plan, nothing, plan
 from foreserve.elastic.pressed import cut
 from foreserve.elastic.profile import UNKNOWN, Profile, Timing
+from foreserve.elastic.turns import Turns
 from foreserve.errors import ConfigError
 from foreserve.ports import Pick, Room, Wait
 
@@ -39,10 +40,11 @@ class Elastic:
 
     Requests share a batch that come within `wait_s` of each other, that have about as long until their deadlines (they
     differ by at most the share `span`), about the same utility (between the same two of `utility_classes`), inputs
-    that are about as long, and of whose settings at least half are common; up to `size` of them. What a setting takes
+    that are about as long, and of whose settings at least half are common, the best of each among them; up to `size` of
+    them. What a setting takes
     is in the `profile`, stretched by what has been seen since; what an answer under it is worth is in each request's
     `plans`. The planner looks at `budget` states at the most. Batches go by their earliest deadline; a request without
-    one should be done within `patience_s`, and is worth little later, but not nothing.
+    one should be done within `patience_s`, and is worth little later, but not nothing, and has its turn (see `Turns`).
 
     Where the first leaves room, with `fill`, others run along that lose no accuracy by its setting, as far as the plan
     is then worth no less.
@@ -89,6 +91,7 @@ class Elastic:
         self._memory = math.inf if memory_mb is None else memory_mb * 2**20
         like = Likeness(wait_s=wait_s, span=span, classes=utility_classes, patience_s=patience_s, size=size)
         self._forming = Forming(like, self.timing)
+        self._turns = Turns(self._forming.due_of)
         self._arrivals = Arrivals(wait_s / 2)
         self._outlook = Outlook(self.timing, size) if foresight else None
         self._back: dict[str, Work] = {}
@@ -147,8 +150,12 @@ class Elastic:
             late = next(iter(self._late.values()), None)
             return None if late is None else self._alone(late, "since nothing else waits: it is late", now)
         room = max(rooms, key=lambda each: each.free.get("slots", 1.0))
-        batches = (sorted(ready, key=self._due) + sorted(growing, key=self._due))[:MOST_PLANNED]
         most = max(1, int(room.free.get("slots", 1.0)))
+        if turn := self._turn([*ready, *growing], most, now):
+            return turn
+        urgency = {id(batch): self._urgency(batch, now) for batch in (*ready, *growing)}
+        batches = [each for part in (ready, growing) for each in sorted(part, key=lambda each: urgency[id(each)])]
+        batches = batches[:MOST_PLANNED]
         ahead = None if self._outlook is None else self._outlook.ahead(now)
         if ahead is not None and (pressed := self._pressed(batches, most, ahead, now)):
             return pressed
@@ -173,6 +180,8 @@ class Elastic:
 
     def _pressed(self, batches: Sequence[Open], most: int, ahead: Ahead, now: float) -> Pick | None:
         """Where there is no time for all: the batch that brings most, of whatever waits."""
+        # Who waits already takes of the time until then as well.
+        ahead = ahead.beside(sum(len(batch.works) for batch in batches))
         pace = ahead.pace(now)
         if pace is None:
             return None
@@ -185,6 +194,20 @@ class Elastic:
             self._forming.drop(work.id)
         why = f"{found.setting}, the batch worth most ({found.worth:.2f}) while a second brings {pace:.0f}"
         return self._start(found.works, found.setting, found.length, why, now)
+
+    def _turn(self, batches: Sequence[Open], most: int, now: float) -> Pick | None:
+        """A pass of those that are overdue, where it is their turn: under the fastest setting of the first."""
+        theirs = self._turns.theirs((work for batch in batches for work in batch.works.values()), now)
+        if not theirs:
+            return None
+        first = theirs[0]
+        length = self._length(first)
+        alike = [work for work in theirs if self._length(work) == length][: min(most, self._size)]
+        setting = self._quickest(first.plans or PLANS, len(alike), length)
+        works = [work for work in alike if setting in (work.plans or PLANS)]
+        for work in works:
+            self._forming.drop(work.id)
+        return self._start(works, setting, length, f"{setting}, the turn of those without a deadline", now)
 
     def _waiting(self, now: float) -> tuple[list[Open], list[Open], float | None]:
         """Batches that are ready, those that may grow, and when the first of these will be ready. Without late ones."""
@@ -221,6 +244,14 @@ class Elastic:
 
     def _due(self, batch: Open) -> float:
         return min(self._forming.due[each] for each in batch.works)
+
+    def _urgency(self, batch: Open, now: float) -> float:
+        """When its first is due that is not overdue, for those are late whatever is done."""
+        works = batch.works.values()
+        return min((self._forming.due[w.id] for w in works if not self._turns.overdue(w, now)), default=math.inf)
+
+    def _length(self, work: Work) -> int:
+        return self.timing.bucket(int(work.cost.get("tokens", 1.0)))
 
     def _fastest(self, batch: Open) -> str:
         return self._quickest(batch.plans, len(batch.works), batch.length)
@@ -289,13 +320,14 @@ class Elastic:
         return max(fits, default=1)
 
     def _alone(self, work: Work, why: str, now: float) -> Pick:
-        length = self.timing.bucket(int(work.cost.get("tokens", 1.0)))
+        length = self._length(work)
         setting = self._quickest(work.plans or PLANS, 1, length)
         return self._start([work], setting, length, f"{setting}, alone, {why}", now)
 
     def _start(self, works: Sequence[Work], setting: str, length: int, why: str, now: float) -> Pick:
         """They leave the queue."""
         run = _Run(setting, len(works), length, now)
+        self._turns.passed(works, now)
         for work in works:
             self._here[work.id] = run
             self._back.pop(work.id, None)

@@ -73,6 +73,8 @@ class Open:
     def without(self, taken: Collection[str]) -> Open | None:
         """As it would be without these, or `None` where nothing would be left."""
         left = [work for work in self.works.values() if work.id not in taken]
+        if len(left) == len(self.works):
+            return self
         if not left:
             return None
         made = Open(left[0], self.length, self.has_s, self.kind)
@@ -83,15 +85,23 @@ class Open:
     def planned(self, timing: Timing, due: Mapping[str, float], memory: float) -> Batch:
         """As the planner sees it. `due` has when each should be done."""
         guard, size = timing.guard, len(self.works)
-        if self._planned is None or self._planned[:2] != (guard, size):
+        if self._planned is None or self._planned[1] != size:
             self._planned = (guard, size, self._made(timing, due, memory))
+        elif self._planned[0] != guard:
+            self._planned = (guard, size, self._planned[2].stretched(guard / self._planned[0]))
         return self._planned[2]
 
     def _made(self, timing: Timing, due: Mapping[str, float], memory: float) -> Batch:
         size = len(self.works)
         seconds = [timing.seconds(each, size, self.length) for each in self.plans]
         works = self.works.values()
-        worth = np.array([[work.utility * (work.plans or PLANS)[each] for work in works] for each in self.plans])
+        allowed = [work.plans or PLANS for work in works]
+        if all(each == allowed[0] for each in allowed):  # of one task, as is usual
+            worth = np.multiply.outer([allowed[0][each] for each in self.plans], [work.utility for work in works])
+        else:
+            worth = np.array(
+                [[w.utility * plans[each] for w, plans in zip(works, allowed, strict=True)] for each in self.plans]
+            )
         fits = fitting(self.plans, timing, size, self.length, memory)
         for at, each in enumerate(self.plans):
             if each not in fits:
@@ -147,8 +157,11 @@ class Forming:
             return False
         if batch.length != length or batch.kind != kind or abs(has_s - batch.has_s) > self._like.span * batch.has_s:
             return False
-        # Who allows little must not take away what the others allow.
-        return 2 * len(batch.common(work)) >= max(len(batch.plans), len(work.plans or PLANS))
+        # Who allows little must not take away what the others allow, nor the best of it.
+        common = batch.common(work)
+        if 2 * len(common) < max(len(batch.plans), len(work.plans or PLANS)):
+            return False
+        return all(_keeps(each, common) for each in (next(iter(batch.works.values())), work))
 
     def drop(self, request_id: str) -> None:
         """It waits no more. Unknown ids are ignored."""
@@ -166,3 +179,9 @@ class Forming:
         for work in works:
             self.drop(work.id)
         return works
+
+
+def _keeps(work: Work, settings: Sequence[str]) -> bool:
+    """Whether these are worth as much to it as all that it allows."""
+    plans = work.plans or PLANS
+    return max(plans.values()) == max((plans[each] for each in settings), default=-math.inf)

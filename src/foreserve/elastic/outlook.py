@@ -125,8 +125,14 @@ class Ahead:
 
     def __init__(self, end: float, count: float, seconds: Floats, worth: Floats) -> None:
         self._end = end
+        self._count = count
+        self._each = (seconds, worth)
         self._seconds = seconds * count
         self._worth = worth * count
+
+    def beside(self, waiting: int) -> Ahead:
+        """The same with so many more, that are there already."""
+        return Ahead(self._end, self._count + waiting, *self._each)
 
     def __call__(self, free: Floats) -> Floats:
         """By each of these times. After the end the most that a second can bring is lost with each."""

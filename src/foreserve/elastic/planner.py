@@ -8,6 +8,7 @@ setting that is worth more now can cost a later batch its deadline.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -39,21 +40,35 @@ class Batch:
         late: Sequence[float],
         earliest: float = -math.inf,
     ) -> None:
-        order = np.argsort(deadlines, kind="stable")
-        self.deadlines: Floats = np.asarray(deadlines, float)[order]
+        due = np.asarray(deadlines, float)
+        order = np.argsort(due, kind="stable")
+        self.deadlines: Floats = due[order]
         self.seconds: Floats = np.asarray(seconds, float)
         ordered = worth[:, order]
-        left = ordered * np.asarray(late, float)[order]
-        zero = np.zeros((len(worth), 1))
         # Done after the deadlines of the first n: those n are late, the others are not.
-        on_time = np.concatenate([np.cumsum(ordered[:, ::-1], axis=1)[:, ::-1], zero], axis=1)
-        self.gains: Floats = on_time + np.concatenate([zero, np.cumsum(left, axis=1)], axis=1)
+        self.gains: Floats = _sums(ordered)
+        np.subtract(self.gains[:, -1:], self.gains, out=self.gains)
+        if any(late):
+            self.gains += _sums(ordered * np.asarray(late, float)[order])
         self.earliest = earliest
         self._rows = np.arange(len(self.seconds))
+
+    def stretched(self, times: float) -> Batch:
+        """The same where everything takes so many times as long."""
+        found = copy.copy(self)
+        found.seconds = self.seconds * times
+        return found
 
     def gain(self, done: Floats) -> Floats:
         """What it is worth if done at `done` `[..., settings]`, by setting. Done at its deadline is on time."""
         return self.gains[self._rows, np.searchsorted(self.deadlines, done, side="left")]
+
+
+def _sums(values: Floats) -> Floats:
+    """Of the first 0, 1, … of each row."""
+    found = np.zeros((values.shape[0], values.shape[1] + 1))
+    np.cumsum(values, axis=1, out=found[:, 1:])
+    return found
 
 
 class Plan(NamedTuple):
@@ -145,7 +160,8 @@ def _greedy(batches: Sequence[Batch], starts: Floats, after: After) -> tuple[Flo
     leaves: list[float] = []
     for batch in reversed(batches):
         leaves.append(latest)
-        latest = min(latest, float(batch.deadlines[0])) - float(batch.seconds.min())
+        if batch.deadlines[0] >= starts.min():  # else it is late, whatever is left to it
+            latest = min(latest, float(batch.deadlines[0])) - float(batch.seconds.min())
     now, total = starts.copy(), np.zeros(len(starts))
     settings = np.full((len(starts), len(batches)), -1)
     rows = np.arange(len(starts))

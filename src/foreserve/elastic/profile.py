@@ -21,6 +21,9 @@ LEAST_GUARD, MOST_GUARD = 0.25, 20.0
 MOST_CURVES = 256
 """Times by size that are remembered."""
 
+MOST_TIMES = 8192
+"""Times of one size that are remembered."""
+
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds and bytes of one forward pass, measured on `device` at several batch `sizes` and input `lengths`.
@@ -63,6 +66,7 @@ class Timing:
         self.profile = profile
         self._ratio = Mean()
         self._curves: dict[tuple[str, int], NDArray[np.float64]] = {}
+        self._times: dict[tuple[str, int, int], float] = {}
 
     @property
     def guard(self) -> float:
@@ -96,7 +100,13 @@ class Timing:
             self._ratio.take(seconds / self._profiled(setting, size, length))
 
     def _profiled(self, setting: str, size: int, length: int) -> float:
-        return interpolated(self.profile, self.profile.seconds[setting], size, length)
+        found = self._times.get((setting, size, length))
+        if found is None:
+            if len(self._times) >= MOST_TIMES:
+                self._times.clear()
+            found = interpolated(self.profile, self.profile.seconds[setting], size, length)
+            self._times[setting, size, length] = found
+        return found
 
     def bucket(self, length: int) -> int:
         """The least of the profile's lengths that holds `length` tokens; beyond the longest, `length` itself."""
@@ -105,7 +115,7 @@ class Timing:
 
     def fastest(self, plans: Mapping[str, float], size: int, length: int) -> float:
         """Seconds under the quickest setting of `plans`."""
-        return min(self.seconds(setting, size, length) for setting in plans)
+        return self.guard * min([self._profiled(setting, size, length) for setting in plans])
 
 
 def interpolated(profile: Profile, grid: Grid, size: int, length: int) -> float:
