@@ -105,7 +105,10 @@ class CudaMemory:
             raise
 
     def _check(self, handle: int, size: int) -> None:
-        """No call tells the size of a handle, but one of another size cannot be mapped to so many addresses."""
+        """No call tells the size of a handle, so it is tried: a smaller one cannot be mapped to so many addresses.
+
+        That a larger one cannot either is what the driver's documentation lets expect; it was not tried on a GPU.
+        """
         if size <= 0 or size != _rounded(size, self._properties):
             raise DeviceError(f"a copy has whole pages of the GPU, not {size} bytes")
         mapping = _Mapping(self._device, size)
