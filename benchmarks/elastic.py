@@ -264,7 +264,7 @@ def texts(report: Report, base: Path, quick: bool, told: Callable[[float], None]
 
 def retrieval(report: Report, quick: bool, told: Callable[[float], None]) -> None:
     """Recall of merged embeddings. In the quick form what answers a handful of queries is among a few hundred."""
-    queries, others = (10, 200) if quick else (93, 6_000)
+    queries, others = (10, 200) if quick else (93, 3_000)
     found = recalls(locate("minilm", "elastic").path, (1, 2), queries, others, told)
     if found is None:
         report.note("no retrieval data here (FORESERVE_DATA)")

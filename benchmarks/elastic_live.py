@@ -22,8 +22,8 @@ from foreserve.services.encoder import Encoder
 from foreserve.services.encoder_plans import Allowed
 
 SIZE = 32
-POINTS = (("steady", 0.5), ("bursty", 0.5), ("trace", 1.0), ("steady", 1.5), ("bursty", 1.5), ("trace", 2.0))
-SECONDS = 6.0
+POINTS = (("bursty", 0.5), ("trace", 1.0), ("steady", 1.5), ("bursty", 2.0))
+SECONDS = 5.0
 LENGTH = 32
 """Of most texts, in tokens: what capacity and deadlines are told by."""
 
@@ -88,7 +88,7 @@ async def _served(report: Report, side: str, name: str, base: Path, quick: bool,
             report.note(f"live: the smaller model takes {ratio:.2f} of the time, its accuracy is {plans[SMALL]:.4f}")
         task = encoder.tasks[name]
         payloads = [msgspec.structs.replace(each, task=name) for each in encoder.texts([t for t, _ in texts], "text")]
-        for kind, share in POINTS[2:3] if quick else POINTS:
+        for kind, share in POINTS[1:2] if quick else POINTS:
             count = int(share * capacity * (2 if quick else SECONDS))
             queries = drawn(kind, share * capacity, count, unit, 1, [name])
             order = np.random.default_rng(2).integers(0, len(texts), count)
