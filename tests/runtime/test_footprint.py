@@ -18,7 +18,7 @@ def test_what_is_shared_counts_by_its_share_and_what_is_private_whole(tmp_path):
         for at in range(0, SIZE, mmap.PAGESIZE):
             block[at] = 1
         after = footprint(os.getpid())
-        assert after.private - before.private >= SIZE
+        assert after.private - before.private >= 0.95 * SIZE  # what else this process has may shrink meanwhile
     (tmp_path / "file").write_bytes(bytes(SIZE))
     with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
         _touch(mapping)
